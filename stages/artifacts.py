@@ -1,0 +1,129 @@
+"""Write the files that stages hand on, so that equal content means equal bytes, and read them back.
+
+No time stamps, host names, or zip attributes of the operating system; sorted keys; LF line ends.
+A file appears under its name only once it is complete.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from stages.parameters import StageError
+
+Array = npt.NDArray[Any]
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a path to write to beside `path`; rename it to `path` on success, else delete it.
+
+    Raises StageError where the system refuses: a full disk, a folder without write permission.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise StageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def zip_member(archive: zipfile.ZipFile, name: str) -> Iterator[Any]:
+    """Open an uncompressed member of `archive` for writing, the same on every system and day."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system = 3
+    member.external_attr = 0o644 << 16
+    with archive.open(member, "w", force_zip64=True) as stream:
+        yield stream
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an uncompressed `.npz`: deflated bytes would differ between builds of zlib."""
+    with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for name, array in arrays.items():
+            with zip_member(archive, f"{name}.npy") as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with its line ends as they are."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON with sorted keys and full precision; NaN is an error."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its row names; floats in the fewest digits that read back the same."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_csv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Return the table in a CSV file, the columns named in `text` as strings."""
+    try:
+        return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    except FileNotFoundError:
+        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise StageError(f"{path}: not readable as CSV: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or raise StageError where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+    except ValueError as error:
+        raise StageError(f"{path}: not readable as JSON: {error}") from error
+
+
+def read_digits(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the images and labels of a prepared split.
+
+    images: (n, height, width) float32 in [0, 1]; labels: (n, classes) float32 one-hot.
+    Raises StageError where the file is missing, damaged, or holds anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except FileNotFoundError:
+        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+    except KeyError as error:
+        raise StageError(f"{path}: expected the arrays images and labels: {error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise StageError(f"{path}: not a readable .npz: {error}; delete it, `dvc repro`") from error
+    check_digits(path, images, labels)
+    return images, labels
+
+
+def check_digits(path: Path, images: Array, labels: Array) -> None:
+    """Raise StageError unless `images` and `labels` are what a prepared split holds."""
+
+    def expect(condition: bool, expected: str, found: object) -> None:
+        if not condition:
+            raise StageError(f"{path}: expected {expected}, found {found}")
+
+    for name, array, dimensions in (("images", images, 3), ("labels", labels, 2)):
+        found = f"{array.dtype} of shape {array.shape}"
+        expect(array.dtype == np.float32, f"{name} as float32", found)
+        expect(array.ndim == dimensions, f"{name} with {dimensions} dimensions", found)
+    expect(len(images) > 0, "at least one image", "none")
+    expect(len(images) == len(labels), f"{len(images)} labels", len(labels))
+    low, high = images.min(), images.max()  # NaN fails the comparison below
+    expect(bool(low >= 0 and high <= 1), "pixels in [0, 1]", f"[{low}, {high}]")
+    one_hot = (labels.max(axis=1) == 1).all() and (np.count_nonzero(labels, axis=1) == 1).all()
+    expect(bool(one_hot), "one-hot labels", "a row that is not")

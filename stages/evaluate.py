@@ -1,0 +1,125 @@
+"""Judge the trained network on the test digits, which no earlier stage has looked at.
+
+Reads data/processed/{validation,test}.npz, data/model, data/raw/dataset.json and `evaluate` in
+params.yaml. Writes data/evaluation/metrics.json and data/evaluation/predictions.csv, one row for
+each test digit.
+
+    python -m stages.evaluate
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from stages.artifacts import read_csv, read_digits, read_json, write_csv, write_json
+from stages.parameters import Section, run
+
+PROCESSED = Path("data/processed")
+MODEL = Path("data/model")
+EVALUATION = Path("data/evaluation")
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+class EvaluateParameters(Section):
+    """How the predictions are computed, which decides how they round."""
+
+    section: ClassVar = "evaluate"
+
+    batch_size: int = Field(ge=1)
+    threads: int = Field(ge=1)
+
+
+def scores(actual: Labels, predicted: Labels) -> dict[str, float]:
+    """Return accuracy, and precision, recall and F1 averaged over classes, of class indices (n,).
+
+    A class that is never predicted has precision 0.
+    """
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        actual, predicted, average="macro", zero_division=0
+    )
+    accuracy = accuracy_score(actual, predicted)
+    return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+
+
+def class_scores(
+    actual: Labels, predicted: Labels, classes: list[str]
+) -> dict[str, dict[str, float]]:
+    """Return precision, recall, F1 and the count of test digits of each class by its name."""
+    columns = precision_recall_fscore_support(
+        actual, predicted, labels=range(len(classes)), zero_division=0
+    )
+    names = ("precision", "recall", "f1", "support")
+    return {
+        name: {key: column[i].item() for key, column in zip(names, columns, strict=True)}
+        for i, name in enumerate(classes)
+    }
+
+
+def accuracy_interval(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of an accuracy of `right` in `count`.
+
+    Wilson's score interval (1927), which holds near 1, where the textbook's normal one does not.
+    """
+    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def prediction_table(actual: Labels, probabilities: Floats, classes: list[str]) -> pd.DataFrame:
+    """Return index, actual and predicted class name, and the probability of the predicted one."""
+    names = np.array(classes)
+    return pd.DataFrame(
+        {
+            "index": range(len(actual)),
+            "actual": names[actual],
+            "predicted": names[probabilities.argmax(axis=1)],
+            "confidence": probabilities.max(axis=1),
+        }
+    )
+
+
+def main() -> None:
+    """Write the metrics and the predictions."""
+    parameters = EvaluateParameters.read()
+    classes = read_json(Path("data/raw/dataset.json"))["classes"]
+    history = read_csv(MODEL / "history.csv")
+    splits = {name: read_digits(PROCESSED / f"{name}.npz") for name in ("validation", "test")}
+
+    # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
+    from stages import network, runtime
+
+    runtime.settle(parameters.threads)
+    model = network.load(MODEL / "model.keras")
+    metrics: dict[str, Any] = {}
+    for name, (images, labels) in splits.items():
+        probabilities, loss = network.predict(model, images, labels, parameters.batch_size)
+        actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
+        metrics[name] = {"loss": loss, **scores(actual, predicted)}
+    # The loop ends with the test digits.
+    low, high = accuracy_interval(int((actual == predicted).sum()), len(actual))
+    metrics["test"] |= {
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "per_class": class_scores(actual, predicted, classes),
+    }
+    metrics["train"] = {
+        "epochs": len(history),
+        "chosen_epoch": int(history.loc[history["chosen"] == 1, "epoch"].item()),
+    }
+    write_csv(EVALUATION / "predictions.csv", prediction_table(actual, probabilities, classes))
+    write_json(EVALUATION / "metrics.json", metrics)
+    print(
+        f"test accuracy {metrics['test']['accuracy']:.4f} "
+        f"(95 % interval {low:.4f} to {high:.4f}), loss {metrics['test']['loss']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

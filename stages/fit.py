@@ -1,0 +1,166 @@
+"""Fit a network: the order of the digits, the optimizer, the learning rate, when to stop."""
+
+import math
+import re
+import sys
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from stages.hyperparameters import EarlyStopping, TrainParameters
+from stages.network import AUXILIARY, MAIN
+from stages.parameters import StageError
+
+Floats = npt.NDArray[np.float32]
+Split = tuple[Floats, Floats]  # images and labels, as stages.artifacts.read_digits returns them
+
+METRICS = {
+    "accuracy": keras.metrics.CategoricalAccuracy,
+    "precision": keras.metrics.Precision,
+    "recall": keras.metrics.Recall,
+}
+
+
+def fit(
+    model: keras.Model, train: Split, validation: Split, parameters: TrainParameters
+) -> pd.DataFrame:
+    """Train `model` in place and return its history, one row an epoch.
+
+    Columns: epoch (from 1); learning_rate, of the epoch's last step; loss and each metric on the
+    training digits as they were seen, and with the prefix val_ on the validation digits after the
+    epoch; chosen, 1 for the epoch whose weights the model holds in the end.
+
+    Raises StageError where the loss stops being a number.
+    """
+    steps = math.ceil(len(train[0]) / parameters.batch_size)
+    compile_model(model, parameters, steps)
+    stopping = early_stopping(parameters.early_stopping)
+    history = model.fit(
+        batches(train, parameters.batch_size, parameters.seed),
+        validation_data=batches(validation, parameters.batch_size),
+        epochs=parameters.epochs,
+        callbacks=[*callbacks(parameters), *stopping],
+        shuffle=False,  # batches() does
+        verbose="auto" if sys.stdout.isatty() else 2,
+    ).history
+    epochs = len(history.get("val_loss", []))
+    if not epochs or not np.isfinite(history["loss"] + history["val_loss"]).all():
+        raise StageError(
+            f"the loss is no longer a number after {epochs} epochs: lower train.learning_rate, "
+            f"now {parameters.learning_rate:g}, or use another train.optimizer"
+        )
+    # Of the two outputs the main one is judged: its metrics go by their plain names.
+    table = pd.DataFrame({re.sub(f"{MAIN}_(?!loss)", "", name): history[name] for name in history})
+    table.insert(0, "epoch", range(1, epochs + 1))
+    chosen = stopping[0].best_epoch + 1 if stopping else epochs
+    table["chosen"] = (table["epoch"] == chosen).astype(int)
+    return table
+
+
+def batches(split: Split, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+    """Return batches in the order of `split`, or in one that `seed` draws anew each epoch.
+
+    The arrays stay in memory once; what is shuffled is their indices.
+    """
+    images, labels = (tf.constant(array) for array in split)
+    indices = tf.data.Dataset.range(len(split[0]))
+    if seed is not None:
+        indices = indices.shuffle(len(split[0]), seed=seed)
+    return (
+        indices.batch(batch_size)
+        .map(lambda batch: (tf.gather(images, batch), tf.gather(labels, batch)))
+        .prefetch(2)
+    )
+
+
+def compile_model(model: keras.Model, parameters: TrainParameters, steps: int) -> None:
+    """Set the loss, the optimizer and the metrics of `model`; `steps` is those of one epoch."""
+    metrics = [METRICS[name](name=name) for name in parameters.metrics]
+    two = isinstance(model.output, dict)
+    model.compile(
+        optimizer=optimizer(parameters, steps),
+        loss=dict.fromkeys((MAIN, AUXILIARY), parameters.loss) if two else parameters.loss,
+        loss_weights={MAIN: 1.0, AUXILIARY: parameters.auxiliary_weight} if two else None,
+        metrics={MAIN: metrics} if two else metrics,
+    )
+
+
+def optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.Optimizer:
+    """Return Keras's optimizer of that name, with its learning rate or schedule."""
+    momentum: dict[str, float] = {}
+    if parameters.momentum:
+        momentum["momentum"] = parameters.momentum
+    if parameters.nesterov:
+        momentum["nesterov"] = True
+    kind = type(keras.optimizers.get(parameters.optimizer))
+    return kind(learning_rate=learning_rate(parameters, steps), **momentum)
+
+
+def learning_rate(
+    parameters: TrainParameters, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate, or how it follows from the step; `steps` is those of one epoch.
+
+    The plateau schedule has none: a callback lowers the rate when the validation loss stalls.
+    """
+    rate, schedule = parameters.learning_rate, parameters.schedule
+    schedules = keras.optimizers.schedules
+    match schedule.name:
+        case "step":
+            drops = range(1, -(-parameters.epochs // schedule.every))
+            # The rate changes after the boundary's step, and steps count from 0.
+            boundaries = [drop * schedule.every * steps - 1 for drop in drops]
+            rates = [rate * schedule.factor**drop for drop in (0, *drops)]
+            return schedules.PiecewiseConstantDecay(boundaries, rates)
+        case "exponential":
+            return schedules.ExponentialDecay(rate, schedule.every * steps, schedule.factor)
+        case "cosine":
+            total = parameters.epochs * steps
+            warmup = round(schedule.warmup * total)
+            if not warmup:
+                return schedules.CosineDecay(rate, total)
+            return schedules.CosineDecay(
+                0.0, total - warmup, warmup_target=rate, warmup_steps=warmup
+            )
+        case _:
+            return rate
+
+
+def callbacks(parameters: TrainParameters) -> list[keras.callbacks.Callback]:
+    """Return what runs beside training: the rate's record, a stop at NaN, the plateau's rule."""
+    watchers = [RecordLearningRate(), keras.callbacks.TerminateOnNaN()]
+    if parameters.schedule.name == "plateau":
+        watchers.append(
+            keras.callbacks.ReduceLROnPlateau(
+                factor=parameters.schedule.factor, patience=parameters.schedule.every
+            )
+        )
+    return watchers
+
+
+def early_stopping(parameters: EarlyStopping) -> list[keras.callbacks.EarlyStopping]:
+    """Return Keras's rule that stops when the validation loss stalls, or nothing."""
+    if not parameters.enabled:
+        return []
+    return [
+        keras.callbacks.EarlyStopping(
+            patience=parameters.patience,
+            min_delta=parameters.min_delta,
+            restore_best_weights=True,
+        )
+    ]
+
+
+class RecordLearningRate(keras.callbacks.Callback):
+    """Add to each epoch's logs the learning rate of its last step."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:  # noqa: ARG002  # Keras's signature
+        """Ask the schedule for the step before the one that comes next."""
+        optimizer = self.model.optimizer
+        rate = optimizer._learning_rate  # the public property is of the next step
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            rate = rate(optimizer.iterations - 1)
+        logs["learning_rate"] = float(rate)

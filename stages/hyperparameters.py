@@ -1,0 +1,103 @@
+"""The sections `model` and `train` of params.yaml: what the network is and how it learns.
+
+Apart from the code that uses them, so that they can be checked without loading TensorFlow.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.parameters import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class ModelParameters(Section):
+    """The network before training."""
+
+    section: ClassVar = "model"
+
+    architecture: Literal["dense", "convolutional", "branched"]
+    api: Literal["sequential", "functional"]
+    filters: list[Positive] = Field(min_length=1, max_length=4)
+    hidden_units: list[Positive] = Field(max_length=8)
+    batch_normalization: bool
+    dropout: float = Field(ge=0, lt=1)
+    seed: Seed
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        """Refuse what the network cannot be."""
+        if self.architecture == "branched" and self.api == "sequential":
+            raise ValueError(
+                "model.architecture is 'branched' and model.api 'sequential': a Sequential model "
+                "is one chain of layers, and this network branches and has two outputs; use "
+                "api: functional"
+            )
+        if self.dropout and not self.hidden_units:
+            raise ValueError(
+                f"model.dropout is {self.dropout} and model.hidden_units is empty: dropout follows "
+                "hidden dense layers; add one, or set dropout to 0"
+            )
+        return self
+
+
+class Schedule(Section):
+    """How the learning rate changes while training."""
+
+    section: ClassVar = "train.schedule"
+
+    name: Literal["constant", "step", "exponential", "cosine", "plateau"]
+    every: Positive
+    factor: float = Field(gt=0, lt=1)
+    warmup: float = Field(ge=0, lt=1)
+
+
+class EarlyStopping(Section):
+    """When to stop before the last epoch."""
+
+    section: ClassVar = "train.early_stopping"
+
+    enabled: bool
+    patience: int = Field(ge=0)
+    min_delta: float = Field(ge=0)
+
+
+class TrainParameters(Section):
+    """How the network learns."""
+
+    section: ClassVar = "train"
+
+    epochs: Positive
+    batch_size: Positive
+    loss: Literal["categorical_crossentropy", "mean_squared_error"]
+    auxiliary_weight: float = Field(ge=0)
+    optimizer: Literal[
+        "sgd", "adam", "adamw", "nadam", "adamax", "rmsprop", "adagrad", "adadelta", "lion"
+    ]
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    nesterov: bool
+    schedule: Schedule
+    early_stopping: EarlyStopping
+    metrics: list[Literal["accuracy", "precision", "recall"]] = Field(min_length=1)
+    seed: Seed
+    threads: Positive
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        """Refuse settings that the chosen optimizer would ignore, and metrics named twice."""
+        if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
+            raise ValueError(
+                f"train.momentum is {self.momentum} and train.optimizer {self.optimizer!r}: only "
+                "sgd and rmsprop take a momentum; set it to 0"
+            )
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            raise ValueError(
+                f"train.nesterov is true, train.optimizer {self.optimizer!r} and train.momentum "
+                f"{self.momentum}: Nesterov's rule needs sgd with a momentum above 0"
+            )
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"train.metrics names one twice: {', '.join(self.metrics)}")
+        return self

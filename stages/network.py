@@ -1,0 +1,209 @@
+"""The networks that `model` in params.yaml describes, built from Keras's standard layers."""
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from stages.artifacts import atomic, zip_member
+from stages.hyperparameters import ModelParameters
+from stages.parameters import StageError
+
+Floats = npt.NDArray[np.float32]
+
+Layers = list[keras.Layer]
+
+MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
+
+
+def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
+    """Return an untrained network from images (n, *shape) in [0, 1] to probabilities (n, classes).
+
+    The branched network returns a dictionary of two such outputs, `main` and `auxiliary`.
+    """
+    keras.utils.set_random_seed(parameters.seed)
+    inputs = keras.Input(shape, name="images")
+    if parameters.architecture == "branched":
+        return keras.Model(inputs, branched(parameters, shape, classes, inputs))
+    if parameters.architecture == "dense":
+        layers = [keras.layers.Flatten(), *dense(parameters), classifier(classes, MAIN)]
+    else:
+        layers = convolutional(parameters, shape, classes)
+    if parameters.api == "sequential":
+        return keras.Sequential([inputs, *layers])
+    return keras.Model(inputs, chain(layers, inputs))
+
+
+def convolutional(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> Layers:
+    """Return convolutions that halve the picture while their channels grow, then dense layers."""
+    first, *rest = parameters.filters
+    return [
+        keras.layers.Reshape((*shape, 1)),
+        *convolution(first, 5, parameters.batch_normalization),
+        *[
+            layer
+            for filters in rest
+            for layer in convolution(filters, 3, parameters.batch_normalization)
+        ],
+        keras.layers.Flatten(),
+        *dense(parameters),
+        classifier(classes, MAIN),
+    ]
+
+
+def branched(
+    parameters: ModelParameters, shape: tuple[int, int], classes: int, inputs: keras.KerasTensor
+) -> dict[str, keras.KerasTensor]:
+    """Return the outputs of a network that looks at two scales and is judged at two depths.
+
+    Two convolutions of different width see the same picture and are merged; an auxiliary classifier
+    reads the merged features and gives the early layers a short path for their gradient, as in
+    Szegedy et al., "Going deeper with convolutions", 2015.
+    """
+    first, *rest = parameters.filters
+    picture = keras.layers.Reshape((*shape, 1))(inputs)
+    branches = [
+        chain(convolution(first, width, parameters.batch_normalization), picture)
+        for width in (3, 5)
+    ]
+    merged = keras.layers.Concatenate()(branches)
+    features = merged
+    for filters in rest:
+        features = chain(convolution(filters, 3, parameters.batch_normalization), features)
+    trunk = [keras.layers.Flatten(), *dense(parameters), classifier(classes, MAIN)]
+    side = [keras.layers.GlobalAveragePooling2D(), classifier(classes, AUXILIARY)]
+    return {MAIN: chain(trunk, features), AUXILIARY: chain(side, merged)}
+
+
+def convolution(filters: int, width: int, batch_normalization: bool) -> Layers:
+    """Return a convolution that halves the picture; pooling first leaves less to normalise."""
+    return [
+        keras.layers.Conv2D(filters, width, padding="same", use_bias=not batch_normalization),
+        keras.layers.MaxPooling2D(),
+        *([keras.layers.BatchNormalization(momentum=0.9)] if batch_normalization else []),
+        keras.layers.ReLU(),
+    ]
+
+
+def dense(parameters: ModelParameters) -> Layers:
+    """Return the hidden dense layers, each normalised and followed by dropout where asked for."""
+    layers: Layers = []
+    for units in parameters.hidden_units:
+        layers.append(keras.layers.Dense(units, use_bias=not parameters.batch_normalization))
+        if parameters.batch_normalization:
+            layers.append(keras.layers.BatchNormalization(momentum=0.9))
+        layers.append(keras.layers.ReLU())
+        if parameters.dropout:
+            layers.append(keras.layers.Dropout(parameters.dropout))
+    return layers
+
+
+def classifier(classes: int, name: str) -> keras.Layer:
+    """Return the layer that ends in a probability for each class."""
+    return keras.layers.Dense(classes, activation="softmax", name=name)
+
+
+def chain(layers: Iterable[keras.Layer], tensor: keras.KerasTensor) -> keras.KerasTensor:
+    """Return what `layers`, one after another, make of `tensor`."""
+    for layer in layers:
+        tensor = layer(tensor)
+    return tensor
+
+
+def portable(model: keras.Model) -> keras.Model:
+    """Return a twin of `model`, same weights, whose arithmetic is the same on every processor.
+
+    Keras's batch normalisation multiplies by a reciprocal square root, and TensorFlow's softmax by
+    a reciprocal, for which processors have fast approximations that differ between makers. The
+    twin divides instead. Train and predict with the twin; save the original, since its standard
+    layers open anywhere.
+    """
+    twin = keras.models.clone_model(model, clone_function=portable_layer)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def portable_layer(layer: keras.Layer) -> keras.Layer:
+    """Return a copy of `layer`, of the portable kind where there is one."""
+    kind = type(layer)
+    if kind is keras.layers.BatchNormalization:
+        kind = PortableBatchNormalization
+    twin = kind.from_config(layer.get_config())
+    if getattr(twin, "activation", None) is keras.activations.softmax:
+        twin.activation = portable_softmax
+    return twin
+
+
+class PortableBatchNormalization(keras.layers.BatchNormalization):
+    """Keras's layer with a square root and a division in place of `rsqrt`."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False, mask: None = None) -> tf.Tensor:  # noqa: ARG002  # Keras's signature
+        """Return `inputs` normalised by the batch in training, else by the moving averages."""
+        if training and self.trainable:
+            mean, variance = keras.ops.moments(inputs, self._reduction_axes)
+            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                average.assign(average * self.momentum + value * (1.0 - self.momentum))
+        else:
+            mean, variance = self.moving_mean, self.moving_variance
+        scale = self.gamma / keras.ops.sqrt(variance + self.epsilon)
+        return inputs * scale + (self.beta - mean * scale)
+
+
+def portable_softmax(logits: tf.Tensor) -> tf.Tensor:
+    """Return the softmax over the last axis, its sum divided by."""
+    highest = keras.ops.stop_gradient(keras.ops.max(logits, axis=-1, keepdims=True))
+    exponentials = keras.ops.exp(logits - highest)
+    probabilities = exponentials / keras.ops.sum(exponentials, axis=-1, keepdims=True)
+    # Where Keras's own softmax leaves them too, for a cross-entropy that is exact at the extremes.
+    probabilities._keras_logits = logits
+    return probabilities
+
+
+def save(model: keras.Model, loss: str, path: Path) -> None:
+    """Write `model` and the loss it was trained with as a `.keras` file, same bytes every time.
+
+    Keras notes the date in that archive and in its entries' time stamps; both are left out.
+    """
+    two = isinstance(model.output, dict)
+    # Plain SGD keeps no state, so the file holds the network and its loss and nothing else.
+    model.compile("sgd", loss=dict.fromkeys((MAIN, AUXILIARY), loss) if two else loss)
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save(Path(scratch) / path.name)
+        with zipfile.ZipFile(Path(scratch) / path.name) as archive:
+            members = {name: archive.read(name) for name in sorted(archive.namelist())}
+    metadata = json.loads(members["metadata.json"])
+    del metadata["date_saved"]
+    members["metadata.json"] = json.dumps(metadata).encode()
+    with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for name, content in members.items():
+            with zip_member(archive, name) as stream:
+                stream.write(content)
+
+
+def load(path: Path) -> keras.Model:
+    """Return the network in a `.keras` file, or raise StageError where it is damaged or unsafe."""
+    try:
+        return keras.models.load_model(path, safe_mode=True)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise StageError(f"{path}: not a readable model: {error}") from error
+
+
+def predict(
+    model: keras.Model, images: Floats, labels: Floats, batch_size: int
+) -> tuple[Floats, float]:
+    """Return the main output's probabilities (n, classes) float32, and their mean loss.
+
+    The loss is the one that the model was trained with.
+    """
+    probabilities = portable(model).predict(images, batch_size, verbose=0)
+    loss = model.loss
+    if isinstance(probabilities, dict):
+        probabilities, loss = probabilities[MAIN], loss[MAIN]
+    losses = np.asarray(keras.losses.get(loss)(labels, probabilities))
+    return probabilities, losses.mean(dtype=np.float64).item()

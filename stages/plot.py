@@ -1,0 +1,169 @@
+"""Draw what a person looks at: digits, learning curves, the confusion matrix, the worst mistakes.
+
+Reads data/raw, data/processed/test.npz, data/model/history.csv, data/evaluation/predictions.csv and
+`plot` in params.yaml. Writes data/plots/{samples,curves,confusion_matrix,mistakes}.png.
+
+    python -m stages.plot
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pydantic import Field
+from sklearn.metrics import confusion_matrix
+
+from stages import idx
+from stages.artifacts import Array, atomic, read_csv, read_digits, read_json
+from stages.catalogue import TRAIN_IMAGES, TRAIN_LABELS
+from stages.parameters import Section, run
+
+RAW = Path("data/raw")
+PLOTS = Path("data/plots")
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart:
+# https://jfly.uni-koeln.de/color/
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+
+STYLE: Any = {
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "figure.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E0E0E0",
+    "legend.frameon": False,
+}
+
+
+class PlotParameters(Section):
+    """How much to draw, and how finely."""
+
+    section: ClassVar = "plot"
+
+    samples: int = Field(ge=1, le=100)
+    mistakes: int = Field(ge=1, le=100)
+    dpi: int = Field(ge=50, le=600)
+
+
+def picture_grid(pictures: Array, captions: list[str], columns: int, height: float) -> Figure:
+    """Return a figure of images (n, height, width) in rows of `columns`, each with its caption.
+
+    `height` is that of one row in inches.
+    """
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(1.25 * columns, height * rows + 0.4))
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
+        axes.imshow(picture, cmap="gray_r", interpolation="nearest")
+        axes.set_title(caption)
+    return figure
+
+
+def draw_samples(images: Array, labels: Array, classes: list[str]) -> Figure:
+    """Return the first training digits in their original order, each under its label."""
+    captions = [classes[label] for label in labels]
+    figure = picture_grid(images, captions, min(10, len(images)), 1.4)
+    figure.suptitle(f"The first {len(images)} training images and their labels")
+    return figure
+
+
+def draw_curves(history: pd.DataFrame) -> Figure:
+    """Return a panel for the loss, each metric and the learning rate, over epochs."""
+    columns = list(map(str, history.columns))
+    measures = [name.removeprefix("val_") for name in columns if name.startswith("val_")]
+    panels = [*measures, "learning_rate"]
+    chosen = history.loc[history["chosen"] == 1, "epoch"].item()
+    figure = Figure(figsize=(4.2 * len(panels), 3.6))
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        axes.plot(history["epoch"], history[name], "o-", color=BLUE, label="training")
+        if name in measures:
+            values = history[f"val_{name}"]
+            axes.plot(history["epoch"], values, "s--", color=ORANGE, label="validation")
+        axes.axvline(chosen, color=GREY, linestyle=":", label=f"chosen: epoch {chosen}")
+        axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if name == measures[0]:
+            axes.legend()
+    figure.suptitle("Training against validation, epoch by epoch")
+    return figure
+
+
+def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) -> Figure:
+    """Return the counts of each predicted class for each actual one, shaded by the row's share."""
+    counts = confusion_matrix(actual, predicted, labels=classes)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(6.0, 0.55 * min(len(classes), 20))
+    figure = Figure(figsize=(side, side))
+    axes = figure.subplots()
+    # Most digits lie on the diagonal: the cube root lets a few mistakes show beside it.
+    axes.imshow(np.cbrt(shares), cmap="Blues", vmin=0, vmax=1)
+    axes.grid(visible=False)
+    if len(classes) <= 20:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=0 if max(map(len, classes)) < 3 else 45)
+        axes.set_yticks(ticks, classes)
+        for row, column in np.argwhere(counts):
+            colour = "white" if np.cbrt(shares[row, column]) > 0.6 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.set_title(f"{np.trace(counts)} of {counts.sum()} test images on the diagonal")
+    return figure
+
+
+def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figure:
+    """Return the wrongly read test images, most confident first: actual, predicted, confidence."""
+    mistakes = predictions[predictions["actual"] != predictions["predicted"]]
+    worst = mistakes.sort_values(["confidence", "index"], ascending=[False, True]).head(count)
+    captions = [
+        f"{row.actual} read as {row.predicted}\n{row.confidence:.1%} sure"
+        for row in worst.itertuples()
+    ]
+    columns = min(10, max(5, len(worst)))
+    figure = picture_grid(images[worst["index"]], captions, columns, 1.7)
+    figure.suptitle(f"The {len(worst)} most confident of {len(mistakes)} mistakes on test images")
+    return figure
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure as PNG, without the version of the library in it."""
+    with atomic(path) as part:
+        figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def main() -> None:
+    """Draw the four pictures."""
+    parameters = PlotParameters.read()
+    classes = read_json(RAW / "dataset.json")["classes"]
+    history = read_csv(Path("data/model/history.csv"))
+    predictions = read_csv(Path("data/evaluation/predictions.csv"), text=("actual", "predicted"))
+    samples = (
+        idx.read(RAW / TRAIN_IMAGES, 3, parameters.samples),
+        idx.read(RAW / TRAIN_LABELS, 1, parameters.samples),
+    )
+    test_images, _ = read_digits(Path("data/processed/test.npz"))
+    matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "samples": draw_samples(*samples, classes),
+            "curves": draw_curves(history),
+            "confusion_matrix": draw_confusion(
+                predictions["actual"], predictions["predicted"], classes
+            ),
+            "mistakes": draw_mistakes(test_images, predictions, parameters.mistakes),
+        }
+        for name, figure in figures.items():
+            save(figure, PLOTS / f"{name}.png", parameters.dpi)
+    print(f"{len(figures)} pictures in {PLOTS}")
+
+
+if __name__ == "__main__":
+    run(main)

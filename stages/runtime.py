@@ -1,0 +1,24 @@
+"""Settle what TensorFlow would otherwise decide by the machine it runs on."""
+
+import os
+
+import tensorflow as tf
+
+import stages
+
+
+def settle(threads: int) -> None:
+    """Make every later operation deterministic, and its order of summation that of `threads`.
+
+    The number of threads decides how sums are split and so how they round: it is part of the
+    result, and must not be the number of cores. Call this before any other use of TensorFlow.
+    """
+    for name, value in stages.PINS.items():
+        assert os.environ[name] == value, f"{name} was changed after stages was imported"
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
+    # Grappler would turn x / sqrt(y) into x * rsqrt(y), whose hardware approximation differs
+    # between makers of processors.
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
