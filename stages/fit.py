@@ -11,7 +11,7 @@ import pandas as pd
 import tensorflow as tf
 
 from stages.hyperparameters import EarlyStopping, TrainParameters
-from stages.network import AUXILIARY, MAIN
+from stages.network import AUXILIARY, MAIN, has_two_outputs
 from stages.parameters import StageError
 
 Floats = npt.NDArray[np.float32]
@@ -38,9 +38,10 @@ def fit(
     steps = math.ceil(len(train[0]) / parameters.batch_size)
     compile_model(model, parameters, steps)
     stopping = early_stopping(parameters.early_stopping)
+    two = has_two_outputs(model)
     history = model.fit(
-        batches(train, parameters.batch_size, parameters.seed),
-        validation_data=batches(validation, parameters.batch_size),
+        batches(train, parameters.batch_size, parameters.seed, two),
+        validation_data=batches(validation, parameters.batch_size, two_outputs=two),
         epochs=parameters.epochs,
         callbacks=[*callbacks(parameters), *stopping],
         shuffle=False,  # batches() does
@@ -60,26 +61,32 @@ def fit(
     return table
 
 
-def batches(split: Split, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+def batches(
+    split: Split, batch_size: int, seed: int | None = None, two_outputs: bool = False
+) -> tf.data.Dataset:
     """Return batches in the order of `split`, or in one that `seed` draws anew each epoch.
 
-    The arrays stay in memory once; what is shuffled is their indices.
+    The arrays stay in memory once; what is shuffled is their indices. Two outputs each get the
+    labels, by name.
     """
     images, labels = (tf.constant(array) for array in split)
+
+    def gather(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
+        targets = tf.gather(labels, batch)
+        return tf.gather(images, batch), (
+            dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
+        )
+
     indices = tf.data.Dataset.range(len(split[0]))
     if seed is not None:
         indices = indices.shuffle(len(split[0]), seed=seed)
-    return (
-        indices.batch(batch_size)
-        .map(lambda batch: (tf.gather(images, batch), tf.gather(labels, batch)))
-        .prefetch(2)
-    )
+    return indices.batch(batch_size).map(gather).prefetch(2)
 
 
 def compile_model(model: keras.Model, parameters: TrainParameters, steps: int) -> None:
     """Set the loss, the optimizer and the metrics of `model`; `steps` is those of one epoch."""
     metrics = [METRICS[name](name=name) for name in parameters.metrics]
-    two = isinstance(model.output, dict)
+    two = has_two_outputs(model)
     model.compile(
         optimizer=optimizer(parameters, steps),
         loss=dict.fromkeys((MAIN, AUXILIARY), parameters.loss) if two else parameters.loss,
@@ -111,6 +118,8 @@ def learning_rate(
     match schedule.name:
         case "step":
             drops = range(1, -(-parameters.epochs // schedule.every))
+            if not drops:
+                return rate
             # The rate changes after the boundary's step, and steps count from 0.
             boundaries = [drop * schedule.every * steps - 1 for drop in drops]
             rates = [rate * schedule.factor**drop for drop in (0, *drops)]

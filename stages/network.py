@@ -5,6 +5,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -38,6 +39,11 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     if parameters.api == "sequential":
         return keras.Sequential([inputs, *layers])
     return keras.Model(inputs, chain(layers, inputs))
+
+
+def has_two_outputs(model: keras.Model) -> bool:
+    """Return whether `model` has an auxiliary output beside the main one."""
+    return len(model.outputs) == 2
 
 
 def convolutional(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> Layers:
@@ -168,18 +174,27 @@ def portable_softmax(logits: tf.Tensor) -> tf.Tensor:
 def save(model: keras.Model, loss: str, path: Path) -> None:
     """Write `model` and the loss it was trained with as a `.keras` file, same bytes every time.
 
-    Keras notes the date in that archive and in its entries' time stamps; both are left out.
+    Keras notes the date, in the archive and in its entries' time stamps, and memory addresses, by
+    which it tells what layers share. The dates are left out, the addresses numbered.
     """
-    two = isinstance(model.output, dict)
+    addresses: dict[int, int] = {}
+
+    def numbered(entry: dict[str, Any]) -> dict[str, Any]:
+        entry.pop("date_saved", None)
+        if "shared_object_id" in entry:
+            address = entry["shared_object_id"]
+            entry["shared_object_id"] = addresses.setdefault(address, len(addresses) + 1)
+        return entry
+
+    two = has_two_outputs(model)
     # Plain SGD keeps no state, so the file holds the network and its loss and nothing else.
     model.compile("sgd", loss=dict.fromkeys((MAIN, AUXILIARY), loss) if two else loss)
     with tempfile.TemporaryDirectory() as scratch:
         model.save(Path(scratch) / path.name)
         with zipfile.ZipFile(Path(scratch) / path.name) as archive:
             members = {name: archive.read(name) for name in sorted(archive.namelist())}
-    metadata = json.loads(members["metadata.json"])
-    del metadata["date_saved"]
-    members["metadata.json"] = json.dumps(metadata).encode()
+    for name in ("config.json", "metadata.json"):
+        members[name] = json.dumps(json.loads(members[name], object_hook=numbered)).encode()
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, content in members.items():
             with zip_member(archive, name) as stream:

@@ -23,7 +23,7 @@ class StageError(Exception):
 class Section(BaseModel):
     """A section of `params.yaml`: no unknown keys, no conversion between types, no changes."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     section: ClassVar[str]
 
@@ -43,7 +43,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise StageError(f"{path}: {_describe(cls.section, error)}") from error
+            raise StageError(f"{path}: {_describe(cls, error)}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -52,22 +52,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that cannot be
         raise StageError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StageError(f"{path}: expected sections of keys, found {type(content).__name__}")
     return content
 
 
-def _describe(section: str, error: ValidationError) -> str:
+def _describe(section: type[Section], error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join([section, *map(str, fault["loc"])])
+        key = ".".join([section.section, *map(str, fault["loc"])])
         match fault["type"]:
             case "missing":
                 lines.append(f"{key} is missing")
             case "extra_forbidden":
-                lines.append(f"{key} is not a known key")
+                model: Any = section
+                for name in fault["loc"][:-1]:
+                    model = model.model_fields[name].annotation
+                known = ", ".join(model.model_fields)
+                lines.append(f"{key} is not a known key; they are {known}")
             case "value_error":  # raised by a section's own check, which names the keys itself
                 lines.append(str(fault["ctx"]["error"]))
             case _:

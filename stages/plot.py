@@ -18,7 +18,7 @@ from pydantic import Field
 from sklearn.metrics import confusion_matrix
 
 from stages import idx
-from stages.artifacts import Array, atomic, read_csv, read_digits, read_json
+from stages.artifacts import Array, atomic, read_classes, read_csv, read_digits
 from stages.catalogue import TRAIN_IMAGES, TRAIN_LABELS
 from stages.parameters import Section, run
 
@@ -58,7 +58,7 @@ def picture_grid(pictures: Array, captions: list[str], columns: int, height: flo
 
     `height` is that of one row in inches.
     """
-    rows = -(-len(pictures) // columns)
+    rows = max(1, -(-len(pictures) // columns))
     figure = Figure(figsize=(1.25 * columns, height * rows + 0.4))
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
@@ -142,7 +142,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 def main() -> None:
     """Draw the four pictures."""
     parameters = PlotParameters.read()
-    classes = read_json(RAW / "dataset.json")["classes"]
+    classes = read_classes(RAW / "dataset.json")
     history = read_csv(Path("data/model/history.csv"))
     predictions = read_csv(Path("data/evaluation/predictions.csv"), text=("actual", "predicted"))
     samples = (

@@ -15,7 +15,7 @@ from pydantic import Field
 from sklearn.model_selection import train_test_split
 
 from stages import idx
-from stages.artifacts import read_json, write_npz
+from stages.artifacts import read_classes, write_npz
 from stages.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from stages.parameters import Section, StageError, run
 
@@ -90,7 +90,7 @@ def one_hot(labels: Bytes, classes: int) -> Floats:
 def main() -> None:
     """Write the three splits."""
     parameters = PreprocessParameters.read()
-    classes = len(read_json(RAW / "dataset.json")["classes"])
+    classes = len(read_classes(RAW / "dataset.json"))
     images, labels = read_raw(RAW / TRAIN_IMAGES, RAW / TRAIN_LABELS, classes)
     test_images, test_labels = read_raw(RAW / TEST_IMAGES, RAW / TEST_LABELS, classes)
     if images.shape[1:] != test_images.shape[1:]:

@@ -1,0 +1,211 @@
+"""What several test modules need: a folder to run in, child processes, a server on loopback."""
+
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+from hypothesis import settings
+
+import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
+
+import numpy as np  # isort: skip
+
+ROOT = Path(stages.__file__).parents[1]
+
+# The same examples in every run, and no limit a slow machine could miss.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty folder that is the current one, so stages read and write there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """A function that runs Python in `tmp_path`, where the project's modules can be imported."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the server's `answers` say: with a status, a body, or what a function does."""
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        answer = self.server.answers.get(self.path, 404)
+        if isinstance(answer, int):
+            self.send_error(answer)
+        elif isinstance(answer, bytes):
+            self.send_body(answer)
+        else:
+            answer(self)
+
+    def send_body(self, body: bytes, length: int | None = None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_redirect(self, address: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", address)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    """A web server on loopback that records the path of every request."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        self.answers: dict[str, int | bytes | Callable[[Handler], None]] = {}
+        self.requests: list[str] = []
+        self.stopped = threading.Event()  # what a stalling answer waits for
+
+    def shutdown_request(self, request) -> None:
+        self.close_request(request)  # no polite shutdown first, so that an answer can reset
+
+    def handle_error(self, request, client_address) -> None:
+        """Say nothing: clients hang up on purpose."""
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stopped.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with running(Server()) as server:
+        yield server
+
+
+@pytest.fixture
+def tls_server(monkeypatch, tmp_path):
+    """The same over https, with a certificate that requests trusts."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = Server()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.url = server.url.replace("http:", "https:")
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def settled():
+    """TensorFlow as the stages settle it, which can be done once a process."""
+    from stages import runtime  # TensorFlow takes seconds to load: only for tests that need it
+
+    runtime.settle(2)
+
+
+@pytest.fixture
+def model_with():
+    """A function that returns the parameters of a small network, with the given ones changed."""
+    from stages.hyperparameters import ModelParameters
+
+    def make(**changes) -> ModelParameters:
+        values = {
+            "architecture": "convolutional",
+            "api": "functional",
+            "filters": [4, 6],
+            "hidden_units": [8],
+            "batch_normalization": True,
+            "dropout": 0.0,
+            "seed": 1,
+        }
+        return ModelParameters.check(values | changes)
+
+    return make
+
+
+@pytest.fixture
+def train_with():
+    """A function that returns parameters for one epoch, with the given ones changed."""
+    from stages.hyperparameters import TrainParameters
+
+    def make(**changes) -> TrainParameters:
+        values = {
+            "epochs": 1,
+            "batch_size": 32,
+            "loss": "categorical_crossentropy",
+            "auxiliary_weight": 0.3,
+            "optimizer": "adam",
+            "learning_rate": 0.01,
+            "momentum": 0.0,
+            "nesterov": False,
+            "metrics": ["accuracy"],
+            "seed": 1,
+            "threads": 2,
+        }
+        schedule = {"name": "constant", "every": 1, "factor": 0.5, "warmup": 0.25}
+        stopping = {"enabled": False, "patience": 3, "min_delta": 0.0}
+        schedule |= changes.pop("schedule", {})
+        stopping |= changes.pop("early_stopping", {})
+        nested = {"schedule": schedule, "early_stopping": stopping}
+        return TrainParameters.check(values | nested | changes)
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(model_with):
+    """A function that returns a small dense network for 28x28 images of ten classes."""
+    from stages import network
+
+    def make(**changes):
+        return network.build(model_with(architecture="dense", **changes), (28, 28), 10)
+
+    return make
+
+
+@pytest.fixture
+def small_split():
+    """64 of scikit-learn's digits as a prepared split: images (64, 28, 28) and labels (64, 10)."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    enlarged = np.pad(images[:64].reshape(-1, 8, 8), ((0, 0), (10, 10), (10, 10))) / 16
+    return enlarged.astype(np.float32), np.eye(10, dtype=np.float32)[labels[:64]]

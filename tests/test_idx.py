@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from stages import idx
+from stages.parameters import StageError
+
+IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("idx") / "images"
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)))
+def test_what_was_dumped_is_read_back(path, array):
+    path.write_bytes(idx.dump(array))
+    found = idx.read(path, array.ndim)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, array, strict=True)
+
+
+@given(st.integers(0, 4))
+def test_only_the_first_entries_are_read_when_asked(path, count):
+    path.write_bytes(idx.dump(IMAGES))
+    np.testing.assert_array_equal(idx.read(path, 3, count), IMAGES[:count], strict=True)
+
+
+def test_the_header_is_as_in_the_formats_description():
+    # Magic 2051 for images, then big-endian counts: train-images starts 0803 60000 28 28.
+    assert idx.dump(IMAGES)[:16].hex(" ", 4) == "00000803 00000002 00000003 00000004"
+    assert idx.dump(np.array([7, 9], np.uint8)).hex() == "00000801000000020709"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected IDX magic 00000803, found nothing"),
+        (b"\0\0", "expected IDX magic 00000803, found 0000"),
+        (idx.dump(IMAGES[0, 0]), "expected IDX magic 00000803, found 00000801"),
+        (b"<!DOCTYPE html>", "expected IDX magic 00000803, found 3c21444f"),
+        (idx.dump(IMAGES)[:15], "ends in its header, after 15 bytes"),
+        (idx.dump(IMAGES)[:-1], "header says 2 x 3 x 4 bytes, found 23"),
+        (idx.dump(IMAGES) + b"\0", "header says 2 x 3 x 4 bytes, found 25"),
+        (b"\0\0\x08\x03\0\0\0\1\0\1\0\0\0\1\0\0", "header says 1 x 65536 x 65536 bytes, found 0"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "header says 4294967295 x 4294967295 x 4294967295 bytes"),
+    ],
+)
+def test_a_file_that_is_not_what_its_header_says_is_refused(path, content, message):
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=message) as caught:
+        idx.read(path, 3)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(StageError, match="images: not found; run `dvc repro`"):
+        idx.read(tmp_path / "images", 3)

@@ -1,0 +1,165 @@
+import json
+import re
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from stages import network
+from stages.artifacts import read_json
+from stages.parameters import StageError
+
+pytestmark = pytest.mark.usefixtures("settled")
+
+SHAPE, CLASSES = (28, 28), 10
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).random((64, *SHAPE), np.float32)
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional"])
+def test_both_apis_give_the_same_layers_weights_and_predictions(images, model_with, architecture):
+    models = [
+        network.build(model_with(architecture=architecture, api=api, dropout=0.5), SHAPE, CLASSES)
+        for api in ("sequential", "functional")
+    ]
+    sequential, functional = models
+    assert isinstance(sequential, keras.Sequential)
+    assert not isinstance(functional, keras.Sequential)
+    kinds = [[type(layer) for layer in model.layers] for model in models]
+    assert kinds[0] == kinds[1][1:]  # the functional one lists its input too
+    for ours, theirs in zip(sequential.get_weights(), functional.get_weights(), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    predictions = [network.portable(model).predict(images, verbose=0) for model in models]
+    assert predictions[0].tobytes() == predictions[1].tobytes()
+
+
+def test_notebook_network_has_the_parameters_of_the_page(model_with):
+    notebook = model_with(architecture="dense", hidden_units=[128], batch_normalization=False)
+    model = network.build(notebook, SHAPE, CLASSES)
+    assert model.count_params() == 784 * 128 + 128 + 128 * 10 + 10 == 101_770
+
+
+def test_initial_weights_follow_the_seed(model_with):
+    def first(seed):
+        return network.build(model_with(seed=seed), SHAPE, CLASSES).get_weights()[0]
+
+    assert first(1).tobytes() == first(1).tobytes()
+    assert first(1).tobytes() != first(2).tobytes()
+
+
+def test_batch_normalization_and_dropout_are_there_only_when_asked_for(model_with):
+    def kinds(**values):
+        model = network.build(model_with(**values), SHAPE, CLASSES)
+        return {type(layer).__name__ for layer in model.layers}
+
+    for architecture in ("dense", "convolutional", "branched"):
+        with_both = kinds(architecture=architecture, batch_normalization=True, dropout=0.5)
+        with_none = kinds(architecture=architecture, batch_normalization=False, dropout=0.0)
+        assert with_both - with_none == {"BatchNormalization", "Dropout"}
+
+
+def test_dropout_does_nothing_in_evaluation_and_something_in_training(images, model_with):
+    dropping = network.build(model_with(architecture="dense", dropout=0.9), SHAPE, CLASSES)
+    plain = network.build(model_with(architecture="dense", dropout=0.0), SHAPE, CLASSES)
+    plain.set_weights(dropping.get_weights())
+    assert dropping(images, training=False).numpy().tobytes() == plain(images).numpy().tobytes()
+    assert not np.allclose(dropping(images, training=True), plain(images, training=True))
+
+
+def test_branched_network_merges_two_branches_and_has_two_outputs(images, model_with):
+    model = network.build(model_with(architecture="branched"), SHAPE, CLASSES)
+    (merge,) = [layer for layer in model.layers if isinstance(layer, keras.layers.Concatenate)]
+    assert len(merge.input) == 2
+    outputs = model.predict(images, verbose=0)
+    assert set(outputs) == {"main", "auxiliary"}
+    for probabilities in outputs.values():
+        assert probabilities.shape == (64, CLASSES)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert not np.allclose(outputs["main"], outputs["auxiliary"])
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional", "branched"])
+def test_portable_twin_computes_the_same_function(images, model_with, architecture):
+    model = network.build(model_with(architecture=architecture), SHAPE, CLASSES)
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.random(w.shape, np.float32) for w in model.get_weights()])
+    twin = network.portable(model)
+    for training in (False, True):
+        ours, theirs = (keras.tree.flatten(m(images, training=training)) for m in (twin, model))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    for a, b in zip(twin.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # the moving averages moved alike
+
+
+def test_two_saves_have_the_same_bytes(model_with, tmp_path):
+    for name in ("one", "two"):
+        keras.utils.clear_session()  # names layers from 1 again, as a new process does
+        model = network.build(model_with(), SHAPE, CLASSES)
+        network.save(model, "categorical_crossentropy", tmp_path / name / "model.keras")
+    one, two = ((tmp_path / name / "model.keras").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_saved_file_holds_no_date_and_no_memory_address(model_with, tmp_path):
+    path = tmp_path / "model.keras"
+    network.save(network.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path)
+    with zipfile.ZipFile(path) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert json.loads(archive.read("metadata.json")) == {"keras_version": keras.__version__}
+        config = archive.read("config.json").decode()
+    assert '"shared_object_id": 1' in config
+    assert max(int(number) for number in re.findall(r"_id\": (\d+)", config)) < 100
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional", "branched"])
+def test_plain_keras_opens_the_saved_model(images, model_with, tmp_path, architecture):
+    model = network.build(model_with(architecture=architecture), SHAPE, CLASSES)
+    path = tmp_path / "model.keras"
+    network.save(model, "categorical_crossentropy", path)
+    np.save(tmp_path / "images.npy", images)
+    script = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "out = model.predict(np.load(sys.argv[2]), verbose=0)\n"
+        "np.save(sys.argv[3], out['main'] if isinstance(out, dict) else out)\n"
+        "assert 'stages' not in sys.modules\n"
+    )
+    arguments = [path, tmp_path / "images.npy", tmp_path / "out.npy"]
+    subprocess.run([sys.executable, "-W", "error", "-c", script, *arguments], check=True, cwd="/")
+    labels = np.eye(CLASSES, dtype=np.float32)[np.zeros(64, int)]
+    ours, _ = network.predict(network.load(path), images, labels, 32)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "mean_squared_error"])
+@pytest.mark.parametrize("architecture", ["dense", "branched"])
+def test_loss_is_the_one_trained_with_on_the_main_output(model_with, tmp_path, loss, architecture):
+    images = np.zeros((3, *SHAPE), np.float32)
+    labels = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2]]
+    model = network.build(model_with(architecture=architecture), SHAPE, CLASSES)
+    network.save(model, loss, tmp_path / "model.keras")
+    probabilities, found = network.predict(
+        network.load(tmp_path / "model.keras"), images, labels, 2
+    )
+    # A blank image through fresh weights and zero biases: every class is equally likely.
+    np.testing.assert_allclose(probabilities, 0.1, rtol=1e-6)
+    expected = np.log(10) if loss == "categorical_crossentropy" else (0.9**2 + 9 * 0.1**2) / 10
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip", None])
+def test_damaged_model_is_one_clear_line(model_with, tmp_path, damage):
+    path = tmp_path / "model.keras"
+    network.save(network.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path)
+    path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
+    with pytest.raises(StageError, match=r"model\.keras: not a readable model"):
+        network.load(path)
+    with pytest.raises(StageError):
+        read_json(path)

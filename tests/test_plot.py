@@ -1,0 +1,89 @@
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import plot
+
+CLASSES = [f"class {i}" for i in range(3)]
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+@pytest.fixture
+def history():
+    return pd.DataFrame(
+        {
+            "epoch": [1, 2, 3],
+            "accuracy": [0.8, 0.9, 0.95],
+            "loss": [0.5, 0.3, 0.2],
+            "val_accuracy": [0.85, 0.9, 0.89],
+            "val_loss": [0.4, 0.3, 0.35],
+            "learning_rate": [0.1, 0.05, 0.01],
+            "chosen": [0, 1, 0],
+        }
+    )
+
+
+@pytest.fixture
+def predictions():
+    actual = [CLASSES[i] for i in (0, 1, 2, 0, 1)]
+    predicted = [CLASSES[i] for i in (0, 2, 2, 1, 0)]
+    confidence = [0.99, 0.6, 0.9, 0.8, 0.8]
+    return pd.DataFrame(
+        {"index": range(5), "actual": actual, "predicted": predicted, "confidence": confidence}
+    )
+
+
+def test_curves_show_training_against_validation_and_mark_the_chosen_epoch(history):
+    figure = plot.draw_curves(history)
+    assert [axes.get_title() for axes in figure.axes] == ["accuracy", "loss", "learning rate"]
+    accuracy, _, rate = figure.axes
+    training, validation, mark = accuracy.lines
+    assert training.get_ydata().tolist() == [0.8, 0.9, 0.95]
+    assert validation.get_ydata().tolist() == [0.85, 0.9, 0.89]
+    assert mark.get_xdata() == [2, 2]
+    assert rate.lines[0].get_ydata().tolist() == [0.1, 0.05, 0.01]
+    assert {"training", "validation", "chosen: epoch 2"} <= set(texts(figure))
+
+
+def test_confusion_matrix_counts_actual_by_predicted(predictions):
+    figure = plot.draw_confusion(predictions["actual"], predictions["predicted"], CLASSES)
+    (axes,) = figure.axes
+    counts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert counts == {(0, 0): "1", (2, 1): "1", (2, 2): "1", (1, 0): "1", (0, 1): "1"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "actual")
+    assert axes.get_title() == "2 of 5 test images on the diagonal"
+
+
+def test_worst_mistakes_come_first(predictions):
+    images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
+    figure = plot.draw_mistakes(images, predictions, 2)
+    drawn = [axes.images[0].get_array().max() for axes in figure.axes if axes.images]
+    assert drawn == [3, 4]  # equally sure: in their order
+    assert "class 0 read as class 1\n80.0% sure" in texts(figure)
+    assert "The 2 most confident of 3 mistakes on test images" in texts(figure)
+
+
+def test_no_mistakes_is_a_picture_too(predictions, tmp_path):
+    perfect = predictions.assign(predicted=predictions["actual"])
+    plot.save(plot.draw_mistakes(np.zeros((5, 4, 4)), perfect, 2), tmp_path / "a.png", 60)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 100
+
+
+def test_samples_carry_their_class_names():
+    figure = plot.draw_samples(np.zeros((3, 8, 8)), np.array([2, 0, 1]), CLASSES)
+    assert [axes.get_title() for axes in figure.axes] == ["class 2", "class 0", "class 1"]
+
+
+def test_picture_has_the_same_bytes_twice_and_names_no_program(history, tmp_path):
+    for name in ("one", "two"):
+        plot.save(plot.draw_curves(history), tmp_path / name, 60)
+    one = (tmp_path / "one").read_bytes()
+    assert one == (tmp_path / "two").read_bytes()
+    with Image.open(tmp_path / "one") as picture:
+        assert "Software" not in picture.text

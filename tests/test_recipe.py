@@ -1,0 +1,97 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.parameters import StageError
+from tools import recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A git repository with the project's params.yaml and recipes, committed."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    for path in [ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")]:
+        (tmp_path / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    git = ["git", "-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
+        subprocess.run([*git, *command], check=True)
+    return tmp_path
+
+
+def values():
+    return YAML(typ="safe").load(Path("params.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_changes_something(folder, name):
+    before = Path("params.yaml").read_text()
+    recipe.apply(name)
+    assert Path("params.yaml").read_text() != before
+    comments = [line for line in before.splitlines() if line.strip().startswith("#")]
+    assert [c for c in comments if c not in Path("params.yaml").read_text().splitlines()] == []
+
+
+def test_notebook_is_the_pages_experiment_to_the_letter(folder):
+    recipe.apply("notebook")
+    found = values()
+    assert found["preprocess"] == {"validation_fraction": 0.2, "seed": 42, "stratify": False}
+    assert found["model"]["architecture"] == "dense"
+    assert found["model"]["hidden_units"] == [128]
+    assert (found["model"]["batch_normalization"], found["model"]["dropout"]) == (False, 0)
+    train = found["train"]
+    assert (train["optimizer"], train["learning_rate"]) == ("adam", 0.001)  # Keras's default
+    assert (train["epochs"], train["batch_size"]) == (5, 32)
+    assert (train["loss"], train["metrics"]) == ("categorical_crossentropy", ["accuracy"])
+    assert (train["schedule"]["name"], train["early_stopping"]["enabled"]) == ("constant", False)
+
+
+def test_recipes_start_from_the_commit_and_do_not_pile_up(folder):
+    Path("recipes/a.yaml").write_text("train: {epochs: 1}\n")
+    Path("recipes/b.yaml").write_text("train: {batch_size: 7}\n")
+    committed = values()
+    recipe.apply("a")
+    assert values()["train"]["epochs"] == 1
+    recipe.apply("b")
+    assert values()["train"] == committed["train"] | {"batch_size": 7}
+
+
+def test_changes_of_your_own_are_not_overwritten(folder):
+    own = Path("params.yaml").read_text() + "# mine\n"
+    Path("params.yaml").write_text(own)
+    with pytest.raises(StageError, match="changes of your own"):
+        recipe.apply("notebook")
+    assert Path("params.yaml").read_text() == own
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {speed: 1}", r"the recipe's train\.speed is not a key of params\.yaml"),
+        ("train: {epochs: 0}", r"train\.epochs is 0"),
+        ("model: {architecture: branched, api: sequential}", r"model\.architecture .* model\.api"),
+    ],
+)
+def test_recipe_that_cannot_work_is_refused_and_changes_nothing(folder, text, message):
+    Path("recipes/bad.yaml").write_text(text)
+    before = Path("params.yaml").read_text()
+    with pytest.raises(StageError, match=message):
+        recipe.apply("bad")
+    assert Path("params.yaml").read_text() == before
+
+
+def test_unknown_recipe_lists_those_there_are(folder):
+    with pytest.raises(StageError, match=r"no recipe 'nothing'; there are .*notebook"):
+        recipe.apply("nothing")
+
+
+def test_unknown_section_is_refused(folder):
+    with Path("params.yaml").open("a") as file:
+        file.write("modle: {}\n")
+    with pytest.raises(StageError, match=r"modle is not a known section; they are download"):
+        recipe.check(Path("params.yaml"))
