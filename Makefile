@@ -5,7 +5,7 @@ BIN := $(CURDIR)/.venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # For the `python` that DVC calls.
 export PATH := $(BIN)$(if $(filter Windows_NT,$(OS)),;,:)$(PATH)
 
-.PHONY: help repro test lint lock
+.PHONY: help repro test verify lint lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -14,9 +14,13 @@ help: ## Show this list.
 repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with that recipe's parameters.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@$(BIN)/dvc repro
+	@$(BIN)/python -m tools.fingerprint
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
+
+verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
+	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
 
 lint: .venv/development ## Check the style and the types alone.
 	@$(BIN)/ruff format --check
