@@ -125,10 +125,7 @@ def chain(layers: Iterable[keras.Layer], tensor: keras.KerasTensor) -> keras.Ker
 def portable(model: keras.Model) -> keras.Model:
     """Return a twin of `model`, same weights, whose arithmetic is the same on every processor.
 
-    Keras's batch normalisation multiplies by a reciprocal square root, and TensorFlow's softmax by
-    a reciprocal, for which processors have fast approximations that differ between makers. The
-    twin divides instead. Train and predict with the twin; save the original, since its standard
-    layers open anywhere.
+    Train and predict with the twin; save the original, whose standard layers open anywhere.
     """
     twin = keras.models.clone_model(model, clone_function=portable_layer)
     twin.set_weights(model.get_weights())
@@ -137,19 +134,27 @@ def portable(model: keras.Model) -> keras.Model:
 
 def portable_layer(layer: keras.Layer) -> keras.Layer:
     """Return a copy of `layer`, of the portable kind where there is one."""
-    kind = type(layer)
-    if kind is keras.layers.BatchNormalization:
-        kind = PortableBatchNormalization
-    twin = kind.from_config(layer.get_config())
-    if getattr(twin, "activation", None) is keras.activations.softmax:
-        twin.activation = portable_softmax
-    return twin
+    kinds: dict[Any, Any] = {
+        keras.layers.BatchNormalization: PortableBatchNormalization,
+        keras.layers.Dense: PortableDense,
+    }
+    kind = kinds.get(type(layer), type(layer))
+    return kind.from_config(layer.get_config())
 
 
 class PortableBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer with a square root and a division in place of `rsqrt`."""
+    """Keras's layer with a square root and a division.
 
-    def call(self, inputs: tf.Tensor, training: bool = False, mask: None = None) -> tf.Tensor:  # noqa: ARG002  # Keras's signature
+    Keras multiplies by a reciprocal square root, for which processors have a fast approximation
+    that differs between makers.
+    """
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool = False,
+        mask: None = None,  # noqa: ARG002  # Keras's signature
+    ) -> tf.Tensor:
         """Return `inputs` normalised by the batch in training, else by the moving averages."""
         if training and self.trainable:
             mean, variance = keras.ops.moments(inputs, self._reduction_axes)
@@ -161,14 +166,25 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
         return inputs * scale + (self.beta - mean * scale)
 
 
-def portable_softmax(logits: tf.Tensor) -> tf.Tensor:
-    """Return the softmax over the last axis, its sum divided by."""
-    highest = keras.ops.stop_gradient(keras.ops.max(logits, axis=-1, keepdims=True))
-    exponentials = keras.ops.exp(logits - highest)
-    probabilities = exponentials / keras.ops.sum(exponentials, axis=-1, keepdims=True)
-    # Where Keras's own softmax leaves them too, for a cross-entropy that is exact at the extremes.
-    probabilities._keras_logits = logits
-    return probabilities
+class PortableDense(keras.layers.Dense):
+    """Keras's layer with its matrices padded to round numbers of rows.
+
+    oneDNN decides by the size of the processor's second-level cache whether to split the rows of a
+    product over threads, and the last rows of each part are summed by another kernel, which rounds
+    differently. Parts that are a multiple of its block of rows have no such rest: in the forward
+    product the rows are the batch's, in the weights' gradient the input features'.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:  # noqa: ARG002  # Keras's signature
+        """Return the activation of `inputs` (n, features) times the kernel plus the bias."""
+        count, features = tf.shape(inputs)[0], inputs.shape[1]
+        block = 48 * tf.config.threading.get_intra_op_parallelism_threads()
+        padded = tf.pad(inputs, [[0, -count % block], [0, -features % block]])
+        kernel = tf.pad(self.kernel, [[0, -features % block], [0, 0]])
+        outputs = tf.matmul(padded, kernel)[:count]
+        if self.use_bias:
+            outputs += self.bias
+        return self.activation(outputs)
 
 
 def save(model: keras.Model, loss: str, path: Path) -> None:

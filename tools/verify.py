@@ -10,7 +10,10 @@ SHA-256 is the catalogue's, runs every stage, and says of each whether its outpu
 Writes the finding to reports/verify.json and reports/verify.md. Exits with 1 on `different`, with
 --strict also on `equivalent`.
 
-    python -m tools.verify [--strict] [--perturb]
+With --lock, only the check that dvc.lock belongs to the commit's code, parameters and small
+outputs, which takes a second and runs nothing.
+
+    python -m tools.verify [--strict] [--perturb] [--lock]
 """
 
 import argparse
@@ -20,54 +23,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-from PIL import Image
-
 import stages
-from stages.artifacts import read_csv, read_json, write_json, write_text
+from stages.artifacts import write_json, write_text
 from stages.catalogue import CATALOGUE
 from stages.download import RAW, DownloadParameters, is_right
 from stages.parameters import StageError, read_yaml, run
 from tools import fingerprint
+from tools.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, compare, listed
 
 REPORTS = Path("reports")
-IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "different")
-
-# What another processor or thread count may bring (the README says how this was measured).
-ACCURACY = 0.003  # largest difference of an accuracy
-AGREEMENT = 0.995  # smallest share of test digits read alike
-PICTURE = 0.02  # largest mean difference of a picture's pixels, of 1
-
-Outputs = dict[str, str]  # path to MD5, as dvc.lock has them
-
-
-@dataclass
-class Finding:
-    """What became of one stage."""
-
-    stage: str
-    verdict: str = IDENTICAL
-    outputs: list[str] = field(default_factory=list)  # those that differ
-    notes: list[str] = field(default_factory=list)
-
-    def worsen(self, verdict: str, note: str) -> None:
-        """Lower the verdict to `verdict`, unless it is that low already, and say why."""
-        self.verdict = max(self.verdict, verdict, key=VERDICTS.index)
-        self.notes.append(note)
-
-
-def listed(lock: dict[str, Any], stage: str, kind: str) -> Outputs:
-    """Return the MD5 of each of a stage's `deps` or `outs` in a dvc.lock."""
-    entries = lock.get("stages", {}).get(stage, {}).get(kind, [])
-    return {entry["path"]: entry["md5"] for entry in entries}
 
 
 def stale(room: Path, lock: dict[str, Any]) -> dict[str, list[str]]:
@@ -80,6 +49,8 @@ def stale(room: Path, lock: dict[str, Any]) -> dict[str, list[str]]:
         if stage not in lock.get("stages", {}):
             notes.append("dvc.lock does not have the stage")
             continue
+        for path in set(graph[stage]["deps"]) ^ set(listed(lock, stage, "deps")):
+            notes.append(f"{path} is a dependency in only one of dvc.yaml and dvc.lock")
         for path, md5 in {**listed(lock, stage, "deps"), **listed(lock, stage, "outs")}.items():
             file = room / path
             if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != md5:  # noqa: S324  # DVC's
@@ -168,96 +139,6 @@ def reproduce(room: Path, perturb: bool) -> None:
         raise StageError("the pipeline failed in the clean room, for the reason it gives above")
 
 
-def compare(
-    committed: Path, room: Path, before: dict[str, Any], after: dict[str, Any]
-) -> list[Finding]:
-    """Return a finding for each stage, in the order in which they ran.
-
-    `committed` is a checkout of the commit and the cache that may hold its model; `room` is the
-    reproduction; `before` and `after` are their dvc.lock.
-    """
-    findings: list[Finding] = []
-    for stage in after["stages"]:
-        finding = Finding(stage)
-        old, new = listed(before, stage, "outs"), listed(after, stage, "outs")
-        finding.outputs = sorted(path for path in old | new if old.get(path) != new.get(path))
-        if finding.outputs:
-            judge = JUDGES.get(stage)
-            if judge is None or set(old) != set(new):
-                finding.worsen(DIFFERENT, "its bytes are promised on every machine")
-            else:
-                judge(finding, committed, room, old)
-        findings.append(finding)
-    return findings
-
-
-def judge_train(finding: Finding, committed: Path, room: Path, outputs: Outputs) -> None:
-    """Compare the accuracy of the chosen epoch, and the weights where the cache has them."""
-    histories = [read_csv(folder / "data/model/history.csv") for folder in (committed, room)]
-    old, new = (table.loc[table["chosen"] == 1, "val_loss"].item() for table in histories)
-    finding.worsen(EQUIVALENT, f"validation loss of the chosen epoch {old:.6f}, here {new:.6f}")
-    path = "data/model/model.keras"
-    cached = Path(".dvc/cache/files/md5") / outputs[path][:2] / outputs[path][2:]
-    if path in finding.outputs and cached.is_file():
-        largest = max(
-            float(np.abs(a - b).max())
-            for a, b in zip(weights(cached), weights(room / path), strict=True)
-        )
-        finding.notes.append(f"weights differ by at most {largest:.3g}")
-    elif path in finding.outputs:
-        finding.notes.append(
-            "the recorded model is not in the cache, so its weights can't be compared"
-        )
-
-
-def weights(path: Path) -> list[np.ndarray[Any, Any]]:
-    """Return the arrays in a `.keras` file, in the order of their names."""
-    found: list[tuple[str, np.ndarray[Any, Any]]] = []
-    with (
-        zipfile.ZipFile(path) as archive,
-        archive.open("model.weights.h5") as stream,
-        h5py.File(stream, "r") as file,
-    ):
-        file.visititems(
-            lambda name, item: found.append((name, item[()])) if hasattr(item, "shape") else None
-        )
-    return [array for _, array in sorted(found, key=lambda entry: entry[0])]
-
-
-def judge_evaluate(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
-    """Compare the accuracy on the test digits, and how many of them are read alike."""
-    folders = (committed, room)
-    metrics = [read_json(folder / "data/evaluation/metrics.json") for folder in folders]
-    old, new = (content["test"]["accuracy"] for content in metrics)
-    tables = [read_csv(f / "data/evaluation/predictions.csv", ("predicted",)) for f in folders]
-    same_length = len(tables[0]) == len(tables[1])
-    alike = (tables[0]["predicted"] == tables[1]["predicted"]).mean() if same_length else 0.0
-    close = abs(old - new) <= ACCURACY and alike >= AGREEMENT
-    finding.worsen(
-        EQUIVALENT if close else DIFFERENT,
-        f"test accuracy {old:.4f}, here {new:.4f} (bound {ACCURACY}); "
-        f"{alike:.2%} of the test digits read alike (bound {AGREEMENT:.2%})",
-    )
-
-
-def judge_plot(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
-    """Compare the pictures pixel by pixel."""
-    for path in finding.outputs:
-        pictures = []
-        for folder in (committed, room):
-            with Image.open(folder / path) as picture:
-                pictures.append(np.asarray(picture.convert("L"), np.float64) / 255)
-        if pictures[0].shape != pictures[1].shape:
-            finding.worsen(DIFFERENT, f"{path} is of another size")
-        else:
-            mean = np.abs(pictures[0] - pictures[1]).mean()
-            verdict = EQUIVALENT if mean <= PICTURE else DIFFERENT
-            finding.worsen(verdict, f"{path} differs by {mean:.2%} a pixel (bound {PICTURE:.0%})")
-
-
-JUDGES = {"train": judge_train, "evaluate": judge_evaluate, "plot": judge_plot}
-
-
 def environment_table(
     here: dict[str, Any], there: dict[str, Any] | None
 ) -> list[tuple[str, str, str]]:
@@ -293,6 +174,32 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def report_of(room: Path, committed: Path, perturb: bool) -> dict[str, Any]:
+    """Reproduce the checkout in `room` and return how it compares with that in `committed`."""
+    before = read_yaml(room / "dvc.lock")
+    contradictions = stale(room, before)
+    copy_raw(RAW, room / RAW, DownloadParameters.read(room / "params.yaml"))
+    reproduce(room, perturb)
+    findings = compare(committed, room, before, read_yaml(room / "dvc.lock"))
+    for finding in findings:
+        for note in contradictions[finding.stage]:
+            finding.worsen(DIFFERENT, note)
+    here, there = fingerprint.fingerprint(), fingerprint.recorded()
+    machines = [here] if there is None else [here, there]
+    promised = all(fingerprint.hardware_promises_same_bytes(machine) for machine in machines)
+    return {
+        "verdict": max((finding.verdict for finding in findings), key=VERDICTS.index),
+        "perturbed": perturb,
+        "first_divergence": next((f.stage for f in findings if f.verdict != IDENTICAL), None),
+        "stages": [vars(finding) for finding in findings],
+        "promise": "On both machines every byte is promised to be the same."
+        if promised
+        else "Between these machines raw and prepared data are promised to be the same bytes; "
+        "trained weights, metrics and pictures to be equivalent.",
+        "environment": environment_table(here, there),
+    }
+
+
 def main() -> None:
     """Reproduce, compare, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -303,46 +210,27 @@ def main() -> None:
         help="with another time zone, locale, umask, hash seed, user, home, a clock a year ahead "
         "and a single core",
     )
+    parser.add_argument("--lock", action="store_true", help="only check that dvc.lock is current")
     arguments = parser.parse_args()
     git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
-        room, committed = Path(folder) / "clean room", Path(folder) / "committed"
-        for clone in (room, committed):
-            subprocess.run(
-                ["git", "clone", "--quiet", "--no-hardlinks", ".", str(clone)], check=True
-            )
+        committed, room = Path(folder) / "committed", Path(folder) / "clean room"
+        for clone in (committed, room):
+            subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
             subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
-        before = read_yaml(room / "dvc.lock")
-        contradictions = stale(room, before)
-        copy_raw(RAW, room / RAW, DownloadParameters.read(room / "params.yaml"))
-        reproduce(room, arguments.perturb)
-        findings = compare(committed, room, before, read_yaml(room / "dvc.lock"))
-    for finding in findings:
-        for note in contradictions.get(finding.stage, []):
-            finding.worsen(DIFFERENT, note)
-    here, there = fingerprint.fingerprint(), fingerprint.recorded()
-    verdict = max((finding.verdict for finding in findings), key=VERDICTS.index)
-    promised = fingerprint.hardware_promises_same_bytes(here) and (
-        there is None or fingerprint.hardware_promises_same_bytes(there)
-    )
-    report = {
-        "commit": commit,
-        "verdict": verdict,
-        "perturbed": arguments.perturb,
-        "first_divergence": next((f.stage for f in findings if f.verdict != IDENTICAL), None),
-        "stages": [vars(finding) for finding in findings],
-        "promise": "On both machines every byte is promised to be the same."
-        if promised
-        else "Between these machines raw and prepared data are promised to be the same bytes; "
-        "trained weights, metrics and pictures to be equivalent.",
-        "environment": environment_table(here, there),
-    }
+        if arguments.lock:
+            contradictions = stale(room, read_yaml(room / "dvc.lock"))
+            if notes := [note for found in contradictions.values() for note in found]:
+                raise StageError(f"dvc.lock is not of this commit: {'; '.join(notes)}")
+            print("dvc.lock is of this commit")
+            return
+        report = {"commit": commit, **report_of(room, committed, arguments.perturb)}
     write_json(REPORTS / "verify.json", report)
     write_text(REPORTS / "verify.md", markdown(report))
     print(f"\n{markdown(report)}\nAlso in {REPORTS}/verify.md and {REPORTS}/verify.json.")
-    print(verdict)
-    if verdict == DIFFERENT or (arguments.strict and verdict == EQUIVALENT):
+    print(report["verdict"])
+    if report["verdict"] not in ((IDENTICAL,) if arguments.strict else (IDENTICAL, EQUIVALENT)):
         sys.exit(1)
 
 

@@ -1,0 +1,286 @@
+"""Verification of a small project in a clean room, as it is and with planted faults."""
+
+import json
+import shutil
+
+import pytest
+from small_project import STAGES, Project, used
+
+from tools import fingerprint, judge
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("original"))
+    project.set({"model.architecture": "convolutional", "model.filters": [4], "train.epochs": 1})
+    assert project.repro() == STAGES
+    project.run("python", "-m", "tools.fingerprint")
+    project.commit("first run")
+    return project
+
+
+@pytest.fixture
+def project(original, tmp_path):
+    """A copy of the verified project, with its cache, to plant a fault in."""
+    copy = object.__new__(Project)
+    copy.folder = tmp_path / "copy"
+    shutil.copytree(original.folder, copy.folder, symlinks=True)
+    return copy
+
+
+def verify(project, *arguments):
+    """Run the check and return its exit code, what it printed, and its report."""
+    report = project.folder / "reports/verify.json"
+    report.unlink(missing_ok=True)
+    try:
+        printed, code = project.run("python", "-m", "tools.verify", *arguments).stdout, 0
+    except AssertionError as error:
+        printed, code = str(error), 1
+    return code, printed, json.loads(report.read_text()) if report.exists() else None
+
+
+def replace(project, path, old, new):
+    text = (project.folder / path).read_text()
+    assert text.count(old) == 1
+    (project.folder / path).write_text(text.replace(old, new))
+
+
+def test_untouched_project_is_identical_whatever_the_surroundings(original):
+    code, printed, report = verify(original, "--strict", "--perturb")
+    assert code == 0
+    assert report["verdict"] == "identical"
+    assert report["first_divergence"] is None
+    assert [(f["stage"], f["verdict"]) for f in report["stages"]] == [
+        (stage, "identical") for stage in STAGES
+    ]
+    assert printed.splitlines()[-1] == "identical"
+    assert "not recorded" not in (original.folder / "reports/verify.md").read_text()
+
+
+# Each edit, the stage that it must be found in, and the output that must be named.
+FAULTS = {
+    "unseeded shuffle": (
+        "stages/preprocess.py",
+        "random_state=parameters.seed",
+        "random_state=None",
+        "preprocess",
+        "data/processed/train.npz",
+    ),
+    "time stamp in an output": (
+        "stages/evaluate.py",
+        '    metrics["train"] = {',
+        '    metrics["written"] = __import__("time").time()\n    metrics["train"] = {',
+        "evaluate",
+        "data/evaluation/metrics.json",
+    ),
+    "order that depends on PYTHONHASHSEED": (
+        "stages/evaluate.py",
+        '    metrics["train"] = {',
+        '    metrics["names"] = list(set(classes))\n    metrics["train"] = {',
+        "evaluate",
+        "data/evaluation/metrics.json",
+    ),
+    "nondeterministic plot": (
+        "stages/plot.py",
+        '"Training against validation, epoch by epoch"',
+        "f\"Training against validation {__import__('random').random()}\"",
+        "plot",
+        "data/plots/curves.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_caught_and_named(project, fault):
+    path, old, new, stage, output = FAULTS[fault]
+    replace(project, path, old, new)
+    assert project.repro()[0] == stage
+    project.commit(fault)
+    code, printed, report = verify(project, "--strict")
+    assert code == 1
+    assert report["first_divergence"] == stage
+    (finding,) = [found for found in report["stages"] if found["stage"] == stage]
+    assert output in finding["outputs"]
+    assert f"The first stage to diverge is **{stage}**" in printed
+
+
+def test_thread_count_taken_from_the_machine_is_caught(project):
+    old = "tf.config.threading.set_intra_op_parallelism_threads(threads)"
+    replace(
+        project, "stages/runtime.py", old, old.replace("threads)", "len(os.sched_getaffinity(0)))")
+    )
+    project.repro()
+    project.commit("threads of the machine")
+    code, _, report = verify(project, "--strict", "--perturb")
+    assert code == 1
+    assert report["first_divergence"] == "train"
+
+
+def test_edited_lock_is_caught(project):
+    lock = (project.folder / "dvc.lock").read_text()
+    (md5,) = {
+        line.split()[-1]
+        for before, line in zip(lock.splitlines()[:-2], lock.splitlines()[2:], strict=True)
+        if before.strip() == "- path: data/processed/test.npz"
+    }
+    (project.folder / "dvc.lock").write_text(lock.replace(md5, md5[::-1]))
+    project.commit("edited lock")
+    code, _, report = verify(project)
+    assert code == 1
+    assert (report["verdict"], report["first_divergence"]) == ("different", "preprocess")
+    assert report["stages"][1]["outputs"] == ["data/processed/test.npz"]
+
+
+def test_stale_metrics_are_caught_without_running_anything(project):
+    metrics = project.folder / "data/evaluation/metrics.json"
+    content = json.loads(metrics.read_text())
+    content["test"]["accuracy"] += 0.01
+    metrics.write_text(json.dumps(content))
+    project.commit("better metrics")
+    code, printed, report = verify(project, "--lock")
+    assert (code, report) == (1, None)
+    assert "data/evaluation/metrics.json in the commit is not the file that dvc.lock" in printed
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "message"),
+    [
+        (
+            "params.yaml",
+            "dpi: 120",
+            "dpi: 121",
+            "plot.dpi is 121 in params.yaml and 120 in dvc.lock",
+        ),
+        (
+            "stages/plot.py",
+            "mistakes on",
+            "errors on",
+            "stages/plot.py in the commit is not the file",
+        ),
+        (
+            "dvc.yaml",
+            "- stages/plot.py",
+            "- stages/plot.py\n      - README.md",
+            "README.md is a depen",
+        ),
+    ],
+)
+def test_lock_that_is_not_of_the_commit_is_caught(project, path, old, new, message):
+    assert verify(project, "--lock")[0] == 0
+    replace(project, path, old, new)
+    project.commit("changed")
+    code, printed, _ = verify(project, "--lock")
+    assert code == 1
+    assert message in printed
+
+
+def test_changed_raw_byte_is_caught(project):
+    path = project.folder / "data/raw/train-labels-idx1-ubyte"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    code, printed, _ = verify(project)
+    assert code == 1
+    assert "data/raw/train-labels-idx1-ubyte: not the bytes of digits" in printed
+
+
+def test_undeclared_dependency_is_caught(project):
+    assert "data/evaluation/metrics.json" not in used(project, "plot")["deps"]
+    replace(
+        project,
+        "stages/plot.py",
+        "    parameters = PlotParameters.read()",
+        "    parameters = PlotParameters.read()\n"
+        '    read_json(Path("data/evaluation/metrics.json"))',
+    )
+    replace(project, "stages/plot.py", "read_csv, read_digits", "read_csv, read_digits, read_json")
+    assert "data/evaluation/metrics.json" in used(project, "plot")["deps"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("TrainParameters.read().seed", "train.seed"),
+        (
+            "__import__('ruamel.yaml').yaml.YAML().load(Path('params.yaml'))",
+            "params.yaml, past its",
+        ),
+    ],
+)
+def test_undeclared_parameter_is_caught(project, statement, found):
+    before = used(project, "preprocess")["params"]
+    replace(
+        project,
+        "stages/preprocess.py",
+        "    parameters = PreprocessParameters.read()",
+        f"    parameters = PreprocessParameters.read()\n    {statement}",
+    )
+    replace(
+        project,
+        "stages/preprocess.py",
+        "from stages.parameters",
+        "from stages.hyperparameters import TrainParameters\nfrom stages.parameters",
+    )
+    new = set(used(project, "preprocess")["params"]) - set(before)
+    assert any(found in name for name in new)
+
+
+# Without its pins the result does depend on the instruction set and on the threads: were this not
+# so, the tests above could not see a difference.
+CONTROL = """
+import os, sys
+import stages
+stages.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = sys.argv[1]
+from stages import runtime
+from tools import verify_cpus
+settle = runtime.settle
+runtime.settle = lambda threads: settle(int(sys.argv[2]))
+verify_cpus.CASES = {"control": {}}
+verify_cpus.probe()
+"""
+
+
+def test_control_instruction_sets_and_threads_outside_the_pins_differ(run_python, original):
+    found = {}
+    for isa, threads in [("AVX2", 2), ("AVX2", 2), ("SSE41", 2), ("AVX2", 1), ("AVX2", 4)]:
+        (original.folder / "control.py").write_text(CONTROL)
+        command = ["python", "control.py", isa, str(threads)]
+        printed = original.run(*command).stdout
+        (original.folder / "control.py").unlink()
+        line = next(line for line in printed.splitlines() if line.startswith("{"))
+        found.setdefault((isa, threads), set()).add(json.loads(line)["control"])
+    assert all(len(hashes) == 1 for hashes in found.values())  # each repeats
+    assert len(set.union(*found.values())) == 4  # and differs from the others
+
+
+def test_fingerprint_is_of_the_lock_beside_it():
+    assert fingerprint.recorded() is not None
+
+
+def test_equivalence_is_bounded(tmp_path):
+    def write(name, accuracy, wrong):
+        folder = tmp_path / name / "data/evaluation"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"test": {"accuracy": accuracy}}))
+        rows = [f"{i},1,{2 if i < wrong else 1},0.9" for i in range(1000)]
+        text = "\n".join(["index,actual,predicted,confidence", *rows])
+        (folder / "predictions.csv").write_text(text + "\n")
+        return tmp_path / name
+
+    committed = write("committed", 0.99, 0)
+    for name, accuracy, wrong, verdict in [
+        ("close", 0.992, 4, "equivalent"),
+        ("less accurate", 0.98, 4, "different"),
+        ("other digits", 0.99, 9, "different"),
+    ]:
+        finding = judge.Finding("evaluate")
+        judge.judge_evaluate(finding, committed, write(name, accuracy, wrong), {})
+        assert finding.verdict == verdict, name
+
+
+def test_no_divergence_goes_unnoticed_when_a_stage_is_missing(tmp_path):
+    before = {"stages": {"download": {"outs": [{"path": "a", "md5": "1"}]}}}
+    after = {"stages": {"download": {"outs": [{"path": "a", "md5": "2"}]}}}
+    (finding,) = judge.compare(tmp_path, tmp_path, before, after)
+    assert (finding.verdict, finding.outputs) == ("different", ["a"])

@@ -1,0 +1,132 @@
+"""Compare the outputs of two runs of the pipeline, stage by stage."""
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from stages.artifacts import read_csv, read_json
+
+IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "different")
+
+# What another processor or thread count may bring (the README says how this was measured).
+ACCURACY = 0.003  # largest difference of an accuracy
+AGREEMENT = 0.995  # smallest share of test digits read alike
+PICTURE = 0.02  # largest mean difference of a picture's pixels, of 1
+
+Outputs = dict[str, str]  # path to MD5, as dvc.lock has them
+
+
+@dataclass
+class Finding:
+    """What became of one stage."""
+
+    stage: str
+    verdict: str = IDENTICAL
+    outputs: list[str] = field(default_factory=list)  # those that differ
+    notes: list[str] = field(default_factory=list)
+
+    def worsen(self, verdict: str, note: str) -> None:
+        """Lower the verdict to `verdict`, unless it is that low already, and say why."""
+        self.verdict = max(self.verdict, verdict, key=VERDICTS.index)
+        self.notes.append(note)
+
+
+def listed(lock: dict[str, Any], stage: str, kind: str) -> Outputs:
+    """Return the MD5 of each of a stage's `deps` or `outs` in a dvc.lock."""
+    entries = lock.get("stages", {}).get(stage, {}).get(kind, [])
+    return {entry["path"]: entry["md5"] for entry in entries}
+
+
+def compare(
+    committed: Path, room: Path, before: dict[str, Any], after: dict[str, Any]
+) -> list[Finding]:
+    """Return a finding for each stage, in the order in which they ran.
+
+    `committed` is a checkout of the commit and the cache that may hold its model; `room` is the
+    reproduction; `before` and `after` are their dvc.lock.
+    """
+    findings: list[Finding] = []
+    for stage in after["stages"]:
+        finding = Finding(stage)
+        old, new = listed(before, stage, "outs"), listed(after, stage, "outs")
+        finding.outputs = sorted(path for path in old | new if old.get(path) != new.get(path))
+        if finding.outputs:
+            judge = JUDGES.get(stage)
+            if judge is None or set(old) != set(new):
+                finding.worsen(DIFFERENT, "its bytes are promised on every machine")
+            else:
+                judge(finding, committed, room, old)
+        findings.append(finding)
+    return findings
+
+
+def judge_train(finding: Finding, committed: Path, room: Path, outputs: Outputs) -> None:
+    """Compare the accuracy of the chosen epoch, and the weights where the cache has them."""
+    histories = [read_csv(folder / "data/model/history.csv") for folder in (committed, room)]
+    old, new = (table.loc[table["chosen"] == 1, "val_loss"].item() for table in histories)
+    finding.worsen(EQUIVALENT, f"validation loss of the chosen epoch {old:.6f}, here {new:.6f}")
+    path = "data/model/model.keras"
+    cached = Path(".dvc/cache/files/md5") / outputs[path][:2] / outputs[path][2:]
+    if path in finding.outputs and cached.is_file():
+        largest = max(
+            float(np.abs(a - b).max())
+            for a, b in zip(weights(cached), weights(room / path), strict=True)
+        )
+        finding.notes.append(f"weights differ by at most {largest:.3g}")
+    elif path in finding.outputs:
+        finding.notes.append(
+            "the recorded model is not in the cache, so its weights can't be compared"
+        )
+
+
+def weights(path: Path) -> list[np.ndarray[Any, Any]]:
+    """Return the arrays in a `.keras` file, in the order of their names."""
+    found: list[tuple[str, np.ndarray[Any, Any]]] = []
+    with (
+        zipfile.ZipFile(path) as archive,
+        archive.open("model.weights.h5") as stream,
+        h5py.File(stream, "r") as file,
+    ):
+        file.visititems(
+            lambda name, item: found.append((name, item[()])) if hasattr(item, "shape") else None
+        )
+    return [array for _, array in sorted(found, key=lambda entry: entry[0])]
+
+
+def judge_evaluate(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
+    """Compare the accuracy on the test digits, and how many of them are read alike."""
+    folders = (committed, room)
+    metrics = [read_json(folder / "data/evaluation/metrics.json") for folder in folders]
+    old, new = (content["test"]["accuracy"] for content in metrics)
+    tables = [read_csv(f / "data/evaluation/predictions.csv", ("predicted",)) for f in folders]
+    same_length = len(tables[0]) == len(tables[1])
+    alike = (tables[0]["predicted"] == tables[1]["predicted"]).mean() if same_length else 0.0
+    close = abs(old - new) <= ACCURACY and alike >= AGREEMENT
+    finding.worsen(
+        EQUIVALENT if close else DIFFERENT,
+        f"test accuracy {old:.4f}, here {new:.4f} (bound {ACCURACY}); "
+        f"{alike:.2%} of the test digits read alike (bound {AGREEMENT:.2%})",
+    )
+
+
+def judge_plot(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
+    """Compare the pictures pixel by pixel."""
+    for path in finding.outputs:
+        pictures = []
+        for folder in (committed, room):
+            with Image.open(folder / path) as picture:
+                pictures.append(np.asarray(picture.convert("L"), np.float64) / 255)
+        if pictures[0].shape != pictures[1].shape:
+            finding.worsen(DIFFERENT, f"{path} is of another size")
+        else:
+            mean = np.abs(pictures[0] - pictures[1]).mean()
+            verdict = EQUIVALENT if mean <= PICTURE else DIFFERENT
+            finding.worsen(verdict, f"{path} differs by {mean:.2%} a pixel (bound {PICTURE:.0%})")
+
+
+JUDGES = {"train": judge_train, "evaluate": judge_evaluate, "plot": judge_plot}
