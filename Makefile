@@ -5,11 +5,11 @@ BIN := $(CURDIR)/.venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # For the `python` that DVC calls.
 export PATH := $(BIN)$(if $(filter Windows_NT,$(OS)),;,:)$(PATH)
 
-.PHONY: help repro test verify lint lock
+.PHONY: help repro test verify verify-cpus lock-check lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with that recipe's parameters.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
@@ -22,12 +22,18 @@ test: lint ## Check the style and the types, then run every test.
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
 
+verify-cpus: .venv/runtime ## Train shortly under other processors, emulated by QEMU, and compare.
+	@$(BIN)/python -m tools.verify_cpus
+
+lock-check: .venv/runtime ## Check in a second that dvc.lock is of the last commit.
+	@$(BIN)/python -m tools.verify --lock
+
 lint: .venv/development ## Check the style and the types alone.
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 
-lock: .venv/development ## Pin the newest versions of everything in the two requirements files.
+requirements: .venv/development ## Pin the newest versions of everything in the two requirements files.
 	$(BIN)/uv pip compile $(LOCK) --upgrade pyproject.toml --output-file requirements.txt
 	$(BIN)/uv pip compile $(LOCK) --upgrade --group dev --constraints requirements.txt --output-file requirements-dev.txt
 

@@ -90,7 +90,6 @@ def main() -> None:
     parameters = EvaluateParameters.read()
     classes = read_classes(Path("data/raw/dataset.json"))
     history = read_csv(MODEL / "history.csv")
-    splits = {name: read_digits(PROCESSED / f"{name}.npz") for name in ("validation", "test")}
 
     # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
     from stages import network, runtime
@@ -98,11 +97,12 @@ def main() -> None:
     runtime.settle(parameters.threads)
     model = network.load(MODEL / "model.keras")
     metrics: dict[str, Any] = {}
-    for name, (images, labels) in splits.items():
+    for name in ("validation", "test"):  # one after the other, to hold one in memory
+        images, labels = read_digits(PROCESSED / f"{name}.npz")
         probabilities, loss = network.predict(model, images, labels, parameters.batch_size)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
         metrics[name] = {"loss": loss, **scores(actual, predicted)}
-    # The loop ends with the test digits.
+    # What the loop leaves behind is of the test digits.
     low, high = accuracy_interval(int((actual == predicted).sum()), len(actual))
     metrics["test"] |= {
         "accuracy_low": low,

@@ -35,6 +35,7 @@ def fit(
 
     Raises StageError where the loss stops being a number.
     """
+    keras.utils.set_random_seed(parameters.seed)
     steps = math.ceil(len(train[0]) / parameters.batch_size)
     compile_model(model, parameters, steps)
     stopping = early_stopping(parameters.early_stopping)

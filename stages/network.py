@@ -232,9 +232,13 @@ def predict(
 
     The loss is the one that the model was trained with.
     """
-    probabilities = portable(model).predict(images, batch_size, verbose=0)
-    loss = model.loss
-    if isinstance(probabilities, dict):
-        probabilities, loss = probabilities[MAIN], loss[MAIN]
+    twin = portable(model)
+    outputs = [
+        twin.predict_on_batch(images[start : start + batch_size])
+        for start in range(0, len(images), batch_size)
+    ]
+    two = has_two_outputs(model)
+    probabilities = np.concatenate([output[MAIN] if two else output for output in outputs])
+    loss = model.loss[MAIN] if two else model.loss
     losses = np.asarray(keras.losses.get(loss)(labels, probabilities))
     return probabilities, losses.mean(dtype=np.float64).item()

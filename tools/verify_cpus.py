@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +115,18 @@ def hashes(cpu: str | None) -> dict[str, str]:
     if cpu:
         command = [emulator(), "-cpu", cpu, *command]
     found: dict[str, str] = {}
+    said: deque[str] = deque(maxlen=20)
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         for line in process.stdout:
+            said.append(line)
             if line.startswith("{"):
                 found |= json.loads(line)
                 print(f"  {cpu or 'this machine'}: {len(found)} of {len(CASES)}", flush=True)
-        errors = process.stderr.read()
     if len(found) < len(CASES):
-        raise StageError(f"the probe failed on {cpu or 'this machine'}:\n{errors[-2000:]}")
+        raise StageError(f"the probe failed on {cpu or 'this machine'}:\n{''.join(said)}")
     return found
 
 
