@@ -23,7 +23,7 @@ SMALL = {
 class Project:
     """A clone of the project as it is in the working tree, committed, with an empty cache."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, values: dict[str, object] = SMALL) -> None:
         self.folder = folder
         listed = self.run("git", "-C", str(ROOT), "ls-files", "-z", cwd=ROOT).stdout
         for name in filter(None, listed.split("\0")):
@@ -31,7 +31,7 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / "dvc.lock").unlink(missing_ok=True)
-        self.set(SMALL)
+        self.set(values)
         self.run("git", "init", "-q")
         self.commit("start")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import write_json
-from stages.parameters import run
+from stages.parameters import PARAMETERS, read_yaml, run
 
 LOCK = Path("dvc.lock")
 RECORD = Path("fingerprint.json")
@@ -51,6 +51,7 @@ def fingerprint() -> dict[str, Any]:
         "processor": model,
         "python": platform.python_version(),
         "system": platform.system(),
+        "threads": {name: read_yaml(PARAMETERS)[name]["threads"] for name in ("train", "evaluate")},
         "vector_instructions": flags,
     }
 

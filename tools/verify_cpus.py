@@ -135,7 +135,8 @@ def emulator() -> str:
     for name in ("qemu-x86_64", "qemu-x86_64-static"):
         if path := shutil.which(name):
             return path
-    raise StageError("skipped: qemu-x86_64 is not on the PATH (Debian: apt-get install qemu-user)")
+    print("skipped: qemu-x86_64 is not on the PATH (Debian: apt-get install qemu-user)")
+    sys.exit(0)
 
 
 def table(results: dict[str, dict[str, str]]) -> str:
