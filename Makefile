@@ -1,9 +1,9 @@
 # The two commands a newcomer needs are `make repro` and `make test`.
 
 PYTHON ?= python3
-BIN := $(CURDIR)/.venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := .venv/bin
 # For the `python` that DVC calls.
-export PATH := $(BIN)$(if $(filter Windows_NT,$(OS)),;,:)$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help repro test verify verify-cpus lock-check lint requirements
 .DEFAULT_GOAL := help
@@ -13,8 +13,8 @@ help: ## Show this list.
 
 repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with that recipe's parameters.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
-	@$(BIN)/dvc repro
-	@$(BIN)/python -m tools.fingerprint
+	@before=$$(git hash-object dvc.lock 2>&1); $(BIN)/dvc repro && \
+		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.fingerprint; fi
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest

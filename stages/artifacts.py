@@ -40,12 +40,17 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def zip_member(archive: zipfile.ZipFile, name: str) -> Iterator[Any]:
-    """Open an uncompressed member of `archive` for writing, the same on every system and day."""
+def zip_member(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[Any]:
+    """Open an uncompressed member of about `size` bytes, the same on every system and day.
+
+    Knowing the size, zipfile writes the plain header where that will do; asked for a 64-bit one, it
+    writes other bytes before Python 3.11.4 than after.
+    """
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.create_system = 3
     member.external_attr = 0o644 << 16
-    with archive.open(member, "w", force_zip64=True) as stream:
+    member.file_size = size
+    with archive.open(member, "w") as stream:
         yield stream
 
 
@@ -53,7 +58,7 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write an uncompressed `.npz`: deflated bytes would differ between builds of zlib."""
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, array in arrays.items():
-            with zip_member(archive, f"{name}.npy") as stream:
+            with zip_member(archive, f"{name}.npy", array.nbytes) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
@@ -79,7 +84,7 @@ def read_csv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
         return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
-    except (ValueError, pd.errors.ParserError) as error:
+    except ValueError as error:
         raise StageError(f"{path}: not readable as CSV: {error}") from error
 
 

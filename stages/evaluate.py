@@ -34,16 +34,16 @@ class EvaluateParameters(Section):
     section: ClassVar = "evaluate"
 
     batch_size: int = Field(ge=1)
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=64)
 
 
-def scores(actual: Labels, predicted: Labels) -> dict[str, float]:
+def scores(actual: Labels, predicted: Labels, classes: int) -> dict[str, float]:
     """Return accuracy, and precision, recall and F1 averaged over classes, of class indices (n,).
 
-    A class that is never predicted has precision 0.
+    A class that is never predicted has precision 0, one that does not occur recall 0.
     """
     precision, recall, f1, _ = precision_recall_fscore_support(
-        actual, predicted, average="macro", zero_division=0
+        actual, predicted, labels=range(classes), average="macro", zero_division=0
     )
     accuracy = accuracy_score(actual, predicted)
     return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
@@ -101,7 +101,7 @@ def main() -> None:
         images, labels = read_digits(PROCESSED / f"{name}.npz")
         probabilities, loss = network.predict(model, images, labels, parameters.batch_size)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
-        metrics[name] = {"loss": loss, **scores(actual, predicted)}
+        metrics[name] = {"loss": loss, **scores(actual, predicted, len(classes))}
     # What the loop leaves behind is of the test digits.
     low, high = accuracy_interval(int((actual == predicted).sum()), len(actual))
     metrics["test"] |= {

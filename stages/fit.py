@@ -67,8 +67,8 @@ def batches(
 ) -> tf.data.Dataset:
     """Return batches in the order of `split`, or in one that `seed` draws anew each epoch.
 
-    The arrays stay in memory once; what is shuffled is their indices. Two outputs each get the
-    labels, by name.
+    What is shuffled is the indices; each batch is gathered from the arrays in memory. Two outputs
+    each get the labels, by name.
     """
     images, labels = (tf.constant(array) for array in split)
 
@@ -129,7 +129,7 @@ def learning_rate(
             return schedules.ExponentialDecay(rate, schedule.every * steps, schedule.factor)
         case "cosine":
             total = parameters.epochs * steps
-            warmup = round(schedule.warmup * total)
+            warmup = min(round(schedule.warmup * total), total - 1)
             if not warmup:
                 return schedules.CosineDecay(rate, total)
             return schedules.CosineDecay(
@@ -145,7 +145,9 @@ def callbacks(parameters: TrainParameters) -> list[keras.callbacks.Callback]:
     if parameters.schedule.name == "plateau":
         watchers.append(
             keras.callbacks.ReduceLROnPlateau(
-                factor=parameters.schedule.factor, patience=parameters.schedule.every
+                factor=parameters.schedule.factor,
+                patience=parameters.schedule.every,
+                min_delta=0.0,
             )
         )
     return watchers

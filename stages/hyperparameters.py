@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -83,7 +84,7 @@ class TrainParameters(Section):
     early_stopping: EarlyStopping
     metrics: list[Literal["accuracy", "precision", "recall"]] = Field(min_length=1)
     seed: Seed
-    threads: Positive
+    threads: Threads
 
     @model_validator(mode="after")
     def fits(self) -> Self:

@@ -26,8 +26,14 @@ MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
 def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
     """Return an untrained network from images (n, *shape) in [0, 1] to probabilities (n, classes).
 
-    The branched network returns a dictionary of two such outputs, `main` and `auxiliary`.
+    The branched network returns a dictionary of two such outputs, `main` and `auxiliary`. Raises
+    StageError where the pictures are too small for so many convolutions.
     """
+    if parameters.architecture != "dense" and min(shape) >> len(parameters.filters) == 0:
+        raise StageError(
+            f"model.filters has {len(parameters.filters)} convolutions, each halving the picture: "
+            f"too many for pictures of {shape[0]}x{shape[1]} pixels"
+        )
     keras.utils.set_random_seed(parameters.seed)
     inputs = keras.Input(shape, name="images")
     if parameters.architecture == "branched":
@@ -213,7 +219,7 @@ def save(model: keras.Model, loss: str, path: Path) -> None:
         members[name] = json.dumps(json.loads(members[name], object_hook=numbered)).encode()
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, content in members.items():
-            with zip_member(archive, name) as stream:
+            with zip_member(archive, name, len(content)) as stream:
                 stream.write(content)
 
 

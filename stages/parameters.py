@@ -1,7 +1,7 @@
 """Read one section of `params.yaml` and hold it to its type.
 
 Each stage declares its own section as a `Section` and reads nothing else. A wrong value stops the
-stage with one line before it touches a file.
+stage with one line before it reads or writes any other file.
 """
 
 import sys

@@ -53,13 +53,15 @@ class PlotParameters(Section):
     dpi: int = Field(ge=50, le=600)
 
 
-def picture_grid(pictures: Array, captions: list[str], columns: int, height: float) -> Figure:
-    """Return a figure of images (n, height, width) in rows of `columns`, each with its caption.
+def picture_grid(pictures: Array, captions: list[str], height: float) -> Figure:
+    """Return a figure of images (n, height, width) in rows of up to ten, each with its caption.
 
-    `height` is that of one row in inches.
+    `height` is that of one row in inches; a column is as wide as the longest line of a caption.
     """
+    columns = min(10, max(5, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
-    figure = Figure(figsize=(1.25 * columns, height * rows + 0.4))
+    longest = max((len(line) for text in captions for line in text.splitlines()), default=0)
+    figure = Figure(figsize=(max(1.25, 0.085 * longest) * columns, height * rows + 0.4))
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
@@ -71,8 +73,8 @@ def picture_grid(pictures: Array, captions: list[str], columns: int, height: flo
 def draw_samples(images: Array, labels: Array, classes: list[str]) -> Figure:
     """Return the first training digits in their original order, each under its label."""
     captions = [classes[label] for label in labels]
-    figure = picture_grid(images, captions, min(10, len(images)), 1.4)
-    figure.suptitle(f"The first {len(images)} training images and their labels")
+    figure = picture_grid(images, captions, 1.4)
+    figure.suptitle("The first training images and their labels")
     return figure
 
 
@@ -90,7 +92,7 @@ def draw_curves(history: pd.DataFrame) -> Figure:
             axes.plot(history["epoch"], values, "s--", color=ORANGE, label="validation")
         axes.axvline(chosen, color=GREY, linestyle=":", label=f"chosen: epoch {chosen}")
         axes.set(xlabel="epoch", title=name.replace("_", " "))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if name == measures[0]:
             axes.legend()
     figure.suptitle("Training against validation, epoch by epoch")
@@ -120,15 +122,14 @@ def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) 
 
 
 def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figure:
-    """Return the wrongly read test images, most confident first: actual, predicted, confidence."""
+    """Return the misclassified test images, most confident first, with actual and predicted."""
     mistakes = predictions[predictions["actual"] != predictions["predicted"]]
     worst = mistakes.sort_values(["confidence", "index"], ascending=[False, True]).head(count)
     captions = [
-        f"{row.actual} read as {row.predicted}\n{row.confidence:.1%} sure"
+        f"actual {row.actual}\npredicted {row.predicted}\n{row.confidence:.1%} sure"
         for row in worst.itertuples()
     ]
-    columns = min(10, max(5, len(worst)))
-    figure = picture_grid(images[worst["index"]], captions, columns, 1.7)
+    figure = picture_grid(images[worst["index"]], captions, 1.9)
     figure.suptitle(f"The {len(worst)} most confident of {len(mistakes)} mistakes on test images")
     return figure
 

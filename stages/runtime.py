@@ -2,6 +2,7 @@
 
 import os
 
+import keras
 import tensorflow as tf
 
 import stages
@@ -15,6 +16,12 @@ def settle(threads: int) -> None:
     """
     for name, value in stages.PINS.items():
         assert os.environ[name] == value, f"{name} was changed after stages was imported"
+    # The user's own keras.json and environment may say otherwise.
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)

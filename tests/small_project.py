@@ -17,6 +17,7 @@ SMALL = {
     "model.architecture": "dense",
     "model.hidden_units": [16],
     "train.epochs": 2,
+    "plot.dpi": 60,
 }
 
 

@@ -10,7 +10,7 @@ PREDICTED = np.array([0, 0, 1, 1, 1, 0])
 
 
 def test_scores_by_hand():
-    found = scores(ACTUAL, PREDICTED)
+    found = scores(ACTUAL, PREDICTED, 3)
     assert found["accuracy"] == pytest.approx(4 / 6)
     # Class 0: 2 of 3 predicted are right, 2 of 3 found. 1: 2 of 3, 2 of 2. 2: never predicted.
     assert found["precision"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)

@@ -45,6 +45,12 @@ def test_notebook_network_has_the_parameters_of_the_page(model_with):
     assert model.count_params() == 784 * 128 + 128 + 128 * 10 + 10 == 101_770
 
 
+def test_too_many_convolutions_for_the_picture_are_refused(model_with):
+    with pytest.raises(StageError, match=r"model\.filters has 4 convolutions.* 8x8 pixels"):
+        network.build(model_with(filters=[2, 2, 2, 2]), (8, 8), CLASSES)
+    network.build(model_with(filters=[2, 2, 2]), (8, 8), CLASSES)
+
+
 def test_initial_weights_follow_the_seed(model_with):
     def first(seed):
         return network.build(model_with(seed=seed), SHAPE, CLASSES).get_weights()[0]

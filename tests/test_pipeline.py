@@ -70,6 +70,31 @@ def test_a_change_reruns_just_what_depends_on_it(project, key, value, rerun):
     project.run("dvc", "checkout", "-q", "--force")
 
 
+def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
+    project.set(
+        {
+            "model.architecture": "branched",
+            "model.filters": [2, 3],
+            "train.metrics": ["precision", "recall"],
+            "train.epochs": 3,
+            "train.learning_rate": 1e-9,
+            "train.schedule.name": "plateau",
+            "train.early_stopping.enabled": True,
+            "train.early_stopping.patience": 1,
+            "train.early_stopping.min_delta": 0.5,
+        }
+    )
+    assert project.repro() == ["train", "evaluate", "plot"]
+    history = pd.read_csv(project.folder / "data/model/history.csv")
+    assert {"precision", "val_recall", "main_loss", "val_auxiliary_loss"} <= set(history)
+    metrics = json.loads((project.folder / "data/evaluation/metrics.json").read_text())
+    assert metrics["train"] == {"epochs": 2, "chosen_epoch": 1}  # the second improved too little
+    # The main output is the one that is judged.
+    assert metrics["validation"]["loss"] == pytest.approx(history["val_main_loss"][0], rel=1e-3)
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q", "--force")
+
+
 def test_deleted_outputs_come_back_without_training(project):
     (project.folder / "data/model/model.keras").unlink()
     before = (project.folder / "dvc.lock").read_bytes()

@@ -64,7 +64,7 @@ def test_worst_mistakes_come_first(predictions):
     figure = plot.draw_mistakes(images, predictions, 2)
     drawn = [axes.images[0].get_array().max() for axes in figure.axes if axes.images]
     assert drawn == [3, 4]  # equally sure: in their order
-    assert "class 0 read as class 1\n80.0% sure" in texts(figure)
+    assert "actual class 0\npredicted class 1\n80.0% sure" in texts(figure)
     assert "The 2 most confident of 3 mistakes on test images" in texts(figure)
 
 

@@ -94,4 +94,4 @@ def test_unknown_section_is_refused(folder):
     with Path("params.yaml").open("a") as file:
         file.write("modle: {}\n")
     with pytest.raises(StageError, match=r"modle is not a known section; they are download"):
-        recipe.check(Path("params.yaml"))
+        recipe.check(values())

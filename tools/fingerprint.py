@@ -35,8 +35,9 @@ LIBRARIES = (
 )
 
 
-def fingerprint() -> dict[str, Any]:
-    """Return the processor, its vector instructions, the system and the libraries here."""
+def fingerprint(project: Path) -> dict[str, Any]:
+    """Return the processor, the system, the libraries here, and the threads of the project."""
+    parameters = read_yaml(project / PARAMETERS)
     model, flags = processor()
     installed = {
         name: found.version
@@ -51,7 +52,7 @@ def fingerprint() -> dict[str, Any]:
         "processor": model,
         "python": platform.python_version(),
         "system": platform.system(),
-        "threads": {name: read_yaml(PARAMETERS)[name]["threads"] for name in ("train", "evaluate")},
+        "threads": {name: parameters[name]["threads"] for name in ("train", "evaluate")},
         "vector_instructions": flags,
     }
 
@@ -75,24 +76,24 @@ def hardware_promises_same_bytes(record: dict[str, Any]) -> bool:
     return x86 and {"avx2", "fma"} <= set(record["vector_instructions"].split())
 
 
-def recorded() -> dict[str, Any] | None:
-    """Return the fingerprint recorded for this very dvc.lock, or None where there is none."""
+def recorded(project: Path) -> dict[str, Any] | None:
+    """Return the fingerprint recorded for the project's very dvc.lock, or None."""
     try:
-        record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((project / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if record.get("dvc_lock") == checksum() else None
+    return record if record.get("dvc_lock") == checksum(project) else None
 
 
-def checksum() -> str:
+def checksum(project: Path) -> str:
     """Return the SHA-256 of dvc.lock, by which the record belongs to it."""
-    return hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    return hashlib.sha256((project / LOCK).read_bytes()).hexdigest()
 
 
 def main() -> None:
-    """Write the record, unless the one there is of this dvc.lock."""
-    if recorded() is None:
-        write_json(RECORD, {**fingerprint(), "dvc_lock": checksum()})
+    """Write the record."""
+    here = Path()
+    write_json(RECORD, {**fingerprint(here), "dvc_lock": checksum(here)})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "diffe
 
 # What another processor or thread count may bring (the README says how this was measured).
 ACCURACY = 0.003  # largest difference of an accuracy
-AGREEMENT = 0.995  # smallest share of test digits read alike
+AGREEMENT = 0.995  # smallest share of test digits predicted alike
+LOSS = 0.2  # largest relative difference of the validation loss
 PICTURE = 0.02  # largest mean difference of a picture's pixels, of 1
 
 Outputs = dict[str, str]  # path to MD5, as dvc.lock has them
@@ -51,37 +52,44 @@ def compare(
     reproduction; `before` and `after` are their dvc.lock.
     """
     findings: list[Finding] = []
-    for stage in after["stages"]:
+    for stage in [
+        *before["stages"],
+        *(name for name in after["stages"] if name not in before["stages"]),
+    ]:
         finding = Finding(stage)
         old, new = listed(before, stage, "outs"), listed(after, stage, "outs")
         finding.outputs = sorted(path for path in old | new if old.get(path) != new.get(path))
-        if finding.outputs:
-            judge = JUDGES.get(stage)
-            if judge is None or set(old) != set(new):
-                finding.worsen(DIFFERENT, "its bytes are promised on every machine")
-            else:
-                judge(finding, committed, room, old)
+        if set(old) != set(new):
+            finding.worsen(DIFFERENT, "it does not have the outputs that dvc.lock lists")
+        elif finding.outputs and stage not in JUDGES:
+            finding.worsen(DIFFERENT, "its bytes are promised on every machine")
+        elif finding.outputs:
+            JUDGES[stage](finding, committed, room, old)
         findings.append(finding)
     return findings
 
 
 def judge_train(finding: Finding, committed: Path, room: Path, outputs: Outputs) -> None:
-    """Compare the accuracy of the chosen epoch, and the weights where the cache has them."""
+    """Compare the loss of the chosen epoch, and the weights where the cache has them."""
     histories = [read_csv(folder / "data/model/history.csv") for folder in (committed, room)]
     old, new = (table.loc[table["chosen"] == 1, "val_loss"].item() for table in histories)
-    finding.worsen(EQUIVALENT, f"validation loss of the chosen epoch {old:.6f}, here {new:.6f}")
+    finding.worsen(
+        EQUIVALENT if abs(old - new) <= LOSS * old else DIFFERENT,
+        f"validation loss of the chosen epoch {old:.6f}, here {new:.6f} (bound {LOSS:.0%})",
+    )
     path = "data/model/model.keras"
     cached = Path(".dvc/cache/files/md5") / outputs[path][:2] / outputs[path][2:]
-    if path in finding.outputs and cached.is_file():
-        largest = max(
-            float(np.abs(a - b).max())
-            for a, b in zip(weights(cached), weights(room / path), strict=True)
-        )
+    if path not in finding.outputs:
+        return
+    if not cached.is_file():
+        finding.notes.append("the recorded model is not in the cache, so no weights to compare")
+        return
+    recorded, reproduced = weights(cached), weights(room / path)
+    if [array.shape for array in recorded] != [array.shape for array in reproduced]:
+        finding.worsen(DIFFERENT, "the weights have other shapes")
+    else:
+        largest = max(np.abs(a - b).max() for a, b in zip(recorded, reproduced, strict=True))
         finding.notes.append(f"weights differ by at most {largest:.3g}")
-    elif path in finding.outputs:
-        finding.notes.append(
-            "the recorded model is not in the cache, so its weights can't be compared"
-        )
 
 
 def weights(path: Path) -> list[np.ndarray[Any, Any]]:
@@ -99,7 +107,7 @@ def weights(path: Path) -> list[np.ndarray[Any, Any]]:
 
 
 def judge_evaluate(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
-    """Compare the accuracy on the test digits, and how many of them are read alike."""
+    """Compare the accuracy on the test digits, and how many of them are predicted alike."""
     folders = (committed, room)
     metrics = [read_json(folder / "data/evaluation/metrics.json") for folder in folders]
     old, new = (content["test"]["accuracy"] for content in metrics)
@@ -110,7 +118,7 @@ def judge_evaluate(finding: Finding, committed: Path, room: Path, _: Outputs) ->
     finding.worsen(
         EQUIVALENT if close else DIFFERENT,
         f"test accuracy {old:.4f}, here {new:.4f} (bound {ACCURACY}); "
-        f"{alike:.2%} of the test digits read alike (bound {AGREEMENT:.2%})",
+        f"{alike:.2%} of the test digits predicted alike (bound {AGREEMENT:.2%})",
     )
 
 

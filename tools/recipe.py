@@ -16,6 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.artifacts import write_text
 from stages.download import DownloadParameters
 from stages.evaluate import EvaluateParameters
 from stages.hyperparameters import ModelParameters, TrainParameters
@@ -34,15 +35,16 @@ SECTIONS = (
 RECIPES = Path("recipes")
 
 
-def check(path: Path) -> None:
-    """Raise StageError unless `path` holds every section, each with valid values, and no other."""
-    content = read_yaml(path)
+def check(content: Mapping[str, Any]) -> None:
+    """Raise StageError unless `content` has every section, each with valid values, and no other."""
     names = [section.section for section in SECTIONS]
     for name in content:
         if name not in names:
-            raise StageError(f"{path}: {name} is not a known section; they are {', '.join(names)}")
+            raise StageError(
+                f"{PARAMETERS}: {name} is not a known section; they are {', '.join(names)}"
+            )
     for section in SECTIONS:
-        section.check(content.get(section.section), path)
+        section.check(content.get(section.section))
 
 
 def merged(parameters: str, recipe: Mapping[str, Any]) -> str:
@@ -86,12 +88,8 @@ def apply(name: str) -> None:
             f"or go back with `git checkout {PARAMETERS}`"
         )
     new = merged(committed, read_yaml(recipes[name]))
-    PARAMETERS.write_text(new, encoding="utf-8", newline="")
-    try:
-        check(PARAMETERS)
-    except StageError:
-        PARAMETERS.write_text(current, encoding="utf-8", newline="")
-        raise
+    check(YAML(typ="safe", pure=True).load(new))
+    write_text(PARAMETERS, new)
 
 
 def main() -> None:
@@ -103,7 +101,7 @@ def main() -> None:
         apply(name)
         print(f"{PARAMETERS} now holds the recipe {name}; `git diff {PARAMETERS}` shows it")
     else:
-        check(PARAMETERS)
+        check(read_yaml(PARAMETERS))
 
 
 if __name__ == "__main__":

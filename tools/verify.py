@@ -31,7 +31,7 @@ from typing import Any
 import stages
 from stages.artifacts import write_json, write_text
 from stages.catalogue import CATALOGUE
-from stages.download import RAW, DownloadParameters, is_right
+from stages.download import RAW, DownloadParameters, download, is_right
 from stages.parameters import StageError, read_yaml, run
 from tools import fingerprint
 from tools.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, compare, listed
@@ -40,22 +40,37 @@ REPORTS = Path("reports")
 
 
 def stale(room: Path, lock: dict[str, Any]) -> dict[str, list[str]]:
-    """Return, for each stage, what the commit itself contradicts in its dvc.lock."""
-    parameters = read_yaml(room / "params.yaml")
-    found: dict[str, list[str]] = {}
-    graph = read_yaml(room / "dvc.yaml")["stages"]
-    for stage in graph:
-        notes = found.setdefault(stage, [])
-        if stage not in lock.get("stages", {}):
-            notes.append("dvc.lock does not have the stage")
+    """Return, for each stage, what the commit checked out in `room` contradicts in its dvc.lock."""
+    parameters, graph = read_yaml(room / "params.yaml"), read_yaml(room / "dvc.yaml")["stages"]
+    recorded = lock.get("stages", {})
+    made = {path: md5 for stage in recorded for path, md5 in listed(lock, stage, "outs").items()}
+    found: dict[str, list[str]] = {stage: [] for stage in [*recorded, *graph]}
+    for stage, notes in found.items():
+        if stage not in recorded or stage not in graph:
+            notes.append(f"{stage} is a stage in only one of dvc.yaml and dvc.lock")
             continue
-        for path in set(graph[stage]["deps"]) ^ set(listed(lock, stage, "deps")):
-            notes.append(f"{path} is a dependency in only one of dvc.yaml and dvc.lock")
+        listing, entry = graph[stage], recorded[stage]
+        keys = entry.get("params", {}).get("params.yaml", {})
+        outs = [out for kind in ("outs", "metrics", "plots") for out in listing.get(kind, [])]
+        pairs = {
+            "command": ({listing["cmd"]}, {entry["cmd"]}),
+            "dependency": (set(listing["deps"]), set(listed(lock, stage, "deps"))),
+            "parameter": (set(listing.get("params", [])), set(keys)),
+            "output": (
+                {next(iter(out)) if isinstance(out, dict) else out for out in outs},
+                set(listed(lock, stage, "outs")),
+            ),
+        }
+        for kind, (ours, theirs) in pairs.items():
+            for name in sorted(ours ^ theirs):
+                notes.append(f"{name} is its {kind} in only one of dvc.yaml and dvc.lock")
         for path, md5 in {**listed(lock, stage, "deps"), **listed(lock, stage, "outs")}.items():
             file = room / path
             if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != md5:  # noqa: S324  # DVC's
                 notes.append(f"{path} in the commit is not the file that dvc.lock records")
-        for key, value in lock["stages"][stage].get("params", {}).get("params.yaml", {}).items():
+            elif made.get(path, md5) != md5:
+                notes.append(f"{path} is not what dvc.lock says the earlier stage made")
+        for key, value in keys.items():
             if value != (now := lookup(parameters, key)):
                 notes.append(f"{key} is {now!r} in params.yaml and {value!r} in dvc.lock")
     return found
@@ -69,8 +84,9 @@ def lookup(parameters: Any, key: str) -> Any:
 
 
 def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None:
-    """Copy the raw files, each held to the catalogue; what is not there is downloaded later."""
-    for file in CATALOGUE[parameters.dataset].files:
+    """Copy the raw files, each held to the catalogue; what is missing is downloaded first."""
+    dataset = CATALOGUE[parameters.dataset]
+    for file in dataset.files:
         if not (source / file.name).exists():
             continue
         if not is_right(source / file.name, file):
@@ -80,13 +96,16 @@ def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None
             )
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file.name, target / file.name)
+    download(dataset, parameters.folder, target)  # with the right date: certificates expire
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
     """Return the environment without the project's own pins: it has to set them itself."""
     environment = {name: value for name, value in os.environ.items() if name not in stages.PINS}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["DVC_SITE_CACHE_DIR"] = str(folder / "site cache")
+    # Nothing of what DVC keeps or is told elsewhere on this machine.
+    for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR"):
+        environment[f"DVC_{name}"] = str(folder / name)
     return environment
 
 
@@ -95,7 +114,7 @@ def perturbed(environment: dict[str, str], folder: Path) -> dict[str, str]:
     import libfaketime  # of the development dependencies, and for Linux alone
 
     home = folder / "home"
-    home.mkdir()
+    write_json(home / ".keras/keras.json", {"floatx": "float64", "epsilon": 0.001})
     _, preload = libfaketime.get_reload_information()
     return environment | {
         "TZ": "XYZ-14",
@@ -184,7 +203,7 @@ def report_of(room: Path, committed: Path, perturb: bool) -> dict[str, Any]:
     for finding in findings:
         for note in contradictions[finding.stage]:
             finding.worsen(DIFFERENT, note)
-    here, there = fingerprint.fingerprint(), fingerprint.recorded()
+    here, there = fingerprint.fingerprint(committed), fingerprint.recorded(committed)
     machines = [here] if there is None else [here, there]
     promised = all(fingerprint.hardware_promises_same_bytes(machine) for machine in machines)
     return {
@@ -192,10 +211,10 @@ def report_of(room: Path, committed: Path, perturb: bool) -> dict[str, Any]:
         "perturbed": perturb,
         "first_divergence": next((f.stage for f in findings if f.verdict != IDENTICAL), None),
         "stages": [vars(finding) for finding in findings],
-        "promise": "On both machines every byte is promised to be the same."
+        "promise": "Every byte is promised to be the same here."
         if promised
-        else "Between these machines raw and prepared data are promised to be the same bytes; "
-        "trained weights, metrics and pictures to be equivalent.",
+        else "Raw and prepared data are promised to be the same bytes here; trained weights, "
+        "metrics and pictures to be equivalent.",
         "environment": environment_table(here, there),
     }
 

@@ -2,8 +2,9 @@
 
 QEMU's user-mode emulation (Debian's package qemu-user) runs the same program with another
 processor's instructions, model number and caches. Each case is a short training on made-up
-pictures and a prediction; its hash is of the weights, the history and the probabilities. The table
-goes to reports/cpus.md; exits with 1 where a hash differs from this machine's own.
+pictures and a prediction, its hash that of the weights, the history and the probabilities; the
+last is of metrics, predictions and pictures. The table goes to reports/cpus.md; exits with 1 where
+a hash differs from this machine's own.
 
     python -m tools.verify_cpus [CPU ...]
 """
@@ -15,13 +16,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
 
+from stages import evaluate, plot
 from stages.artifacts import write_text
 from stages.hyperparameters import ModelParameters, TrainParameters
 from stages.parameters import PARAMETERS, StageError, read_yaml, run
@@ -30,11 +35,11 @@ CPUS = ("Haswell", "Skylake-Client", "EPYC-Milan")
 REPORT = Path("reports/cpus.md")
 STEPS = 3  # of training; a difference in one kernel shows after the first
 
-# Each value of each enumerated key at least once, on top of params.yaml.
+# On top of params.yaml: each architecture, API, optimizer, schedule and loss at least once.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "params.yaml": {},
     "dense, adam, batch 32": {
-        "model": {"architecture": "dense", "batch_normalization": False},
+        "model": {"architecture": "dense", "api": "sequential", "batch_normalization": False},
         "train": {"optimizer": "adam", "batch_size": 32, "schedule": {"name": "constant"}},
     },
     "dense, sgd, squared error": {
@@ -61,16 +66,22 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"batch_normalization": False},
         "train": {"optimizer": "adagrad"},
     },
-    "branched, nadam": {"model": {"architecture": "branched"}, "train": {"optimizer": "nadam"}},
+    "branched, nadam": {
+        "model": {"architecture": "branched", "api": "functional"},
+        "train": {"optimizer": "nadam"},
+    },
     "branched, adamax, squared error": {
-        "model": {"architecture": "branched"},
+        "model": {"architecture": "branched", "api": "functional"},
         "train": {"optimizer": "adamax", "loss": "mean_squared_error"},
     },
     "branched, adadelta, dropout": {
-        "model": {"architecture": "branched", "dropout": 0.3},
+        "model": {"architecture": "branched", "api": "functional", "dropout": 0.3},
         "train": {"optimizer": "adadelta"},
     },
 }
+
+REPORTING = "metrics and pictures"
+NAMES = [*CASES, REPORTING]
 
 
 def probe() -> None:
@@ -83,7 +94,8 @@ def probe() -> None:
     rng = np.random.default_rng(0)
     for name, changes in CASES.items():
         model_values = content["model"] | changes.get("model", {})
-        train_values = content["train"] | {"epochs": 2} | changes.get("train", {})
+        plain = {} if name == "params.yaml" else {"momentum": 0.0, "nesterov": False}
+        train_values = content["train"] | plain | {"epochs": 2} | changes.get("train", {})
         schedule = changes.get("train", {}).get("schedule", {})
         train_values["schedule"] = content["train"]["schedule"] | schedule
         parameters = TrainParameters.check(train_values)
@@ -96,7 +108,7 @@ def probe() -> None:
         model.set_weights(twin.get_weights())
         model.compile("sgd", loss=twin.loss)
         batch_size = content["evaluate"]["batch_size"]
-        repeats = (2 * batch_size // count, 1)  # more than one batch, and a part of one
+        repeats = (max(1, 2 * batch_size // count), 1)  # more than one batch, and a part of one
         probabilities, loss = network.predict(
             model, np.tile(images, (*repeats, 1)), np.tile(labels, repeats), batch_size
         )
@@ -104,6 +116,36 @@ def probe() -> None:
         for array in (*twin.get_weights(), probabilities, np.float64(loss)):
             digest.update(array.tobytes())
         print(json.dumps({name: digest.hexdigest()}), flush=True)
+    print(json.dumps({REPORTING: reporting()}), flush=True)
+
+
+def reporting() -> str:
+    """Return the hash of what the last two stages make of made-up predictions and a history."""
+    rng = np.random.default_rng(1)
+    actual, predicted = rng.integers(0, 10, 500), rng.integers(0, 10, 500)
+    classes = list(map(str, range(10)))
+    probabilities = rng.random((500, 10), np.float32)
+    predictions = evaluate.prediction_table(actual, probabilities, classes)
+    columns = ("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate")
+    history = pd.DataFrame({"epoch": range(1, 6), **{name: rng.random(5) for name in columns}})
+    history["chosen"] = [0, 0, 0, 1, 0]
+    figures = {
+        "samples": plot.draw_samples(rng.random((10, 28, 28)), actual[:10], classes),
+        "curves": plot.draw_curves(history),
+        "confusion": plot.draw_confusion(predictions["actual"], predictions["predicted"], classes),
+        "mistakes": plot.draw_mistakes(rng.random((500, 28, 28)), predictions, 20),
+    }
+    metrics = [
+        evaluate.scores(actual, predicted, 10),
+        evaluate.class_scores(actual, predicted, classes),
+        evaluate.accuracy_interval(497, 500),
+    ]
+    digest = hashlib.sha256((json.dumps(metrics) + predictions.to_csv()).encode())
+    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(plot.STYLE):
+        for name, figure in figures.items():
+            plot.save(figure, Path(folder) / name, 120)
+            digest.update((Path(folder) / name).read_bytes())
+    return digest.hexdigest()
 
 
 def hashes(cpu: str | None) -> dict[str, str]:
@@ -124,8 +166,8 @@ def hashes(cpu: str | None) -> dict[str, str]:
             said.append(line)
             if line.startswith("{"):
                 found |= json.loads(line)
-                print(f"  {cpu or 'this machine'}: {len(found)} of {len(CASES)}", flush=True)
-    if len(found) < len(CASES):
+                print(f"  {cpu or 'this machine'}: {len(found)} of {len(NAMES)}", flush=True)
+    if len(found) < len(NAMES):
         raise StageError(f"the probe failed on {cpu or 'this machine'}:\n{''.join(said)}")
     return found
 
@@ -143,7 +185,7 @@ def table(results: dict[str, dict[str, str]]) -> str:
     """Return the hashes as Markdown, the first eight digits of each, one row a case."""
     lines = ["| case | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
     native = next(iter(results.values()))
-    for case in CASES:
+    for case in NAMES:
         cells = [
             f"`{found[case][:8]}`" + ("" if found[case] == native[case] else " ≠")
             for found in results.values()
