@@ -51,7 +51,7 @@ def refusal(call) -> str:
 
 
 def test_the_projects_parameters_are_valid():
-    check(PARAMETERS)
+    check(read_yaml(PARAMETERS))
     assert list(VALUES) == [section.section for section in SECTIONS]
 
 

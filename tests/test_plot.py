@@ -77,7 +77,8 @@ def test_no_mistakes_is_a_picture_too(predictions, tmp_path):
 
 def test_samples_carry_their_class_names():
     figure = plot.draw_samples(np.zeros((3, 8, 8)), np.array([2, 0, 1]), CLASSES)
-    assert [axes.get_title() for axes in figure.axes] == ["class 2", "class 0", "class 1"]
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles == ["class 2", "class 0", "class 1"]
 
 
 def test_picture_has_the_same_bytes_twice_and_names_no_program(history, tmp_path):
