@@ -19,7 +19,7 @@ def watch_files(event, arguments):
     if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
         path = Path(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100  # links stay links
         writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if path.is_relative_to(ROOT):
+        if path.is_relative_to(ROOT) and (writes or path.is_file()):
             name = path.relative_to(ROOT).as_posix().removesuffix(".part")
             opened["writes" if writes else "reads"][name] += 1
 

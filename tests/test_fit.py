@@ -55,7 +55,7 @@ def test_cosine_schedule_without_warmup_starts_at_the_top(train_with):
 def test_warmup_leaves_a_step_to_come_down_in(train_with):
     parameters = train_with(epochs=1, learning_rate=1.0, schedule={"name": "cosine", "warmup": 0.9})
     assert rates(parameters, 2, 2) == pytest.approx([0.0, 1.0])
-    assert fit.learning_rate(parameters, 1)(0) == pytest.approx(1.0)
+    assert float(fit.learning_rate(parameters, 1)(0)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,10 @@ def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
     assert {"precision", "val_recall", "main_loss", "val_auxiliary_loss"} <= set(history)
     metrics = json.loads((project.folder / "data/evaluation/metrics.json").read_text())
     assert metrics["train"] == {"epochs": 2, "chosen_epoch": 1}  # the second improved too little
-    # The main output is the one that is judged.
-    assert metrics["validation"]["loss"] == pytest.approx(history["val_main_loss"][0], rel=1e-3)
+    # The main output is the one that is judged. Keras averages its loss over batches, whatever
+    # their size, so the two are not equal to the last digit.
+    assert metrics["validation"]["loss"] == pytest.approx(history["val_main_loss"][0], rel=0.01)
+    assert history["val_loss"][0] > 1.2 * history["val_main_loss"][0]
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q", "--force")
 

@@ -165,7 +165,7 @@ def test_stale_metrics_are_caught_without_running_anything(project):
             "dvc.yaml",
             "- stages/plot.py",
             "- stages/plot.py\n      - README.md",
-            "README.md is a depen",
+            "README.md is its depen",
         ),
     ],
 )
