@@ -52,7 +52,7 @@ def fingerprint(project: Path) -> dict[str, Any]:
         "processor": model,
         "python": platform.python_version(),
         "system": platform.system(),
-        "threads": {name: parameters[name]["threads"] for name in ("train", "evaluate")},
+        "threads": {name: parameters[name]["threads"] for name in ("evaluate", "train")},
         "vector_instructions": flags,
     }
 
