@@ -44,7 +44,7 @@ LOCK := --quiet --universal --python-version 3.11 --fork-strategy fewest --gener
 .venv/runtime: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.11"; exit 1; }
-	@echo "Installing the pinned dependencies into .venv, once: 0.6 GB to fetch, 2 GB on disk"
+	@echo "Installing the pinned dependencies into .venv, once: 2 GB on disk"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
 	@touch $@
