@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
-from stages.hyperparameters import EarlyStopping, TrainParameters
+from stages.augment import augmented
+from stages.hyperparameters import Augmentation, EarlyStopping, TrainParameters
 from stages.network import AUXILIARY, MAIN, has_two_outputs
 from stages.parameters import StageError
 
@@ -41,8 +42,8 @@ def fit(
     stopping = early_stopping(parameters.early_stopping)
     two = has_two_outputs(model)
     history = model.fit(
-        batches(train, parameters.batch_size, parameters.seed, two),
-        validation_data=batches(validation, parameters.batch_size, two_outputs=two),
+        batches(train, parameters.batch_size, two, parameters.seed, parameters.augmentation),
+        validation_data=batches(validation, parameters.batch_size, two),
         epochs=parameters.epochs,
         callbacks=[*callbacks(parameters), *stopping],
         shuffle=False,  # batches() does
@@ -63,12 +64,16 @@ def fit(
 
 
 def batches(
-    split: Split, batch_size: int, seed: int | None = None, two_outputs: bool = False
+    split: Split,
+    batch_size: int,
+    two_outputs: bool = False,
+    seed: int | None = None,
+    augmentation: Augmentation | None = None,
 ) -> tf.data.Dataset:
     """Return batches in the order of `split`, or in one that `seed` draws anew each epoch.
 
-    What is shuffled is the indices; each batch is gathered from the arrays in memory. Two outputs
-    each get the labels, by name.
+    What is shuffled is the indices; each batch is gathered from the arrays in memory and its images
+    moved as `augmentation` says. Two outputs each get the labels, by name.
     """
     images, labels = (tf.constant(array) for array in split)
 
@@ -81,7 +86,14 @@ def batches(
     indices = tf.data.Dataset.range(len(split[0]))
     if seed is not None:
         indices = indices.shuffle(len(split[0]), seed=seed)
-    return indices.batch(batch_size).map(gather).prefetch(2)
+    dataset = indices.batch(batch_size).map(gather)
+    if augmentation is not None and any(augmentation.model_dump().values()):
+        # Two numbers for each batch, other ones each epoch, decide how its pictures are moved.
+        draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
+        dataset = tf.data.Dataset.zip(dataset, draws).map(
+            lambda batch, draw: (augmented(batch[0], draw, augmentation), batch[1])
+        )
+    return dataset.prefetch(2)
 
 
 def compile_model(model: keras.Model, parameters: TrainParameters, steps: int) -> None:

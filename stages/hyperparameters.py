@@ -11,6 +11,7 @@ from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=64)]
+Group = Annotated[list[Positive], Field(min_length=1, max_length=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -21,7 +22,7 @@ class ModelParameters(Section):
 
     architecture: Literal["dense", "convolutional", "branched"]
     api: Literal["sequential", "functional"]
-    filters: list[Positive] = Field(min_length=1, max_length=4)
+    filters: list[Group] = Field(min_length=1, max_length=4)
     hidden_units: list[Positive] = Field(max_length=8)
     batch_normalization: bool
     dropout: float = Field(ge=0, lt=1)
@@ -55,6 +56,16 @@ class Schedule(Section):
     warmup: float = Field(ge=0, lt=1)
 
 
+class Augmentation(Section):
+    """How far training digits are moved at random, anew each time they are seen."""
+
+    section: ClassVar = "train.augmentation"
+
+    shift: float = Field(ge=0)
+    rotation: float = Field(ge=0, le=180)
+    zoom: float = Field(ge=0, lt=1)
+
+
 class EarlyStopping(Section):
     """When to stop before the last epoch."""
 
@@ -81,6 +92,7 @@ class TrainParameters(Section):
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool
     schedule: Schedule
+    augmentation: Augmentation
     early_stopping: EarlyStopping
     metrics: list[Literal["accuracy", "precision", "recall"]] = Field(min_length=1)
     seed: Seed

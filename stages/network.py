@@ -29,10 +29,10 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     The branched network returns a dictionary of two such outputs, `main` and `auxiliary`. Raises
     StageError where the pictures are too small for so many convolutions.
     """
-    if parameters.architecture != "dense" and min(shape) >> len(parameters.filters) == 0:
+    if parameters.architecture != "dense" and side_left(parameters, min(shape)) < 1:
         raise StageError(
-            f"model.filters has {len(parameters.filters)} convolutions, each halving the picture: "
-            f"too many for pictures of {shape[0]}x{shape[1]} pixels"
+            f"model.filters is {parameters.filters}: too many convolutions for pictures of "
+            f"{shape[0]}x{shape[1]} pixels, nothing would be left of them; take some away"
         )
     keras.utils.set_random_seed(parameters.seed)
     inputs = keras.Input(shape, name="images")
@@ -47,22 +47,32 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     return keras.Model(inputs, chain(layers, inputs))
 
 
+def side_left(parameters: ModelParameters, side: int) -> int:
+    """Return what the convolutions leave of a picture's `side`, in pixels; less than 1 for nothing.
+
+    Without zeros around it, a convolution takes its width less one; each group halves the rest.
+    """
+    first, *rest = parameters.filters
+    if parameters.architecture == "convolutional":
+        side -= 4 + 2 * (len(first) - 1)
+    side //= 2
+    for group in rest:
+        side = (side - 2 * len(group)) // 2
+    return side
+
+
 def has_two_outputs(model: keras.Model) -> bool:
     """Return whether `model` has an auxiliary output beside the main one."""
     return len(model.outputs) == 2
 
 
 def convolutional(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> Layers:
-    """Return convolutions that halve the picture while their channels grow, then dense layers."""
+    """Return groups of convolutions, then dense layers."""
     first, *rest = parameters.filters
     return [
         keras.layers.Reshape((*shape, 1)),
-        *convolution(first, 5, parameters.batch_normalization),
-        *[
-            layer
-            for filters in rest
-            for layer in convolution(filters, 3, parameters.batch_normalization)
-        ],
+        *convolutions(first, parameters.batch_normalization, width=5),
+        *[layer for group in rest for layer in convolutions(group, parameters.batch_normalization)],
         keras.layers.Flatten(),
         *dense(parameters),
         classifier(classes, MAIN),
@@ -74,33 +84,46 @@ def branched(
 ) -> dict[str, keras.KerasTensor]:
     """Return the outputs of a network that looks at two scales and is judged at two depths.
 
-    Two convolutions of different width see the same picture and are merged; an auxiliary classifier
-    reads the merged features and gives the early layers a short path for their gradient, as in
-    Szegedy et al., "Going deeper with convolutions", 2015.
+    The first group of convolutions exists twice, of different width; both see the same picture, and
+    what they find is merged. An auxiliary classifier reads the merged features and gives the early
+    layers a short path for their gradient, as in Szegedy et al., "Going deeper with convolutions",
+    2015.
     """
     first, *rest = parameters.filters
     picture = keras.layers.Reshape((*shape, 1))(inputs)
+    # Zeros around the picture, so that both widths leave maps of the same size.
     branches = [
-        chain(convolution(first, width, parameters.batch_normalization), picture)
+        chain(convolutions(first, parameters.batch_normalization, width, "same"), picture)
         for width in (3, 5)
     ]
     merged = keras.layers.Concatenate()(branches)
     features = merged
-    for filters in rest:
-        features = chain(convolution(filters, 3, parameters.batch_normalization), features)
+    for group in rest:
+        features = chain(convolutions(group, parameters.batch_normalization), features)
     trunk = [keras.layers.Flatten(), *dense(parameters), classifier(classes, MAIN)]
     side = [keras.layers.GlobalAveragePooling2D(), classifier(classes, AUXILIARY)]
     return {MAIN: chain(trunk, features), AUXILIARY: chain(side, merged)}
 
 
-def convolution(filters: int, width: int, batch_normalization: bool) -> Layers:
-    """Return a convolution that halves the picture; pooling first leaves less to normalise."""
-    return [
-        keras.layers.Conv2D(filters, width, padding="same", use_bias=not batch_normalization),
-        keras.layers.MaxPooling2D(),
-        *([keras.layers.BatchNormalization(momentum=0.9)] if batch_normalization else []),
-        keras.layers.ReLU(),
-    ]
+def convolutions(
+    group: list[int], batch_normalization: bool, width: int = 3, padding: str = "valid"
+) -> Layers:
+    """Return one convolution after another, `width` that of the first; the last halves the picture.
+
+    Pooling first leaves the normalisation and the activation a quarter of the work.
+    """
+    layers: Layers = []
+    for position, filters in enumerate(group, start=1):
+        layers.append(
+            keras.layers.Conv2D(filters, width, padding=padding, use_bias=not batch_normalization)
+        )
+        if position == len(group):
+            layers.append(keras.layers.MaxPooling2D())
+        if batch_normalization:
+            layers.append(keras.layers.BatchNormalization(momentum=0.9))
+        layers.append(keras.layers.ReLU())
+        width = 3
+    return layers
 
 
 def dense(parameters: ModelParameters) -> Layers:

@@ -150,7 +150,7 @@ def model_with():
         values = {
             "architecture": "convolutional",
             "api": "functional",
-            "filters": [4, 6],
+            "filters": [[4], [6]],
             "hidden_units": [8],
             "batch_normalization": True,
             "dropout": 0.0,
@@ -182,9 +182,15 @@ def train_with():
         }
         schedule = {"name": "constant", "every": 1, "factor": 0.5, "warmup": 0.25}
         stopping = {"enabled": False, "patience": 3, "min_delta": 0.0}
+        augmentation = {"shift": 0.0, "rotation": 0.0, "zoom": 0.0}
+        augmentation |= changes.pop("augmentation", {})
         schedule |= changes.pop("schedule", {})
         stopping |= changes.pop("early_stopping", {})
-        nested = {"schedule": schedule, "early_stopping": stopping}
+        nested = {
+            "schedule": schedule,
+            "augmentation": augmentation,
+            "early_stopping": stopping,
+        }
         return TrainParameters.check(values | nested | changes)
 
     return make

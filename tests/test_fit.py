@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from stages import fit, network
-from stages.hyperparameters import EarlyStopping, ModelParameters, Schedule, TrainParameters
+from stages.hyperparameters import (
+    Augmentation,
+    EarlyStopping,
+    ModelParameters,
+    Schedule,
+    TrainParameters,
+)
 from stages.parameters import StageError
 
 pytestmark = pytest.mark.usefixtures("settled")
@@ -190,11 +196,27 @@ def test_labels_stay_with_their_digits(small_split):
             assert labels[index].tolist() == label.tolist()
 
 
+def test_augmentation_moves_each_digit_anew_each_epoch(small_split):
+    images, _ = small_split
+    amounts = Augmentation(shift=2.0, rotation=20.0, zoom=0.1)
+
+    def epochs(seed):
+        dataset = fit.batches(small_split, 64, seed=seed, augmentation=amounts)
+        return [next(iter(dataset.unbatch().batch(64)))[0].numpy() for _ in range(2)]
+
+    first, second = epochs(seed=1)
+    assert not any((picture == images).all(axis=(1, 2)).any() for picture in first)
+    assert first.tobytes() != second.tobytes()
+    assert first.min() >= 0
+    assert first.max() <= images.max()
+
+
 def test_two_trainings_give_the_same_bytes(train_with, tiny_model, small_split):
+    parameters = train_with(epochs=2, augmentation={"shift": 2.0, "rotation": 9.0, "zoom": 0.1})
     runs = []
     for _ in range(2):
         model = tiny_model(dropout=0.5)
-        history = fit.fit(model, small_split, small_split, train_with(epochs=2))
+        history = fit.fit(model, small_split, small_split, parameters)
         runs.append((history.to_csv(), [w.tobytes() for w in model.get_weights()]))
     assert runs[0] == runs[1]
 
@@ -226,6 +248,7 @@ CHOICES = {
     "batch_normalization": [True, False],
     "dropout": [0.0, 0.5],
     "early_stopping": [True, False],
+    "shift": [0.0, 1.5],
 }
 
 
@@ -264,12 +287,13 @@ def test_any_combination_of_valid_values_trains(choice, model_with, train_with, 
         loss=choice["loss"],
         metrics=choice["metrics"],
         early_stopping={"enabled": choice["early_stopping"]},
+        augmentation={"shift": choice["shift"]},
     )
     model = network.build(
         model_with(
             architecture=architecture,
             api=api,
-            filters=[2, 3],
+            filters=[[2], [3]],
             hidden_units=[4],
             batch_normalization=choice["batch_normalization"],
             dropout=choice["dropout"],

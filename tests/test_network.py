@@ -46,9 +46,12 @@ def test_notebook_network_has_the_parameters_of_the_page(model_with):
 
 
 def test_too_many_convolutions_for_the_picture_are_refused(model_with):
-    with pytest.raises(StageError, match=r"model\.filters has 4 convolutions.* 8x8 pixels"):
-        network.build(model_with(filters=[2, 2, 2, 2]), (8, 8), CLASSES)
-    network.build(model_with(filters=[2, 2, 2]), (8, 8), CLASSES)
+    with pytest.raises(StageError, match=r"model\.filters is \[\[2\], \[2, 2\]\].* 13x40 pixels"):
+        network.build(
+            model_with(filters=[[2], [2, 2]]), (13, 40), CLASSES
+        )  # 13 - 4 halved: 4 - 2 - 2
+    model = network.build(model_with(filters=[[2], [2, 2]]), (16, 40), CLASSES)
+    assert model.layers[-6].output.shape == (None, 1, 7, 2)
 
 
 def test_initial_weights_follow_the_seed(model_with):

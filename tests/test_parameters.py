@@ -130,6 +130,33 @@ def test_what_a_stage_cannot_use_is_refused(section, key, value, allowed):
 
 
 @pytest.mark.parametrize(
+    ("groups", "named"),
+    [
+        ([24, 48], "model.filters.0 is 24: Input should be a valid list"),
+        ([[24], []], "model.filters.1 is []: List should have at least 1 item"),
+        ([[24], [0]], "model.filters.1.0 is 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_groups_of_convolutions_that_cannot_be_are_refused(groups, named):
+    assert named in refusal(lambda: ModelParameters.check(VALUES["model"] | {"filters": groups}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("shift", -1.0, "greater than or equal to 0"),
+        ("rotation", 181.0, "less than or equal to 180"),
+        ("zoom", 1.0, "less than 1"),
+    ],
+)
+def test_augmentation_beyond_its_limits_is_refused(key, value, allowed):
+    values = VALUES["train"] | {"augmentation": VALUES["train"]["augmentation"] | {key: value}}
+    found = refusal(lambda: TrainParameters.check(values))
+    assert f"train.augmentation.{key} is {value!r}: " in found
+    assert allowed in found
+
+
+@pytest.mark.parametrize(
     ("section", "changes", "named"),
     [
         (ModelParameters, {"architecture": "branched", "api": "sequential"}, "model.api"),

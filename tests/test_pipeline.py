@@ -74,7 +74,7 @@ def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
     project.set(
         {
             "model.architecture": "branched",
-            "model.filters": [2, 3],
+            "model.filters": [[2], [3]],
             "train.metrics": ["precision", "recall"],
             "train.epochs": 3,
             "train.learning_rate": 1e-9,

@@ -16,7 +16,7 @@ from tools import fingerprint, judge
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("original"))
-    project.set({"model.architecture": "convolutional", "model.filters": [4], "train.epochs": 1})
+    project.set({"model.architecture": "convolutional", "model.filters": [[4]], "train.epochs": 1})
     assert project.repro() == STAGES
     project.run("python", "-m", "tools.fingerprint")
     project.commit("first run")
