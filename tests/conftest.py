@@ -1,6 +1,7 @@
 """What several test modules need: a folder to run in, child processes, a server on loopback."""
 
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
 
@@ -134,11 +136,68 @@ def tls_server(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A real headless Chromium: the system's, since no package of Python's index brings one."""
+    names = ("chromium-headless-shell", "chromium", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        reason = f"none of {', '.join(names)} is on the PATH; on Debian: apt-get install chromium"
+        (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def settled():
     """TensorFlow as the stages settle it, which can be done once a process."""
     from stages import runtime  # TensorFlow takes seconds to load: only for tests that need it
 
     runtime.settle(2)
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory):
+    """The folder with MNIST's four IDX files: the project's, or else fetched as the stage does."""
+    from stages.catalogue import CATALOGUE
+    from stages.download import RAW, download, is_right
+
+    raw = ROOT / RAW
+    if not all(is_right(raw / file.name, file) for file in CATALOGUE["mnist"].files):
+        raw = tmp_path_factory.mktemp("mnist")
+        download(CATALOGUE["mnist"], None, raw)
+    return raw
+
+
+@pytest.fixture(scope="session")
+def trained(mnist, settled, tmp_path_factory):
+    """A project's folder with a network that a few seconds of MNIST made right 97 times in 100."""
+    from stages import idx, network
+    from stages.artifacts import write_json
+    from stages.catalogue import CATALOGUE, TRAIN_IMAGES, TRAIN_LABELS
+    from stages.fit import fit
+    from stages.hyperparameters import ModelParameters, TrainParameters
+    from stages.parameters import PARAMETERS, read_yaml
+    from stages.preprocess import normalise, one_hot
+
+    count = 8000
+    images = normalise(idx.read(mnist / TRAIN_IMAGES, 3, count))
+    labels = one_hot(idx.read(mnist / TRAIN_LABELS, 1, count), 10)
+    values = read_yaml(ROOT / PARAMETERS)
+    changes = {"filters": [16, 32], "hidden_units": [64]}
+    model = network.build(ModelParameters.check(values["model"] | changes), (28, 28), 10)
+    parameters = TrainParameters.check(values["train"] | {"epochs": 3, "batch_size": 64})
+    twin = network.portable(model)
+    fit(twin, (images, labels), (images[:100], labels[:100]), parameters)
+    model.set_weights(twin.get_weights())
+
+    folder = tmp_path_factory.mktemp("trained")
+    network.save(model, parameters.loss, folder / "data/model/model.keras")
+    description = {"dataset": "mnist", "title": "MNIST", "classes": CATALOGUE["mnist"].classes}
+    write_json(folder / "data/raw/dataset.json", description)
+    (folder / PARAMETERS).write_bytes((ROOT / PARAMETERS).read_bytes())
+    return folder
 
 
 @pytest.fixture
