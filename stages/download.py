@@ -1,5 +1,7 @@
 """Get the raw dataset, byte for byte, from the first source that has it.
 
+A dataset of one's own, which no catalogue knows, is read by stages/custom.py instead.
+
 Reads `download` in params.yaml. Writes data/raw: the four IDX files, and dataset.json with the
 dataset's name, class names, licence and hashes. Files that are already right are kept as they are.
 
@@ -21,15 +23,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 import requests
 import urllib3
+from pydantic import model_validator
 from tqdm import tqdm
 
-from stages import idx
+from stages import custom, idx
 from stages.artifacts import atomic, write_json
 from stages.catalogue import CATALOGUE, TEST_IMAGES, TRAIN_IMAGES, Dataset, IdxFile
 from stages.parameters import Section, StageError, run
@@ -43,8 +46,18 @@ class DownloadParameters(Section):
 
     section: ClassVar = "download"
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"]
+    dataset: Literal["mnist", "fashion_mnist", "digits", "custom"]
     folder: str | None
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        """Refuse a dataset of one's own that is nowhere."""
+        if self.dataset == "custom" and self.folder is None:
+            raise ValueError(
+                "download.dataset is 'custom' and download.folder null: name the folder with the "
+                "dataset"
+            )
+        return self
 
 
 class SourceError(Exception):
@@ -272,8 +285,12 @@ def cause(error: BaseException) -> str:
 def main() -> None:
     """Download the dataset that params.yaml names and describe it in dataset.json."""
     parameters = DownloadParameters.read()
-    dataset = CATALOGUE[parameters.dataset]
-    download(dataset, parameters.folder, RAW)
+    if parameters.dataset == "custom":
+        assert parameters.folder is not None  # or the parameters had been refused
+        dataset = custom.convert(Path(parameters.folder), RAW)
+    else:
+        dataset = CATALOGUE[parameters.dataset]
+        download(dataset, parameters.folder, RAW)
     description = {
         "dataset": parameters.dataset,
         "title": dataset.title,
