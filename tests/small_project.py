@@ -54,9 +54,10 @@ class Project:
         self.run("git", "add", "-A")
         self.run("git", *AUTHOR, "commit", "-q", "-m", message)
 
-    def repro(self) -> list[str]:
+    def repro(self, *targets: str) -> list[str]:
         """Run `dvc repro` and return the stages that really ran."""
-        return re.findall(r"^Running stage '(\w+)'", self.run("dvc", "repro").stdout, re.M)
+        printed = self.run("dvc", "repro", *targets).stdout
+        return re.findall(r"^Running stage '(\w+)'", printed, re.M)
 
     def set(self, values: dict[str, object]) -> None:
         yaml = YAML()
