@@ -99,7 +99,8 @@ def main() -> None:
     metrics: dict[str, Any] = {}
     for name in ("validation", "test"):  # one after the other, to hold one in memory
         images, labels = read_digits(PROCESSED / f"{name}.npz")
-        probabilities, loss = network.predict(model, images, labels, parameters.batch_size)
+        probabilities = network.predict(model, images, parameters.batch_size, parameters.threads)
+        loss = network.mean_loss(model, labels, probabilities)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
         metrics[name] = {"loss": loss, **scores(actual, predicted, len(classes))}
     # What the loop leaves behind is of the test digits.

@@ -11,8 +11,8 @@ import pandas as pd
 import tensorflow as tf
 
 from stages.augment import augmented
-from stages.hyperparameters import Augmentation, EarlyStopping, TrainParameters
-from stages.network import AUXILIARY, MAIN, has_two_outputs
+from stages.hyperparameters import EarlyStopping, TrainParameters
+from stages.network import AUXILIARY, MAIN, ROWS, DataParallel, has_two_outputs
 from stages.parameters import StageError
 
 Floats = npt.NDArray[np.float32]
@@ -26,9 +26,9 @@ METRICS = {
 
 
 def fit(
-    model: keras.Model, train: Split, validation: Split, parameters: TrainParameters
+    model: DataParallel, train: Split, validation: Split, parameters: TrainParameters
 ) -> pd.DataFrame:
-    """Train `model` in place and return its history, one row an epoch.
+    """Train `model`, a portable twin, in place and return its history, one row an epoch.
 
     Columns: epoch (from 1); learning_rate, of the epoch's last step; loss and each metric on the
     training digits as they were seen, and with the prefix val_ on the validation digits after the
@@ -39,11 +39,13 @@ def fit(
     keras.utils.set_random_seed(parameters.seed)
     steps = math.ceil(len(train[0]) / parameters.batch_size)
     compile_model(model, parameters, steps)
+    # Now, since TensorFlow traces a step that makes variables twice, which takes seconds.
+    model.optimizer.build(model.trainable_variables)
     stopping = early_stopping(parameters.early_stopping)
-    two = has_two_outputs(model)
+    two = has_two_outputs(model.network)
     history = model.fit(
-        batches(train, parameters.batch_size, two, parameters.seed, parameters.augmentation),
-        validation_data=batches(validation, parameters.batch_size, two),
+        batches(train, parameters, two),
+        validation_data=batches(validation, parameters, two, training=False),
         epochs=parameters.epochs,
         callbacks=[*callbacks(parameters), *stopping],
         shuffle=False,  # batches() does
@@ -64,16 +66,13 @@ def fit(
 
 
 def batches(
-    split: Split,
-    batch_size: int,
-    two_outputs: bool = False,
-    seed: int | None = None,
-    augmentation: Augmentation | None = None,
+    split: Split, parameters: TrainParameters, two_outputs: bool, training: bool = True
 ) -> tf.data.Dataset:
-    """Return batches in the order of `split`, or in one that `seed` draws anew each epoch.
+    """Return batches in the order of `split`, or for training in one drawn anew each epoch.
 
     What is shuffled is the indices; each batch is gathered from the arrays in memory and its images
-    moved as `augmentation` says. Two outputs each get the labels, by name.
+    moved as `parameters.augmentation` says. Two outputs each get the labels, by name. Digits left
+    over for the last batch that are fewer than threads sit that epoch out.
     """
     images, labels = (tf.constant(array) for array in split)
 
@@ -83,11 +82,14 @@ def batches(
             dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
         )
 
-    indices = tf.data.Dataset.range(len(split[0]))
-    if seed is not None:
-        indices = indices.shuffle(len(split[0]), seed=seed)
-    dataset = indices.batch(batch_size).map(gather)
-    if augmentation is not None and any(augmentation.model_dump().values()):
+    count, seed, augmentation = len(split[0]), parameters.seed, parameters.augmentation
+    indices = tf.data.Dataset.range(count)
+    if training:
+        rest = count % parameters.batch_size
+        indices = indices.shuffle(count, seed=seed)
+        indices = indices.take(count - rest if rest < parameters.threads else count)
+    dataset = indices.batch(parameters.batch_size).map(gather)
+    if training and any(augmentation.model_dump().values()):
         # Two numbers for each batch, other ones each epoch, decide how its pictures are moved.
         draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
         dataset = tf.data.Dataset.zip(dataset, draws).map(
@@ -96,16 +98,26 @@ def batches(
     return dataset.prefetch(2)
 
 
-def compile_model(model: keras.Model, parameters: TrainParameters, steps: int) -> None:
+def compile_model(model: DataParallel, parameters: TrainParameters, steps: int) -> None:
     """Set the loss, the optimizer and the metrics of `model`; `steps` is those of one epoch."""
     metrics = [METRICS[name](name=name) for name in parameters.metrics]
-    two = has_two_outputs(model)
+    two = has_two_outputs(model.network)
     model.compile(
         optimizer=optimizer(parameters, steps),
-        loss=dict.fromkeys((MAIN, AUXILIARY), parameters.loss) if two else parameters.loss,
+        loss=dict.fromkeys((MAIN, AUXILIARY), loss(parameters)) if two else loss(parameters),
         loss_weights={MAIN: 1.0, AUXILIARY: parameters.auxiliary_weight} if two else None,
         metrics={MAIN: metrics} if two else metrics,
     )
+
+
+def loss(parameters: TrainParameters) -> keras.losses.Loss:
+    """Return Keras's loss of that name.
+
+    Smoothed labels: Szegedy et al., "Rethinking the Inception architecture", 2016.
+    """
+    if parameters.label_smoothing:
+        return keras.losses.CategoricalCrossentropy(label_smoothing=parameters.label_smoothing)
+    return keras.losses.get(parameters.loss)
 
 
 def optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.Optimizer:
@@ -115,8 +127,12 @@ def optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.Optim
         momentum["momentum"] = parameters.momentum
     if parameters.nesterov:
         momentum["nesterov"] = True
-    kind = type(keras.optimizers.get(parameters.optimizer))
-    return kind(learning_rate=learning_rate(parameters, steps), **momentum)
+    rate = learning_rate(parameters, steps)
+    if parameters.optimizer == "muon":
+        return Muon(
+            rate, exclude_layers=[MAIN, AUXILIARY], weight_decay=None, adam_weight_decay=None
+        )
+    return type(keras.optimizers.get(parameters.optimizer))(learning_rate=rate, **momentum)
 
 
 def learning_rate(
@@ -188,3 +204,29 @@ class RecordLearningRate(keras.callbacks.Callback):
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = rate(optimizer.iterations - 1)
         logs["learning_rate"] = float(rate)
+
+
+class Muon(keras.optimizers.Muon):
+    """Keras's optimizer, for the kernels of convolutions as well, and the same on all processors.
+
+    It steps along a matrix with the directions of the momentum and equal lengths in each. Keras
+    takes dense kernels alone; a convolution's is a matrix too, from all it looks at to its filters,
+    as in K. Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/. Classifiers,
+    biases and normalisation take Adam's steps.
+    """
+
+    def _should_use_adamw(self, variable: keras.Variable) -> bool:
+        return len(variable.shape) != 4 and super()._should_use_adamw(variable)
+
+    def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
+        """Return the kernel `x`, as a matrix, with all singular values near 1."""
+        matrix = tf.reshape(x, (-1, x.shape[-1]))
+        rows, columns = matrix.shape
+        # Zeros do not change the result; whole blocks of rows are why, see network.PortableDense.
+        padded = tf.pad(matrix, [[0, -rows % ROWS], [0, -columns % ROWS]])
+        equalised = super().zeropower_via_newtonschulz5(padded, steps)
+        return tf.reshape(equalised[:rows, :columns], x.shape)
+
+    def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the step `x` of a kernel, scaled by the size of its matrix."""
+        return tf.reshape(super().lr_adjust(tf.reshape(x, (-1, x.shape[-1]))), x.shape)

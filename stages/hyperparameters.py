@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.parameters import Section
+from stages.parameters import Section, StageError
 
 Positive = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=64)]
@@ -15,18 +15,29 @@ Group = Annotated[list[Positive], Field(min_length=1, max_length=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class ModelParameters(Section):
+class Seeded(Section):
+    """A section with a seed."""
+
+    seed: Seed
+
+    def following(self, number: int) -> Self:
+        """Return the same section with the seed that is `number` further on."""
+        return self.model_copy(update={"seed": (self.seed + number) % 2**32})
+
+
+class ModelParameters(Seeded):
     """The network before training."""
 
     section: ClassVar = "model"
 
     architecture: Literal["dense", "convolutional", "branched"]
     api: Literal["sequential", "functional"]
+    crop: int = Field(ge=0)
     filters: list[Group] = Field(min_length=1, max_length=4)
     hidden_units: list[Positive] = Field(max_length=8)
     batch_normalization: bool
     dropout: float = Field(ge=0, lt=1)
-    seed: Seed
+    members: Positive
 
     @model_validator(mode="after")
     def fits(self) -> Self:
@@ -76,7 +87,7 @@ class EarlyStopping(Section):
     min_delta: float = Field(ge=0)
 
 
-class TrainParameters(Section):
+class TrainParameters(Seeded):
     """How the network learns."""
 
     section: ClassVar = "train"
@@ -84,9 +95,10 @@ class TrainParameters(Section):
     epochs: Positive
     batch_size: Positive
     loss: Literal["categorical_crossentropy", "mean_squared_error"]
+    label_smoothing: float = Field(ge=0, lt=1)
     auxiliary_weight: float = Field(ge=0)
     optimizer: Literal[
-        "sgd", "adam", "adamw", "nadam", "adamax", "rmsprop", "adagrad", "adadelta", "lion"
+        "sgd", "adam", "adamw", "nadam", "adamax", "rmsprop", "adagrad", "adadelta", "lion", "muon"
     ]
     learning_rate: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
@@ -95,7 +107,6 @@ class TrainParameters(Section):
     augmentation: Augmentation
     early_stopping: EarlyStopping
     metrics: list[Literal["accuracy", "precision", "recall"]] = Field(min_length=1)
-    seed: Seed
     threads: Threads
 
     @model_validator(mode="after")
@@ -111,6 +122,20 @@ class TrainParameters(Section):
                 f"train.nesterov is true, train.optimizer {self.optimizer!r} and train.momentum "
                 f"{self.momentum}: Nesterov's rule needs sgd with a momentum above 0"
             )
+        if self.label_smoothing and self.loss != "categorical_crossentropy":
+            raise ValueError(
+                f"train.label_smoothing is {self.label_smoothing} and train.loss {self.loss!r}: "
+                "only categorical_crossentropy smooths labels; set it to 0"
+            )
         if len(set(self.metrics)) < len(self.metrics):
             raise ValueError(f"train.metrics names one twice: {', '.join(self.metrics)}")
         return self
+
+
+def check_together(model: ModelParameters, train: TrainParameters) -> None:
+    """Raise StageError where the two sections, each valid by itself, do not go together."""
+    if model.members > 1 and train.early_stopping.enabled:
+        raise StageError(
+            f"model.members is {model.members} and train.early_stopping.enabled true: members that "
+            "stop after different epochs have no common history; turn one of the two off"
+        )

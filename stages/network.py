@@ -3,7 +3,8 @@
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from stages.artifacts import atomic, zip_member
 from stages.hyperparameters import ModelParameters
@@ -22,6 +25,8 @@ Layers = list[keras.Layer]
 
 MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
 
+ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels take at a time
+
 
 def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
     """Return an untrained network from images (n, *shape) in [0, 1] to probabilities (n, classes).
@@ -31,8 +36,9 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     """
     if parameters.architecture != "dense" and side_left(parameters, min(shape)) < 1:
         raise StageError(
-            f"model.filters is {parameters.filters}: too many convolutions for pictures of "
-            f"{shape[0]}x{shape[1]} pixels, nothing would be left of them; take some away"
+            f"model.crop is {parameters.crop} and model.filters {parameters.filters}: of pictures "
+            f"of {shape[0]}x{shape[1]} pixels nothing would be left; crop less, or take "
+            "convolutions away"
         )
     keras.utils.set_random_seed(parameters.seed)
     inputs = keras.Input(shape, name="images")
@@ -50,14 +56,14 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
 def side_left(parameters: ModelParameters, side: int) -> int:
     """Return what the convolutions leave of a picture's `side`, in pixels; less than 1 for nothing.
 
-    Without zeros around it, a convolution takes its width less one; each group halves the rest.
+    Without zeros around it, a convolution takes its width less one; between groups, half remains.
     """
     first, *rest = parameters.filters
+    side -= 2 * parameters.crop
     if parameters.architecture == "convolutional":
         side -= 4 + 2 * (len(first) - 1)
-    side //= 2
     for group in rest:
-        side = (side - 2 * len(group)) // 2
+        side = side // 2 - 2 * len(group)
     return side
 
 
@@ -66,13 +72,19 @@ def has_two_outputs(model: keras.Model) -> bool:
     return len(model.outputs) == 2
 
 
+def picture(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
+    """Return what makes of images (n, *shape) the pictures, of one channel, to convolve."""
+    layers: Layers = [keras.layers.Reshape((*shape, 1))]
+    if parameters.crop:
+        layers.append(keras.layers.Cropping2D(parameters.crop))
+    return layers
+
+
 def convolutional(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> Layers:
     """Return groups of convolutions, then dense layers."""
-    first, *rest = parameters.filters
     return [
-        keras.layers.Reshape((*shape, 1)),
-        *convolutions(first, parameters.batch_normalization, width=5),
-        *[layer for group in rest for layer in convolutions(group, parameters.batch_normalization)],
+        *picture(parameters, shape),
+        *groups(parameters.filters, parameters.batch_normalization, width=5),
         keras.layers.Flatten(),
         *dense(parameters),
         classifier(classes, MAIN),
@@ -90,25 +102,39 @@ def branched(
     2015.
     """
     first, *rest = parameters.filters
-    picture = keras.layers.Reshape((*shape, 1))(inputs)
+    images = chain(picture(parameters, shape), inputs)
     # Zeros around the picture, so that both widths leave maps of the same size.
     branches = [
-        chain(convolutions(first, parameters.batch_normalization, width, "same"), picture)
+        chain(
+            convolutions(first, parameters.batch_normalization, width, "same", bool(rest)), images
+        )
         for width in (3, 5)
     ]
     merged = keras.layers.Concatenate()(branches)
-    features = merged
-    for group in rest:
-        features = chain(convolutions(group, parameters.batch_normalization), features)
+    features = chain(groups(rest, parameters.batch_normalization), merged)
     trunk = [keras.layers.Flatten(), *dense(parameters), classifier(classes, MAIN)]
     side = [keras.layers.GlobalAveragePooling2D(), classifier(classes, AUXILIARY)]
     return {MAIN: chain(trunk, features), AUXILIARY: chain(side, merged)}
 
 
+def groups(filters: list[list[int]], batch_normalization: bool, width: int = 3) -> Layers:
+    """Return groups of convolutions, `width` that of the first of all; all but the last halve."""
+    layers: Layers = []
+    for position, group in enumerate(filters, start=1):
+        halve = position < len(filters)
+        layers += convolutions(group, batch_normalization, width, halve=halve)
+        width = 3
+    return layers
+
+
 def convolutions(
-    group: list[int], batch_normalization: bool, width: int = 3, padding: str = "valid"
+    group: list[int],
+    batch_normalization: bool,
+    width: int = 3,
+    padding: str = "valid",
+    halve: bool = True,
 ) -> Layers:
-    """Return one convolution after another, `width` that of the first; the last halves the picture.
+    """Return one convolution after another, `width` that of the first; the last may halve.
 
     Pooling first leaves the normalisation and the activation a quarter of the work.
     """
@@ -117,7 +143,7 @@ def convolutions(
         layers.append(
             keras.layers.Conv2D(filters, width, padding=padding, use_bias=not batch_normalization)
         )
-        if position == len(group):
+        if halve and position == len(group):
             layers.append(keras.layers.MaxPooling2D())
         if batch_normalization:
             layers.append(keras.layers.BatchNormalization(momentum=0.9))
@@ -151,14 +177,25 @@ def chain(layers: Iterable[keras.Layer], tensor: keras.KerasTensor) -> keras.Ker
     return tensor
 
 
-def portable(model: keras.Model) -> keras.Model:
+def ensemble(members: list[keras.Model]) -> keras.Model:
+    """Return the network of the members' mean probabilities; of a single one, that itself."""
+    if len(members) == 1:
+        return members[0]
+    inputs = keras.Input(members[0].input_shape[1:], name="images")
+    outputs = [member(inputs) for member in members]
+    mean = keras.tree.map_structure(lambda *each: keras.layers.Average()(each), *outputs)
+    return keras.Model(inputs, mean)
+
+
+def portable(model: keras.Model, threads: int) -> "DataParallel":
     """Return a twin of `model`, same weights, whose arithmetic is the same on every processor.
 
-    Train and predict with the twin; save the original, whose standard layers open anywhere.
+    Train and predict with the twin, which uses `threads`; save the original, whose standard layers
+    open anywhere.
     """
-    twin = keras.models.clone_model(model, clone_function=portable_layer)
+    twin = keras.models.clone_model(model, clone_function=portable_layer, recursive=True)
     twin.set_weights(model.get_weights())
-    return twin
+    return DataParallel(twin, threads)
 
 
 def portable_layer(layer: keras.Layer) -> keras.Layer:
@@ -169,6 +206,40 @@ def portable_layer(layer: keras.Layer) -> keras.Layer:
     }
     kind = kinds.get(type(layer), type(layer))
     return kind.from_config(layer.get_config())
+
+
+class DataParallel(keras.Model):
+    """A network that computes equal shares of each batch side by side, one thread each.
+
+    Faster than splitting each operation, for whose end threads wait after every layer. What is
+    normalised over the batch is normalised over the share: Hoffer, Hubara and Soudry, "Train
+    longer, generalize better", 2017, call it ghost batch normalization.
+    """
+
+    def __init__(self, network: keras.Model, threads: int) -> None:
+        """Wrap `network`, whose weights become this model's."""
+        super().__init__()
+        self.network = network
+        self.threads = threads
+
+    def call(self, images: tf.Tensor, training: bool = False) -> Any:
+        """Return the network's outputs for `images` (n, height, width), in their order."""
+        count = tf.shape(images)[0]
+        # No share may be empty: oneDNN's pooling fails on that.
+        padded = tf.pad(images, [[0, tf.maximum(self.threads - count, 0)], [0, 0], [0, 0]])
+        bounds = [tf.shape(padded)[0] * i // self.threads for i in range(self.threads + 1)]
+        shares = [self.network(padded[i:j], training=training) for i, j in pairwise(bounds)]
+        return tf.nest.map_structure(lambda *each: joined(each, count), *shares)
+
+
+def joined(shares: Sequence[tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+    """Return the first `count` probabilities of all shares, one after the other."""
+    probabilities = tf.concat(shares, 0)[:count]
+    if all(hasattr(share, "_keras_logits") for share in shares):
+        # Where Keras's cross-entropy looks for what softmax was given: exact near 0 and 1.
+        logits = tf.concat([share._keras_logits for share in shares], 0)
+        probabilities._keras_logits = logits[:count]
+    return probabilities
 
 
 class PortableBatchNormalization(keras.layers.BatchNormalization):
@@ -198,18 +269,16 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
 class PortableDense(keras.layers.Dense):
     """Keras's layer with its matrices padded to round numbers of rows.
 
-    oneDNN decides by the size of the processor's second-level cache whether to split the rows of a
-    product over threads, and the last rows of each part are summed by another kernel, which rounds
-    differently. Parts that are a multiple of its block of rows have no such rest: in the forward
-    product the rows are the batch's, in the weights' gradient the input features'.
+    The last rows of a product, where they are no whole block of the kernel's, are summed by another
+    kernel, which rounds differently. Without such a rest, a prediction does not depend on what else
+    is in the batch, nor the weights' gradient, whose rows are the input features, on the processor.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:  # noqa: ARG002  # Keras's signature
         """Return the activation of `inputs` (n, features) times the kernel plus the bias."""
         count, features = tf.shape(inputs)[0], inputs.shape[1]
-        block = 48 * tf.config.threading.get_intra_op_parallelism_threads()
-        padded = tf.pad(inputs, [[0, -count % block], [0, -features % block]])
-        kernel = tf.pad(self.kernel, [[0, -features % block], [0, 0]])
+        padded = tf.pad(inputs, [[0, -count % ROWS], [0, -features % ROWS]])
+        kernel = tf.pad(self.kernel, [[0, -features % ROWS], [0, 0]])
         outputs = tf.matmul(padded, kernel)[:count]
         if self.use_bias:
             outputs += self.bias
@@ -254,20 +323,44 @@ def load(path: Path) -> keras.Model:
         raise StageError(f"{path}: not a readable model: {error}") from error
 
 
-def predict(
-    model: keras.Model, images: Floats, labels: Floats, batch_size: int
-) -> tuple[Floats, float]:
-    """Return the main output's probabilities (n, classes) float32, and their mean loss.
-
-    The loss is the one that the model was trained with.
-    """
-    twin = portable(model)
+def predict(model: keras.Model, images: Floats, batch_size: int, threads: int) -> Floats:
+    """Return the main output's probabilities (n, classes) float32 for `images`."""
+    twin = portable(model, threads)
     outputs = [
         twin.predict_on_batch(images[start : start + batch_size])
         for start in range(0, len(images), batch_size)
     ]
     two = has_two_outputs(model)
-    probabilities = np.concatenate([output[MAIN] if two else output for output in outputs])
-    loss = model.loss[MAIN] if two else model.loss
+    return np.concatenate([output[MAIN] if two else output for output in outputs])
+
+
+def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> float:
+    """Return the mean loss of `probabilities`, both (n, classes), by the loss in the model's file.
+
+    That is the one trained with, of the main output, without the smoothing of labels.
+    """
+    loss = model.loss[MAIN] if has_two_outputs(model) else model.loss
     losses = np.asarray(keras.losses.get(loss)(labels, probabilities))
-    return probabilities, losses.mean(dtype=np.float64).item()
+    return float(losses.mean(dtype=np.float64))
+
+
+def calibrate(
+    model: keras.Model, images: Floats, labels: Floats, batch_size: int, threads: int
+) -> None:
+    """Scale the main classifier's weights so that its probabilities fit `labels` best.
+
+    Smoothed labels make a network less sure than it has reason to be. One factor for all undoes
+    that and changes no prediction: Guo et al., "On calibration of modern neural networks", 2017.
+    """
+    probabilities = predict(model, images, batch_size, threads)
+    logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
+
+    def cross_entropy(factor: float) -> float:
+        return float(
+            (logsumexp(factor * logits, axis=1) - (factor * logits * labels).sum(1)).mean()
+        )
+
+    found = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded").x
+    factor = np.float32(round(found, 2))  # the last digits are the machine's
+    classifier = model.get_layer(MAIN)
+    classifier.set_weights([factor * weights for weights in classifier.get_weights()])

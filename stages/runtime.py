@@ -9,10 +9,11 @@ import stages
 
 
 def settle(threads: int) -> None:
-    """Make every later operation deterministic, and its order of summation that of `threads`.
+    """Make every later operation deterministic, computed by one thread of up to `threads`.
 
-    The number of threads decides how sums are split and so how they round: it is part of the
-    result, and must not be the number of cores. Call this before any other use of TensorFlow.
+    An operation split over threads would sum in another order on other numbers of them; instead,
+    network.DataParallel gives each thread operations of its own. Call this before any other use of
+    TensorFlow.
     """
     for name, value in stages.PINS.items():
         assert os.environ[name] == value, f"{name} was changed after stages was imported"
@@ -23,8 +24,8 @@ def settle(threads: int) -> None:
     keras.config.set_max_epochs(None)
     keras.config.set_max_steps_per_epoch(None)
     tf.config.set_visible_devices([], "GPU")
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.experimental.enable_op_determinism()
     # Grappler would turn x / sqrt(y) into x * rsqrt(y), whose hardware approximation differs
     # between makers of processors.

@@ -8,32 +8,68 @@ epoch. The test digits are in a file that this stage does not open.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 from stages.artifacts import read_digits, write_csv
-from stages.hyperparameters import ModelParameters, TrainParameters
+from stages.hyperparameters import ModelParameters, TrainParameters, check_together
 from stages.parameters import run
+
+if TYPE_CHECKING:
+    import keras
 
 PROCESSED = Path("data/processed")
 MODEL = Path("data/model")
 
+Floats = npt.NDArray[np.float32]
+Split = tuple[Floats, Floats]  # images and labels, as read_digits returns them
 
-def main() -> None:
-    """Build, fit and save the network."""
-    model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
-    train = read_digits(PROCESSED / "train.npz")
-    validation = read_digits(PROCESSED / "validation.npz")
 
-    # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
+def trained(
+    model_parameters: ModelParameters, parameters: TrainParameters, train: Split, validation: Split
+) -> tuple["keras.Model", pd.DataFrame]:
+    """Return the trained network and its history, whose columns stages.fit.fit describes.
+
+    Each of several members has the seeds that follow on those of the one before; the history is the
+    mean of theirs.
+    """
+    # Only now, since TensorFlow takes seconds to load and a mistake in the parameters or the arrays
+    # should not wait for it.
     from stages import network, runtime
     from stages.fit import fit
 
     runtime.settle(parameters.threads)
     images, labels = train
-    model = network.build(model_parameters, images.shape[1:], labels.shape[1])
-    model.summary()
-    twin = network.portable(model)
-    history = fit(twin, train, validation, parameters)
-    model.set_weights(twin.get_weights())
+    members, histories = [], []
+    for number in range(model_parameters.members):
+        model = network.build(model_parameters.following(number), images.shape[1:], labels.shape[1])
+        if number == 0:
+            model.summary()
+        if model_parameters.members > 1:
+            print(f"Member {number + 1} of {model_parameters.members}", flush=True)
+        twin = network.portable(model, parameters.threads)
+        histories.append(fit(twin, train, validation, parameters.following(number)))
+        model.set_weights(twin.get_weights())
+        if parameters.label_smoothing:
+            network.calibrate(model, *validation, parameters.batch_size, parameters.threads)
+        members.append(model)
+    mean = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})
+    return network.ensemble(members), mean
+
+
+def main() -> None:
+    """Read, train and save."""
+    model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
+    check_together(model_parameters, parameters)
+    train = read_digits(PROCESSED / "train.npz")
+    validation = read_digits(PROCESSED / "validation.npz")
+    model, history = trained(model_parameters, parameters, train, validation)
+
+    from stages import network
+
     network.save(model, parameters.loss, MODEL / "model.keras")
     write_csv(MODEL / "history.csv", history)
 

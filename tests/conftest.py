@@ -150,10 +150,12 @@ def model_with():
         values = {
             "architecture": "convolutional",
             "api": "functional",
+            "crop": 2,
             "filters": [[4], [6]],
             "hidden_units": [8],
             "batch_normalization": True,
             "dropout": 0.0,
+            "members": 1,
             "seed": 1,
         }
         return ModelParameters.check(values | changes)
@@ -171,6 +173,7 @@ def train_with():
             "epochs": 1,
             "batch_size": 32,
             "loss": "categorical_crossentropy",
+            "label_smoothing": 0.0,
             "auxiliary_weight": 0.3,
             "optimizer": "adam",
             "learning_rate": 0.01,
@@ -198,11 +201,12 @@ def train_with():
 
 @pytest.fixture
 def tiny_model(model_with):
-    """A function that returns a small dense network for 28x28 images of ten classes."""
+    """A function that returns a small dense network for 28x28 images of ten classes, its twin."""
     from stages import network
 
     def make(**changes):
-        return network.build(model_with(architecture="dense", **changes), (28, 28), 10)
+        model = network.build(model_with(architecture="dense", **changes), (28, 28), 10)
+        return network.portable(model, 2)
 
     return make
 

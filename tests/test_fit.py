@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 
 from stages import fit, network
-from stages.hyperparameters import (
-    Augmentation,
-    EarlyStopping,
-    ModelParameters,
-    Schedule,
-    TrainParameters,
-)
+from stages.hyperparameters import EarlyStopping, ModelParameters, Schedule, TrainParameters
 from stages.parameters import StageError
 
 pytestmark = pytest.mark.usefixtures("settled")
@@ -174,37 +168,35 @@ def test_loss_that_is_no_number_stops_the_stage(train_with, tiny_model, small_sp
         fit.fit(tiny_model(), small_split, small_split, parameters)
 
 
-def test_an_epoch_sees_every_digit_once_in_an_order_of_its_own(small_split):
+def test_an_epoch_sees_every_digit_once_in_an_order_of_its_own(train_with, small_split):
     images, labels = small_split
     numbered = (np.arange(len(images), dtype=np.float32), labels)
-    dataset = fit.batches(numbered, 10, seed=1)
+    dataset = fit.batches(numbered, train_with(batch_size=10, seed=1), False)
     epochs = [np.concatenate([batch for batch, _ in dataset]) for _ in range(2)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(len(images)))
     assert epochs[0].tolist() != epochs[1].tolist() != list(range(len(images)))
-    again = np.concatenate([batch for batch, _ in fit.batches(numbered, 10, seed=1)])
-    assert again.tolist() == epochs[0].tolist()
-    other = np.concatenate([batch for batch, _ in fit.batches(numbered, 10, seed=2)])
-    assert other.tolist() != epochs[0].tolist()
+    for seed in (1, 2):
+        first = fit.batches(numbered, train_with(batch_size=10, seed=seed), False)
+        again = np.concatenate([batch for batch, _ in first])
+        assert (again.tolist() == epochs[0].tolist()) == (seed == 1)
 
 
-def test_labels_stay_with_their_digits(small_split):
+def test_labels_stay_with_their_digits(train_with, small_split):
     images, labels = small_split
-    for batch_images, batch_labels in fit.batches(small_split, 7, seed=3):
+    for batch_images, batch_labels in fit.batches(small_split, train_with(batch_size=7), False):
         for image, label in zip(batch_images.numpy(), batch_labels.numpy(), strict=True):
             index = np.flatnonzero((images == image).all(axis=(1, 2)))[0]
             assert labels[index].tolist() == label.tolist()
 
 
-def test_augmentation_moves_each_digit_anew_each_epoch(small_split):
+def test_augmentation_moves_each_digit_anew_each_epoch(train_with, small_split):
     images, _ = small_split
-    amounts = Augmentation(shift=2.0, rotation=20.0, zoom=0.1)
-
-    def epochs(seed):
-        dataset = fit.batches(small_split, 64, seed=seed, augmentation=amounts)
-        return [next(iter(dataset.unbatch().batch(64)))[0].numpy() for _ in range(2)]
-
-    first, second = epochs(seed=1)
+    parameters = train_with(
+        batch_size=64, augmentation={"shift": 2.0, "rotation": 20.0, "zoom": 0.1}
+    )
+    dataset = fit.batches(small_split, parameters, False)
+    first, second = (next(iter(dataset))[0].numpy() for _ in range(2))
     assert not any((picture == images).all(axis=(1, 2)).any() for picture in first)
     assert first.tobytes() != second.tobytes()
     assert first.min() >= 0
@@ -219,6 +211,55 @@ def test_two_trainings_give_the_same_bytes(train_with, tiny_model, small_split):
         history = fit.fit(model, small_split, small_split, parameters)
         runs.append((history.to_csv(), [w.tobytes() for w in model.get_weights()]))
     assert runs[0] == runs[1]
+
+
+def test_digits_too_few_to_share_sit_the_epoch_out(train_with, small_split):
+    def sizes(batch_size, training=True):
+        parameters = train_with(batch_size=batch_size, threads=2)
+        return [len(images) for images, _ in fit.batches(small_split, parameters, False, training)]
+
+    assert sizes(21) == [21, 21, 21]  # of 64, one is left over: half a digit for each thread
+    assert sizes(31) == [31, 31, 2]
+    assert sizes(21, training=False) == [21, 21, 21, 1]
+
+
+def test_smoothed_labels_are_learned_instead_of_hard_ones(train_with):
+    hard, smooth = (fit.loss(train_with(label_smoothing=share)) for share in (0.0, 0.2))
+    labels = np.eye(4, dtype=np.float32)[:1]
+    probabilities = np.array([[0.7, 0.1, 0.1, 0.1]], np.float32)
+    assert float(hard(labels, probabilities)[0]) == pytest.approx(-math.log(0.7), rel=1e-5)
+    # 0.2 spread over four classes: 0.8 + 0.05 for the right one.
+    expected = -0.85 * math.log(0.7) - 3 * 0.05 * math.log(0.1)
+    assert float(smooth(labels, probabilities)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (60, 8)])
+def test_muon_steps_equally_far_in_every_direction_of_a_kernel(shape):
+    optimizer = fit.Muon(0.1, weight_decay=None, adam_weight_decay=None)
+    kernel = keras.Variable(np.zeros(shape, np.float32), name="kernel")
+    gradient = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    optimizer.apply([keras.ops.convert_to_tensor(gradient)], [kernel])
+    step = -np.asarray(kernel).reshape(-1, shape[-1])
+    rows, columns = step.shape
+    # Each of its singular values is near 1, times the rate and 0.2 times the root of its length.
+    values = np.linalg.svd(step, compute_uv=False) / (0.1 * 0.2 * math.sqrt(max(rows, columns)))
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+    # In the directions of the gradient, by the exact decomposition.
+    u, _, v = np.linalg.svd(gradient.reshape(-1, shape[-1]), full_matrices=False)
+    assert np.corrcoef((u @ v).ravel(), step.ravel())[0, 1] > 0.95
+
+
+def test_muon_leaves_the_classifier_and_normalisation_to_adam(train_with, model_with):
+    model = network.build(model_with(), (28, 28), 10)
+    twin = network.portable(model, 2)
+    optimizer = fit.optimizer(train_with(optimizer="muon"), 10)
+    optimizer.build(twin.trainable_variables)
+    by_adam = {v.path for v in twin.trainable_variables if optimizer._should_use_adamw(v)}
+    kernels = {v.path for v in twin.trainable_variables if v.path.endswith("kernel")}
+    assert len(kernels) == 4
+    assert {path.split("/")[-2] for path in kernels & by_adam} == {"main"}
+    assert {v.path for v in twin.trainable_variables} - kernels <= by_adam
 
 
 def literal(model, field):
@@ -301,7 +342,7 @@ def test_any_combination_of_valid_values_trains(choice, model_with, train_with, 
         (28, 28),
         10,
     )
-    twin = network.portable(model)
+    twin = network.portable(model, 2)
     before = [w.numpy() for w in twin.trainable_variables]
     history = fit.fit(twin, small_split, small_split, parameters)
     assert set(history) >= {"epoch", "learning_rate", "loss", "val_loss", "chosen"}

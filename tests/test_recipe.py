@@ -47,6 +47,7 @@ def test_notebook_is_the_pages_experiment_to_the_letter(folder):
     train = found["train"]
     assert (train["optimizer"], train["learning_rate"]) == ("adam", 0.001)  # Keras's default
     assert (train["epochs"], train["batch_size"]) == (5, 32)
+    assert train["label_smoothing"] == 0
     assert (train["loss"], train["metrics"]) == ("categorical_crossentropy", ["accuracy"])
     assert (train["schedule"]["name"], train["early_stopping"]["enabled"]) == ("constant", False)
 

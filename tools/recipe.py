@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from stages.artifacts import write_text
 from stages.download import DownloadParameters
 from stages.evaluate import EvaluateParameters
-from stages.hyperparameters import ModelParameters, TrainParameters
+from stages.hyperparameters import ModelParameters, TrainParameters, check_together
 from stages.parameters import PARAMETERS, StageError, read_yaml, run
 from stages.plot import PlotParameters
 from stages.preprocess import PreprocessParameters
@@ -45,6 +45,7 @@ def check(content: Mapping[str, Any]) -> None:
             )
     for section in SECTIONS:
         section.check(content.get(section.section))
+    check_together(ModelParameters.check(content["model"]), TrainParameters.check(content["train"]))
 
 
 def merged(parameters: str, recipe: Mapping[str, Any]) -> str:
