@@ -136,6 +136,7 @@ def test_better_and_worse_are_told_by_words_and_exit_code(project):
     assert p_value < 0.001  # else these runs show nothing
     printed = project.run("python", "-m", "tools.compare", "main", "longer").stdout
     evidence = f"{fixed} digits fixed, {broken} broken (McNemar's exact test, p = {p_value:.2g})"
+    assert min(fixed, broken) > 1
     assert f"Better, by more than chance: {evidence}.\n" in printed
     assert re.search(r"^train.epochs +2 +6$", printed, re.M)
     printed = project.run("python", "-m", "tools.compare", "longer", "main", code=1).stdout
@@ -143,6 +144,11 @@ def test_better_and_worse_are_told_by_words_and_exit_code(project):
     markdown = (project.folder / "reports/compare.md").read_text()
     assert "## Worse, by more than chance: longer → main" in markdown
     assert "| train.epochs | `6` | `2` |" in markdown
+    table = [line.split("|") for line in markdown.split("### Digits")[1].splitlines()]
+    counts = [
+        (int(row[4]), int(row[5])) for row in table if len(row) == 7 and row[1].strip().isdigit()
+    ]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [broken, fixed]
 
 
 def test_same_result_is_no_difference(here, run):
@@ -174,17 +180,51 @@ def test_equal_revisions_are_refused(here, run):
 
 
 def test_revision_without_results_is_named(here, run):
+    run(compare, "main", "redrawn")
     code, printed = run(compare, "nothing-yet", "main")
     assert code == 2
-    assert "error: nothing-yet has no results: data/evaluation/metrics.json is neither" in printed
+    assert printed.startswith("error: nothing-yet has no results to compare: neither git nor DVC's")
     assert "nothing-yet has no results" in Path("reports/compare.md").read_text()
-    assert not Path("reports/compare.html").exists()
+    assert not Path("reports/compare.html").exists()  # that of the other comparison
 
 
-def test_unknown_revision_is_named(here, run):
-    code, printed = run(compare, "mian")
+def test_revision_of_before_there_were_predictions_is_named(here, run):
+    here.run("git", "switch", "-q", "--detach", "main")
+    here.run("git", "rm", "-q", "data/evaluation/predictions.csv")
+    text = Path("dvc.yaml").read_text()
+    Path("dvc.yaml").write_text(re.sub("data/evaluation/predictions.csv", "other.csv", text))
+    here.commit("metrics alone")
+    here.run("git", "tag", "--force", "metrics-alone")
+    code, printed = run(compare, "main", "metrics-alone")
     assert code == 2
-    assert printed.startswith("error: mian: no branch, tag, experiment or commit")
+    assert "metrics-alone has no results to compare" in printed
+    assert "has its data/evaluation/predictions.csv; where" in printed
+
+
+def test_unknown_revision_is_named_and_a_likely_one_proposed(here, run):
+    assert run(compare, "mian") == (
+        2,
+        "error: mian: no branch, tag, experiment or commit of this clone has that name; there is "
+        "main\n",
+    )
+    assert run(compare, "main:README.md") == (
+        2,
+        "error: main:README.md names a file or a folder, not a commit\n",
+    )
+
+
+def test_shallow_clone_tells_how_to_get_the_rest(project, tmp_path, monkeypatch, run):
+    address = project.folder.as_uri()
+    project.run("git", "clone", "-q", "--depth", "1", address, str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    code, printed = run(compare, "longer", "origin/main")
+    assert code == 2
+    command = "git remote set-branches origin '*' && git fetch --unshallow"
+    assert printed.endswith(f"the clone is shallow, and this brings the rest of it: {command}\n")
+    project.run("sh", "-c", command, cwd=tmp_path / "clone")
+    code, printed = run(compare, "longer", "origin/main")
+    assert (code, printed.strip().endswith("there is origin/longer")) == (2, True)
+    assert run(compare, "origin/main", "origin/longer")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -197,12 +237,22 @@ def test_unknown_revision_is_named(here, run):
         ("metrics.json", "{", "", "metrics.json: not readable as JSON"),
         ("predictions.csv", "confidence", "sureness", "expected a row for each test digit"),
         ("predictions.csv", r"0\.\d+\n", "\n", "expected a row for each test digit"),
+        ("predictions.csv", r"\n7,", "\n8,", "expected a row for each test digit, numbered"),
         ("predictions.csv", r"\n296,.*", "", "not of one run|not judged by the same test digits"),
+        (
+            "../raw/dataset.json",
+            r'"t10k-labels.*: "',
+            r"\g<0>0",
+            "not judged by the same test digits",
+        ),
+        ("../../dvc.lock", "schema", "<<<<<<< HEAD\nschema", "dvc.lock: not readable as YAML"),
     ],
 )
 def test_broken_results_are_named(here, run, path, old, new, message):
     file = Path("data/evaluation", path)
-    file.write_text(re.sub(old, new, file.read_text(), count=1))
+    text = re.sub(old, new, file.read_text(), count=1)
+    assert text != file.read_text()
+    file.write_text(text)
     code, printed = run(compare, "longer")
     assert code == 2
     assert re.search(rf"^error: .*workspace.*{message}", printed)
@@ -213,6 +263,24 @@ def test_results_of_other_parameters_are_told_apart(here, run):
     code, printed = run(compare, "longer")
     assert code == 2
     assert "workspace: train.epochs is 5 in params.yaml and 2 in dvc.lock" in printed
+
+
+def test_lock_without_hashes_vouches_for_no_result(here, run):
+    lock = Path("dvc.lock")
+    lock.write_text(lock.read_text().replace("md5: ", "md6: "))
+    code, printed = run(compare, "longer")
+    assert code == 2
+    assert "RESULTS THAT MAY NOT BE ITS OWN: workspace: dvc.yaml or dvc.lock is damaged" in printed
+
+
+def test_other_validation_digits_are_told(here, run):
+    lock = Path("dvc.lock")
+    md5 = re.search(r"validation.npz\n +hash: md5\n +md5: (\w+)", lock.read_text())[1]
+    lock.write_text(lock.read_text().replace(md5, md5[::-1]))
+    code, printed = run(compare, "longer")
+    assert code == 2
+    assert "The two have set other digits aside" in printed
+    assert "validation.npz in the commit is not the file that dvc.lock records" in printed
 
 
 def test_results_in_the_cache_are_found(here, run):
@@ -230,12 +298,13 @@ def test_results_in_the_cache_are_found(here, run):
     assert "Better, by more than chance" in printed
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_is_one_file_that_reads_on_a_phone_and_on_a_desktop(here, run, browser, width):
+@pytest.mark.parametrize(("width", "media"), [(390, "screen"), (1280, "screen"), (700, "print")])
+def test_page_is_one_file_that_fits_phone_desktop_and_paper(here, run, browser, width, media):
     run(compare, "main", "longer")
     address = Path("reports/compare.html").absolute().as_uri()
     page = browser.new_page(viewport={"width": width, "height": 844})
     said, asked = [], []
+    page.emulate_media(media=media)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
@@ -271,15 +340,16 @@ def test_seeds_are_kept_trained_once_and_judged_as_recipes(project, monkeypatch,
     assert difference["params"]["params.yaml"] == {"model.seed": seeds, "train.seed": seeds}
     losses = list(difference["metrics"]["data/evaluation/metrics.json"]["test.loss"].values())[:2]
     mean, half = sum(losses) / 2, abs(losses[0] - losses[1]) / 2
-    row = f"{mean:.6f} | {half * math.sqrt(2):.6f} | {min(losses):.6f} | {max(losses):.6f}"
+    figures = (mean, half * math.sqrt(2), min(losses), max(losses))
+    row = " +\\| +".join(f"{figure:.6f}" for figure in figures)
     assert half > 0
-    assert f"| test.loss | {row} |" in printed
+    assert re.search(rf"\| test.loss +\| +{row} \|", printed)
 
     # Another commit with the same training: nothing is trained, and the recipes are equal.
     project.run("git", "switch", "-q", "redrawn")
     printed = project.run("python", "-m", "tools.seeds", "2").stdout
     assert "Running stage 'train'" not in printed
-    assert f"| test.loss | {row} |" in printed
+    assert re.search(rf"\| test.loss +\| +{row} \|", printed)
     project.run("git", "switch", "-q", "main")
     code, printed = run(compare, "main", "redrawn")
     assert code == 0
@@ -307,7 +377,9 @@ def test_dvc_compares_two_branches(here):
     epochs = {"old": 2, "new": 6, "diff": 4}
     assert metrics["data/evaluation/metrics.json"]["train.epochs"] == epochs
     assert "test.per_class.9.recall" in dvc("metrics", "diff", "main", "longer")
-    assert json.loads(dvc("metrics", "show", "--json"))[""]["data"]
+    shown = json.loads(dvc("metrics", "show", "--json"))[""]["data"]
+    committed = Path("data/evaluation/metrics.json").read_text()
+    assert shown["data/evaluation/metrics.json"]["data"] == json.loads(committed)
     parameters = json.loads(dvc("params", "diff", "main", "longer", "--json"))
     assert parameters == {"params.yaml": {"train.epochs": epochs}}
 
@@ -334,7 +406,11 @@ def test_dvc_compares_two_branches(here):
     assert json.loads(matrix)["spec"]["encoding"]["y"]["field"] == "actual"
 
 
-def test_dvc_runs_a_grid_of_experiments(here):
+def test_dvc_runs_one_experiment_and_a_grid(here):
+    here.run("dvc", "exp", "run", "--name", "fine", "--set-param", "plot.dpi=70")
+    difference = json.loads(here.run("dvc", "exp", "diff", "main", "fine", "--json").stdout)
+    assert difference["params"]["params.yaml"]["plot.dpi"] == {"old": 60, "new": 70, "diff": 10}
+    here.run("git", "checkout", "-q", "--force", "main")
     here.run("dvc", "exp", "run", "--queue", "--set-param", "plot.dpi=55,65")
     here.run("dvc", "exp", "run", "--run-all")
     shown = json.loads(here.run("dvc", "exp", "show", "--json").stdout)

@@ -18,6 +18,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -36,9 +37,14 @@ from tools.results import WORKSPACE, Result
 from tools.significance import judge_recipes, judge_runs
 
 REPORTS = Path("reports")
-TEMPLATES = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 
 SHOWN = 100  # pictures of digits newly right, and as many newly wrong
+
+ONE_RUN_EACH = (
+    "That is of one run each. What other seeds would make of it: `make seeds` on both commits."
+)
+OTHER_DIGITS = "The two have set other digits aside: their validation metrics say little together."
 
 BETTER_HIGHER = ("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1")
 BETTER_LOWER = ("loss",)
@@ -94,11 +100,13 @@ def paired(base: Result, head: Result) -> pd.DataFrame:
     Raises StageError where the two were not judged by the same test digits.
     """
     columns = ["index", "actual"]
-    if not base.predictions[columns].equals(head.predictions[columns]):
-        raise StageError(
-            f"{base.name} and {head.name} were not judged by the same test digits "
-            f"({len(base.predictions)} and {len(head.predictions)} of them): nothing to pair"
+    if base.test_files != head.test_files or not base.predictions[columns].equals(
+        head.predictions[columns]
+    ):
+        judged = " and ".join(
+            f"{side.name} by {len(side.predictions)} of {side.title}" for side in (base, head)
         )
+        raise StageError(f"not judged by the same test digits, so nothing to pair: {judged}")
     table = base.predictions.merge(head.predictions, on=columns, suffixes=("_before", "_after"))
     for side in ("before", "after"):
         table[f"right_{side}"] = table["actual"] == table[f"predicted_{side}"]
@@ -174,6 +182,8 @@ def report_of(base: Result, head: Result, allowed: float) -> dict[str, Any]:
         "class_metrics": [row for row in metrics if ".per_class." in row.name],
         "classes": by_class(table, head.classes),
         "count": len(table),
+        "one_run_each": ONE_RUN_EACH,
+        "validation_differs": OTHER_DIGITS if base.validation != head.validation else None,
         "fixed": digit_rows(fixed, "before", images),
         "broken": digit_rows(broken, "after", images),
         "shown": SHOWN,
@@ -206,10 +216,10 @@ def compare(base: str, head: str, allowed: float) -> dict[str, Any]:
 
 def share(text: str) -> float:
     """Return a number from 0 to 1, for argparse."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
+    with suppress(ValueError):
+        if 0 <= (number := float(text)) <= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
 
 
 def main() -> None:
@@ -233,7 +243,9 @@ def main() -> None:
     write_text(markdown, render(report, "md"))
     write_text(page, render(report, "html"))
     print(render(report, "txt"))
-    print(f"Also in {markdown}, and with pictures in {page}.")
+    print(
+        f"Also in {markdown} and, {'with' if report['pictures'] else 'without'} pictures, in {page}"
+    )
     if report["stale"]:
         sys.exit(2)
     if report["judgement"].direction == "worse":

@@ -3,13 +3,14 @@
 Nothing is run, and the user's own files stay as they are.
 """
 
+import difflib
 import fnmatch
 import io
 import math
 import shutil
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,19 +24,25 @@ import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc.scm import resolve_rev
+from dvc.scm import RevError, resolve_rev
 
 from stages.artifacts import read_classes, read_csv, read_digits, read_json
+from stages.catalogue import TEST_IMAGES, TEST_LABELS
 from stages.parameters import PARAMETERS, StageError, read_yaml
-from tools.judge import listed
+from tools.judge import Outputs, listed
 from tools.verify import stale
 
 METRICS = Path("data/evaluation/metrics.json")
 PREDICTIONS = Path("data/evaluation/predictions.csv")
-CLASSES = Path("data/raw/dataset.json")
+DATASET = Path("data/raw/dataset.json")
+LOCK = Path("dvc.lock")
 TEST = Path("data/processed/test.npz")
+VALIDATION = "data/processed/validation.npz"
 
 WORKSPACE = "workspace"
+
+# The columns of the predictions that are needed, and NumPy's kind of each.
+COLUMNS = {"index": "i", "actual": "O", "predicted": "O", "confidence": "f"}
 
 
 @dataclass(frozen=True)
@@ -46,20 +53,53 @@ class Result:
     commit: str | None  # None is the workspace
     parameters: dict[str, Any]  # by dotted key
     metrics: dict[str, float]  # by dotted key
-    predictions: pd.DataFrame  # index, actual, predicted, confidence; a row for each test digit
+    predictions: pd.DataFrame  # the columns above; a row for each test digit, in their order
+    title: str  # of the dataset
     classes: list[str]
-    code: dict[str, str]  # the MD5 of each file the results were computed with, data apart
+    test_files: list[str | None]  # the SHA-256 of the raw test images and labels
+    validation: str | None  # the MD5 of the prepared validation digits
+    code: Outputs  # the MD5 of each file that the results were computed with and no stage wrote
     stale: list[str]  # how its dvc.lock contradicts its code, parameters and results
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints, or nothing where it fails."""
+    return subprocess.run(
+        ["git", *arguments], check=False, capture_output=True, text=True, encoding="utf-8"
+    ).stdout.strip()
 
 
 def commit_of(name: str) -> str:
     """Return the commit of a branch, tag, experiment or other revision, or raise StageError."""
     try:
         with Repo() as repo:
-            commit: str = resolve_rev(repo.scm, name)
-            return commit
+            found: str = resolve_rev(repo.scm, name)
+    except RevError:
+        raise StageError(unknown(name)) from None
     except DvcException as error:
-        raise StageError(f"{name}: no branch, tag, experiment or commit: {error}") from error
+        raise StageError(f"{name}: {error}") from error
+    if not git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}"):
+        raise StageError(f"{name} names a file or a folder, not a commit")
+    return found
+
+
+def unknown(name: str) -> str:
+    """Say that there is no such revision here, and what may have been meant."""
+    references = git("for-each-ref", "--format=%(refname:short)").splitlines()
+    # DVC keeps an experiment as exps/<its commit>/<its name>.
+    names = [ref.rpartition("/")[2] if ref.startswith("exps/") else ref for ref in references]
+    close = [ref for ref in names if ref.endswith(f"/{name}")] or difflib.get_close_matches(
+        name, names
+    )
+    text = f"{name}: no branch, tag, experiment or commit of this clone has that name"
+    if close:
+        text += f"; there is {', '.join(close)}"
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        text += (
+            "; the clone is shallow, and this brings the rest of it: "
+            "git remote set-branches origin '*' && git fetch --unshallow"
+        )
+    return text
 
 
 @contextmanager
@@ -68,23 +108,23 @@ def folder_of(commit: str | None) -> Iterator[Path]:
     if commit is None:
         yield Path.cwd()
         return
-    archive = subprocess.run(["git", "archive", commit], check=True, capture_output=True).stdout
+    command = ["git", "archive", "--format=zip", "-0", commit]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
     with tempfile.TemporaryDirectory() as name:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(name, filter="data")
-        for path in (METRICS, PREDICTIONS, CLASSES):
+        zipfile.ZipFile(io.BytesIO(archive)).extractall(name)
+        for path in (METRICS, PREDICTIONS, DATASET):
             if not (Path(name) / path).exists():
                 fetch(commit, path, Path(name) / path)
         yield Path(name)
 
 
 def fetch(commit: str | None, path: Path, target: Path) -> None:
-    """Copy a revision's file from git or DVC's cache, if either has it.
+    """Copy a revision's file from git, DVC's cache or its remote, if any has it.
 
     As a stream: DVC's own `get_file` may link the copy to the file in the cache.
     """
     with (
-        suppress(FileNotFoundError, DvcException),
+        suppress(OSError, DvcException),
         DVCFileSystem(".", rev=commit).open(path.as_posix(), "rb") as source,
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,28 +140,56 @@ def read(name: str) -> Result:
     """
     commit = None if name == WORKSPACE else commit_of(name)
     with folder_of(commit) as folder, chdir(folder):
-        if not METRICS.exists():
+        needed = (METRICS, PREDICTIONS, DATASET, LOCK, PARAMETERS)
+        if missing := [str(path) for path in needed if not path.exists()]:
             raise StageError(
-                f"{name} has no results: {METRICS} is neither in git nor in DVC's cache; run "
-                "`dvc repro` there and commit what it writes"
+                f"{name} has no results to compare: neither git nor DVC's cache has its "
+                f"{', '.join(missing)}; where its code writes them, run `dvc repro` there"
+                + ("" if commit is None else " and commit")
             )
         try:
             metrics = flat_metrics(read_json(METRICS))
             predictions = read_predictions()
             check_agreement(metrics, predictions)
-            lock = read_yaml(Path("dvc.lock"))
+            classes, dataset = read_classes(DATASET), read_json(DATASET)
+            hashes = dataset.get("sha256", {})
+            made, used, notes = provenance(read_yaml(LOCK))
             return Result(
                 name=name,
                 commit=commit,
                 parameters=dict(flat(read_yaml(PARAMETERS))),
                 metrics=metrics,
                 predictions=predictions,
-                classes=read_classes(CLASSES),
-                code=code(lock),
-                stale=list(dict.fromkeys(chain(*stale(Path(), lock).values()))),
+                title=dataset.get("title", "an unnamed dataset"),
+                classes=classes,
+                test_files=[hashes.get(file) for file in (TEST_IMAGES, TEST_LABELS)],
+                validation=made.get(VALIDATION),
+                code=used,
+                stale=notes,
             )
         except StageError as error:
             raise StageError(f"{name}: {error}") from error
+
+
+def provenance(lock: dict[str, Any]) -> tuple[Outputs, Outputs, list[str]]:
+    """Return what a dvc.lock says of the results in the current folder, and what contradicts it.
+
+    The MD5 of each file that a stage wrote and of each that it used but none wrote, by its path;
+    and, once each, how the files in the folder differ from what the dvc.lock records.
+    """
+    try:
+        made, used = (
+            {
+                path: md5
+                for stage in lock["stages"]
+                for path, md5 in listed(lock, stage, kind).items()
+            }
+            for kind in ("outs", "deps")
+        )
+        notes = list(dict.fromkeys(chain(*stale(Path(), lock).values())))
+    except (AttributeError, KeyError, TypeError):
+        return {}, {}, ["dvc.yaml or dvc.lock is damaged, or of another kind than this project's"]
+    return made, {path: used[path] for path in used.keys() - made.keys()}, notes
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -151,14 +219,18 @@ def flat_metrics(content: Any) -> dict[str, float]:
 def read_predictions() -> pd.DataFrame:
     """Return the table of predictions, or raise StageError where it is not one."""
     table = read_csv(PREDICTIONS, text=("actual", "predicted"))
-    types = {"index": "i", "actual": "O", "predicted": "O", "confidence": "f"}
     found = {str(name): column.dtype.kind for name, column in table.items()}
-    if found != types or table.empty or not np.isfinite(table["confidence"]).all():
+    if (
+        table.empty
+        or COLUMNS.items() - found.items()
+        or not np.array_equal(table["index"], range(len(table)))
+        or not np.isfinite(table["confidence"]).all()
+    ):
         raise StageError(
-            f"{PREDICTIONS}: expected a row for each test digit, with index, actual, predicted "
-            f"and confidence, found {len(table)} rows of {', '.join(found)}"
+            f"{PREDICTIONS}: expected a row for each test digit, numbered from 0, with "
+            f"{', '.join(COLUMNS)}; found {len(table)} rows of {', '.join(found)}"
         )
-    return table
+    return table[list(COLUMNS)]
 
 
 def check_agreement(metrics: Mapping[str, float], predictions: pd.DataFrame) -> None:
@@ -171,22 +243,10 @@ def check_agreement(metrics: Mapping[str, float], predictions: pd.DataFrame) -> 
         )
 
 
-def code(lock: dict[str, Any]) -> dict[str, str]:
-    """Return the MD5 of each dependency in a dvc.lock that no stage wrote."""
-    stages = lock.get("stages", {})
-    made = {path for stage in stages for path in listed(lock, stage, "outs")}
-    return {
-        path: md5
-        for stage in stages
-        for path, md5 in listed(lock, stage, "deps").items()
-        if path not in made
-    }
-
-
 def test_images(result: Result) -> npt.NDArray[np.float32] | None:
-    """Return the test images (n, height, width) in [0, 1], or None where the cache has them not.
+    """Return the test images (n, height, width) in [0, 1], or None where the cache lacks them.
 
-    Nor if they are damaged or others: the comparison needs no pictures.
+    None as well where they are damaged or others: the comparison does not need the pictures.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / TEST.name

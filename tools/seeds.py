@@ -10,6 +10,7 @@ writes the same to reports/seeds.md.
 
 import argparse
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -31,25 +32,27 @@ def train(seed: int, name: str) -> None:
 
 
 def summary(members: list[Result]) -> str:
-    """Return mean, standard deviation and range of each metric, as Markdown."""
+    """Return mean, standard deviation and range of each metric, as a Markdown table."""
     metrics = pd.DataFrame([member.metrics for member in members])
+    width = max(map(len, metrics))
     lines = [
-        "| metric | mean | standard deviation | lowest | highest |",
-        "|---|---:|---:|---:|---:|",
+        f"| {'metric':{width}} |       mean | standard deviation |     lowest |    highest |",
+        f"|{'-' * (width + 2)}|-----------:|-------------------:|-----------:|-----------:|",
     ]
     for name, values in metrics.items():
         lines.append(
-            f"| {name} | {values.mean():.6f} | {values.std():.6f} | {values.min():.6f} "
-            f"| {values.max():.6f} |"
+            f"| {name:{width}} | {values.mean():10.6f} | {values.std():18.6f} "
+            f"| {values.min():10.6f} | {values.max():10.6f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def count(text: str) -> int:
     """Return a number of seeds, at least the two that a standard deviation takes, for argparse."""
-    if (number := int(text)) < 2:
-        raise ValueError
-    return number
+    with suppress(ValueError):
+        if (number := int(text)) > 1:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a whole number above 1, found {text!r}")
 
 
 def main() -> None:

@@ -47,7 +47,8 @@ def judge_runs(fixed: int, broken: int, count: int, allowed: float) -> Judgement
     return Judgement(
         drop=(broken - fixed) / count,
         p_value=p_value,
-        evidence=f"{fixed} digits fixed, {broken} broken (McNemar's exact test, p = {p_value:.2g})",
+        evidence=f"{fixed} digit{'' if fixed == 1 else 's'} fixed, {broken} broken "
+        f"(McNemar's exact test, p = {p_value:.2g})",
         allowed=allowed,
     )
 
