@@ -19,7 +19,7 @@ repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
 
-compare: .venv/runtime ## Is BASE=main really better or worse than what is here? HEAD=revision, MAX_DROP=0.001.
+compare: .venv/runtime ## Is what is here really better or worse than BASE=main? HEAD=revision, MAX_DROP=0.001.
 	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP))
 
 seeds: .venv/runtime ## Train the last commit under N seeds, 5 unless you say, and report their spread.

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from small_project import SMALL, STAGES, Project
 
-from stages.parameters import StageError
+from stages.parameters import StageError, read_yaml
 from tools import compare, seeds
 from tools.significance import judge_recipes, judge_runs
+
+# make, with the installed dependencies as they are.
+MAKE = ("make", "--silent", "--old-file", ".venv/runtime")
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,9 @@ def project(tmp_path_factory):
         project.repro()
         project.commit(branch)
     project.run("git", "switch", "-q", "main")
+    # What make and the workflow call, unseen by git.
+    (project.folder / ".git/info/exclude").write_text(".venv\n")
+    (project.folder / ".venv").symlink_to(sys.prefix)
     return project
 
 
@@ -129,26 +135,31 @@ def test_differences_are_exact_and_know_their_direction():
     ]
 
 
-def test_better_and_worse_are_told_by_words_and_exit_code(project):
+def test_better_is_told_in_words(project):
     fixed, broken = changed(project, "main", "longer")
     n, few = fixed + broken, min(fixed, broken)
     p_value = 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n
+    assert few > 1
     assert p_value < 0.001  # else these runs show nothing
-    printed = project.run("python", "-m", "tools.compare", "main", "longer").stdout
+    printed = project.run(*MAKE, "compare", "BASE=main", "HEAD=longer", "MAX_DROP=0.1").stdout
     evidence = f"{fixed} digits fixed, {broken} broken (McNemar's exact test, p = {p_value:.2g})"
-    assert min(fixed, broken) > 1
     assert f"Better, by more than chance: {evidence}.\n" in printed
     assert re.search(r"^train.epochs +2 +6$", printed, re.M)
-    printed = project.run("python", "-m", "tools.compare", "longer", "main", code=1).stdout
-    assert "Worse, by more than chance" in printed
-    markdown = (project.folder / "reports/compare.md").read_text()
-    assert "## Worse, by more than chance: longer → main" in markdown
+
+
+def test_workflow_fails_on_worse_and_puts_it_into_the_job_summary(project, tmp_path, monkeypatch):
+    steps = read_yaml(project.folder / ".github/workflows/ci.yml")["jobs"]["compare"]["steps"]
+    judge, summarise = [step["run"] for step in steps if "compare" in step.get("run", "")]
+    monkeypatch.setenv("BASE", "longer")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert "Worse, by more than chance" in project.run("bash", "-ec", judge, code=1).stdout
+    project.run("bash", "-ec", summarise)
+    markdown = (tmp_path / "summary.md").read_text()
+    assert markdown.startswith("## Worse, by more than chance: longer → HEAD\n")
     assert "| train.epochs | `6` | `2` |" in markdown
-    table = [line.split("|") for line in markdown.split("### Digits")[1].splitlines()]
-    counts = [
-        (int(row[4]), int(row[5])) for row in table if len(row) == 7 and row[1].strip().isdigit()
-    ]
-    assert [sum(column) for column in zip(*counts, strict=True)] == [broken, fixed]
+    table = re.findall(r"^\| \d \| \d+ of \d+ \| \d+ \| (\d+) \| (\d+) \|$", markdown, re.M)
+    counts = [sum(map(int, column)) for column in zip(*table, strict=True)]
+    assert tuple(counts) == changed(project, "longer", "main")
 
 
 def test_same_result_is_no_difference(here, run):
@@ -330,7 +341,7 @@ def test_clone_without_a_cache_is_compared_without_pictures(project, tmp_path, m
 def test_seeds_are_kept_trained_once_and_judged_as_recipes(project, monkeypatch, run):
     monkeypatch.chdir(project.folder)
     before = project.run("git", "status", "--short").stdout
-    printed = project.run("python", "-m", "tools.seeds", "2").stdout
+    printed = project.run(*MAKE, "seeds", "N=2").stdout
     assert printed.count("Running stage 'train'") == 1  # main has the other one
     assert project.run("git", "status", "--short").stdout == before == ""
     commit = project.run("git", "rev-parse", "main").stdout[:7]
