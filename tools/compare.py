@@ -103,10 +103,11 @@ def paired(base: Result, head: Result) -> pd.DataFrame:
     if base.test_files != head.test_files or not base.predictions[columns].equals(
         head.predictions[columns]
     ):
-        judged = " and ".join(
-            f"{side.name} by {len(side.predictions)} of {side.title}" for side in (base, head)
+        old, new = (f"{len(side.predictions)} of '{side.title}'" for side in (base, head))
+        raise StageError(
+            f"{base.name} and {head.name} were not judged by the same test digits, so none can be "
+            f"paired: {old}, and {new if new != old else 'as many others of the same title'}"
         )
-        raise StageError(f"not judged by the same test digits, so nothing to pair: {judged}")
     table = base.predictions.merge(head.predictions, on=columns, suffixes=("_before", "_after"))
     for side in ("before", "after"):
         table[f"right_{side}"] = table["actual"] == table[f"predicted_{side}"]

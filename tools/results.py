@@ -88,11 +88,8 @@ def unknown(name: str) -> str:
     references = git("for-each-ref", "--format=%(refname:short)").splitlines()
     # DVC keeps an experiment as exps/<its commit>/<its name>.
     names = [ref.rpartition("/")[2] if ref.startswith("exps/") else ref for ref in references]
-    close = [ref for ref in names if ref.endswith(f"/{name}")] or difflib.get_close_matches(
-        name, names
-    )
     text = f"{name}: no branch, tag, experiment or commit of this clone has that name"
-    if close:
+    if close := difflib.get_close_matches(name, names):
         text += f"; there is {', '.join(close)}"
     if git("rev-parse", "--is-shallow-repository") == "true":
         text += (
@@ -255,6 +252,8 @@ def test_images(result: Result) -> npt.NDArray[np.float32] | None:
             images, labels = read_digits(target)
         except StageError:
             return None
+    if labels.shape[1] != len(result.classes):
+        return None
     actual = np.array(result.classes)[labels.argmax(axis=1)]
     return images if np.array_equal(actual, result.predictions["actual"]) else None
 
