@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test verify verify-cpus lock-check lint requirements
+.PHONY: help repro test compare seeds verify verify-cpus lock-check lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -18,6 +18,12 @@ repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with 
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
+
+compare: .venv/runtime ## Is what is here really better or worse than BASE=main? HEAD=revision, MAX_DROP=0.001.
+	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP))
+
+seeds: .venv/runtime ## Train the last commit under N seeds, 5 unless you say, and report their spread.
+	@$(BIN)/python -m tools.seeds $(or $(N),5)
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)

@@ -1,6 +1,7 @@
 """What several test modules need: a folder to run in, child processes, a server on loopback."""
 
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
 
@@ -131,6 +133,20 @@ def tls_server(monkeypatch, tmp_path):
     server.url = server.url.replace("http:", "https:")
     with running(server):
         yield server
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real headless Chromium: the system's, since no package of Python's index brings one."""
+    names = ("chromium-headless-shell", "chromium", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        reason = f"none of {', '.join(names)} is on the PATH; on Debian: apt-get install chromium"
+        (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

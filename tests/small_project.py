@@ -36,7 +36,9 @@ class Project:
         self.run("git", "init", "-q")
         self.commit("start")
 
-    def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    def run(
+        self, *command: str, cwd: Path | None = None, code: int = 0
+    ) -> subprocess.CompletedProcess:
         bin_folder = Path(sys.executable).parent
         environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
         result = subprocess.run(
@@ -47,7 +49,7 @@ class Project:
             capture_output=True,
             text=True,
         )
-        assert result.returncode == 0, f"{command}:\n{result.stdout}\n{result.stderr}"
+        assert result.returncode == code, f"{command}:\n{result.stdout}\n{result.stderr}"
         return result
 
     def commit(self, message: str) -> None:
