@@ -213,6 +213,8 @@ def test_what_yaml_1_1_took_for_true_or_sixty_is_a_string_as_in_dvc(path):
         (b"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> b\n", "not readable as YAML: "),
         (b"example: {count: 2001-99-99}\n", "not readable as YAML: month must be in 1..12"),
         (b"example: !!python/object:os.system x\n", "not readable as YAML: could not determine"),
+        (b"example: !!float ''\n", "not readable as YAML: string index out of range"),
+        (b"[" * 1000, "not readable as YAML: maximum recursion depth exceeded"),
         (b"example: {count: '\xff'}\n", "not readable as YAML: 'utf-8' codec can't decode"),
     ],
 )
@@ -221,6 +223,13 @@ def test_a_file_that_is_no_set_of_sections_is_named_in_one_line(path, content, m
     with pytest.raises(StageError, match=f"^{path}: {message}") as caught:
         Example.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_too_long_to_print_is_shortened(path):
+    lines = ["a0: &a0 [lol]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    path.write_text("\n".join([*lines, SECTION % ("*a19", 0.5, "true")]))
+    assert len(refusal(partial(Example.read, path))) < 500
 
 
 def test_a_missing_file_is_named_with_what_to_do(path):
