@@ -57,6 +57,16 @@ def test_a_file_that_is_not_what_its_header_says_is_refused(path, content, messa
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@given(st.binary(max_size=40) | st.binary(max_size=40).map(idx.dump(IMAGES)[:4].__add__))
+def test_any_bytes_give_the_array_they_are_or_the_one_error(path, content):
+    path.write_bytes(content)
+    try:
+        found = idx.read(path, 3)
+    except StageError:
+        return
+    assert idx.dump(found) == content
+
+
 def test_a_missing_file_is_named_with_what_to_do(tmp_path):
     with pytest.raises(StageError, match="images: not found; run `dvc repro`"):
         idx.read(tmp_path / "images", 3)

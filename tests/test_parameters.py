@@ -4,6 +4,8 @@ from typing import ClassVar
 
 import pytest
 from dvc.utils.serialize import parse_yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from stages.download import DownloadParameters
@@ -223,6 +225,49 @@ def test_a_file_that_is_no_set_of_sections_is_named_in_one_line(path, content, m
     with pytest.raises(StageError, match=f"^{path}: {message}") as caught:
         Example.read(path)
     assert "\n" not in str(caught.value)
+
+
+def complaint(call) -> str:
+    """What a StageError says, or nothing where there is none."""
+    try:
+        call()
+    except StageError as error:
+        return str(error)
+    return ""
+
+
+@st.composite
+def damaged(draw):
+    """The section with some characters changed, and perhaps cut short."""
+    text = list(SECTION % (3, 0.5, "true"))
+    characters = st.sampled_from('\0\t\n !"%&*-.0<>?@Ee[]|~\x85\ufeff') | st.characters(
+        codec="utf-8"
+    )
+    for at, character in draw(st.lists(st.tuples(st.integers(0, len(text) - 1), characters))):
+        text[at] = character
+    return "".join(text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text)
+
+
+@given(damaged())
+def test_any_text_gives_the_section_or_the_one_error(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert "\n" not in complaint(partial(Example.read, path))
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+)
+
+
+@given(st.sampled_from([ModelParameters, TrainParameters, DownloadParameters]), st.data())
+def test_any_value_is_taken_or_named_in_the_one_error(section, data):
+    key = data.draw(st.sampled_from(list(section.model_fields)))
+    values = VALUES[section.section] | {key: data.draw(VALUE)}
+    found = complaint(partial(section.check, values))
+    assert "\n" not in found
+    assert not found or f"{section.section}.{key}" in found
 
 
 def test_a_value_too_long_to_print_is_shortened(path):
