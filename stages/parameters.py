@@ -4,8 +4,10 @@ Each stage declares its own section as a `Section` and reads nothing else. A wro
 stage with one line before it reads or writes any other file.
 """
 
+import errno
 import reprlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -89,7 +91,12 @@ def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; end the process with one line where the fault is not the code's."""
     try:
         main()
-    except (StageError, OSError) as error:
+    except StageError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        # A write names no file where it finds the disk full. Those that could be told from their
+        # context have been by now; what is left is temporary.
+        full = error.errno == errno.ENOSPC and not error.filename
+        sys.exit(f"error: {error}" + (f": {tempfile.gettempdir()}" if full else ""))
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
