@@ -229,6 +229,21 @@ def test_a_disk_that_was_full_needs_only_room(project, folder, line):
     assert project.repro() == []
 
 
+FILL_TEMPORARY = """
+import tempfile
+from stages.parameters import run
+
+run(lambda: tempfile.TemporaryFile().write(bytes(1_000_000)))
+"""
+
+
+@pytest.mark.usefixtures("mounting")
+def test_a_full_disk_of_temporary_files_is_named(project):
+    mount = 'mount -t tmpfs -o size=100k tmpfs /mnt && TMPDIR=/mnt python -c "$0"'
+    printed = failed(project, *NAMESPACE, "sh", "-c", mount, FILL_TEMPORARY)
+    assert printed == "error: [Errno 28] No space left on device: /mnt\n"
+
+
 def test_a_folder_without_write_permission_is_named(project):
     before = contents(project)
     folder = project.folder / "data/processed"
