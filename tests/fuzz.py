@@ -24,7 +24,7 @@ with atheris.instrument_imports():
 ROOT = Path(__file__).parents[1]
 LIMITS = ["-timeout=10", "-rss_limit_mb=2000", "-max_len=16384"]
 
-Target = tuple[Callable[[Path], object], bytes]  # what reads a file, and a file in order
+Target = tuple[Callable[[Path], object], list[bytes]]  # what reads a file, and files in order
 
 
 def idx() -> Target:
@@ -33,7 +33,7 @@ def idx() -> Target:
     def read(path: Path) -> None:
         assert idx.dump(idx.read(path, 3)) == path.read_bytes()
 
-    return read, bytes.fromhex("00000803 00000002 00000003 00000004") + bytes(24)
+    return read, [bytes.fromhex("00000803 00000002 00000003 00000004") + bytes(24)]
 
 
 def parameters() -> Target:
@@ -43,7 +43,7 @@ def parameters() -> Target:
         for section in (ModelParameters, TrainParameters):
             section.read(path)
 
-    return read, (ROOT / "params.yaml").read_bytes()
+    return read, [(ROOT / "params.yaml").read_bytes()]
 
 
 def arrays() -> Target:
@@ -54,7 +54,7 @@ def arrays() -> Target:
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in DIGITS.items():
             archive.writestr(name, content)
-    return read_digits, file.getvalue()
+    return read_digits, [file.getvalue()]
 
 
 def digits() -> Target:
@@ -68,19 +68,19 @@ def digits() -> Target:
             archive.writestr("labels.npy", DIGITS["labels.npy"])
         read_digits(path)
 
-    return read, DIGITS["images.npy"]
+    return read, [DIGITS["images.npy"]]
 
 
 def classes() -> Target:
     from stages.artifacts import read_classes
 
-    return read_classes, b'{"classes": ["0", "1"]}'
+    return read_classes, [b'{"classes": ["0", "1"]}']
 
 
 def table() -> Target:
     from stages.artifacts import read_csv
 
-    return read_csv, b"index,actual,predicted,confidence\n0,7,7,0.99\n"
+    return read_csv, [b"index,actual,predicted,confidence\n0,7,7,0.99\n"]
 
 
 def package() -> Target:
@@ -101,7 +101,7 @@ def package() -> Target:
         member = tarfile.TarInfo("package/images")
         member.size = 24
         archive.addfile(member, io.BytesIO(bytes(24)))
-    return read, file.getvalue()
+    return read, [file.getvalue()]
 
 
 def picture() -> Target:
@@ -110,11 +110,12 @@ def picture() -> Target:
     from tools import picture
 
     def read(path: Path) -> None:
-        picture.prepare(picture.read(path.read_bytes()), (28, 28), "mnist")
+        picture.read(path.read_bytes())
 
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((32, 32)).save(file, "PNG")
-    return read, file.getvalue()
+    files = {kind: io.BytesIO() for kind in picture.FORMATS}
+    for kind, file in files.items():
+        Image.linear_gradient("L").resize((32, 32)).save(file, kind)
+    return read, [file.getvalue() for file in files.values()]
 
 
 def array_file(array: np.ndarray) -> bytes:
@@ -131,21 +132,25 @@ DIGITS = {
 
 def main(name: str, *options: str) -> None:
     target: Callable[[], Target] = globals()[name]
-    with atheris.instrument_imports(include=["stages", "tools", "ruamel"]):
+    # Seconds to instrument: no library but the one whose code is to guide.
+    library = {"parameters": "ruamel", "picture": "PIL"}.get(name, "stages")
+    with atheris.instrument_imports(include=["stages", "tools", library]):
         from stages.parameters import StageError
 
-        read, seed = target()
+        read, seeds = target()
     scratch = Path(tempfile.mkdtemp())
     path, corpus = scratch / "input", scratch / "corpus"
     corpus.mkdir()
-    (corpus / "seed").write_bytes(seed)
+    for number, seed in enumerate(seeds):
+        (corpus / str(number)).write_bytes(seed)
 
     def once(content: bytes) -> None:
         path.write_bytes(content)
         with suppress(StageError):
             read(path)
 
-    atheris.Setup([sys.argv[0], *LIMITS, *options, f"{scratch}/corpus"], once)
+    crash = f"-artifact_prefix={scratch}/"
+    atheris.Setup([sys.argv[0], *LIMITS, crash, *options, str(corpus)], once)
     atheris.Fuzz()
 
 
