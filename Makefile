@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test compare seeds verify verify-cpus lock-check lint requirements
+.PHONY: help repro test compare seeds verify verify-cpus lock-check doctor lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -33,6 +33,9 @@ verify-cpus: .venv/runtime ## Train shortly under other processors, emulated by 
 
 lock-check: .venv/runtime ## Check in a second that dvc.lock is of the last commit.
 	@$(BIN)/python -m tools.verify --lock
+
+doctor: .venv/runtime ## Say what is wrong with the environment, the data or the cache, and what mends it.
+	@$(BIN)/python -m tools.doctor
 
 lint: .venv/development ## Check the style and the types alone.
 	@$(BIN)/ruff format --check

@@ -5,8 +5,10 @@ differently. Python imports this file before any other module of the package, an
 and TensorFlow, which read these variables once, when they are loaded.
 """
 
+import ctypes
 import os
 import platform
+import signal
 import sys
 
 PINS = {
@@ -24,3 +26,9 @@ if platform.machine() in ("x86_64", "AMD64"):
 if "tensorflow" in sys.modules:
     raise ImportError("import stages before tensorflow: it pins what tensorflow reads when loaded")
 os.environ.update(PINS)
+
+if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+    # DVC killed outright cannot stop its stage, which would go on to write beside the next run's.
+    # PR_SET_PDEATHSIG: this process is killed when its parent ends. `exec` in dvc.yaml makes that
+    # DVC, not a shell in between.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

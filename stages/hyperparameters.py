@@ -20,9 +20,12 @@ class Seeded(Section):
 
     seed: Seed
 
-    def following(self, number: int) -> Self:
-        """Return the same section with the seed that is `number` further on."""
-        return self.model_copy(update={"seed": (self.seed + number) % 2**32})
+    def of_member(self, number: int) -> Self:
+        """Return the same section with the seed of that member of an ensemble; 0 is the first.
+
+        They lie 10,000 apart, so that ensembles of neighbouring seeds have no member in common.
+        """
+        return self.model_copy(update={"seed": (self.seed + 10_000 * number) % 2**32})
 
 
 class ModelParameters(Seeded):

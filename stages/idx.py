@@ -50,3 +50,5 @@ def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
             return np.fromfile(stream, np.uint8, n * entry).reshape(n, *shape[1:])
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run `dvc repro` to get it") from None
+    except ValueError as error:  # no bytes in all, but dimensions that no array can have
+        raise StageError(f"{path}: header says shape {shape}: {error}") from error

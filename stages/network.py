@@ -15,7 +15,7 @@ import tensorflow as tf
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from stages.artifacts import atomic, zip_member
+from stages.artifacts import atomic, refuse_bombs, zip_member
 from stages.hyperparameters import ModelParameters
 from stages.parameters import StageError
 
@@ -26,6 +26,25 @@ Layers = list[keras.Layer]
 MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
 
 ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels take at a time
+
+# What a model file holds, and the kinds of objects that its configuration may name: those of
+# `build`. A new kind of layer there is to be added here, or `load` refuses it.
+MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
+PARTS = {
+    *("Functional", "Sequential", "InputLayer", "__keras_tensor__", "DTypePolicy", "SGD"),
+    *("GlorotUniform", "Zeros", "Ones"),
+    *(
+        "Reshape",
+        "Cropping2D",
+        "Conv2D",
+        "MaxPooling2D",
+        "BatchNormalization",
+        "ReLU",
+        "Flatten",
+        "Dense",
+    ),
+    *("Dropout", "Concatenate", "GlobalAveragePooling2D", "Average"),
+}
 
 
 def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
@@ -316,11 +335,39 @@ def save(model: keras.Model, loss: str, path: Path) -> None:
 
 
 def load(path: Path) -> keras.Model:
-    """Return the network in a `.keras` file, or raise StageError where it is damaged or unsafe."""
+    """Return the network in a `.keras` file that `save` wrote.
+
+    Raises StageError where it is missing, damaged, or holds anything that `build` does not make:
+    that is looked for before Keras makes objects of what the file names.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            refuse_bombs(archive, path)
+            found = sorted(archive.namelist())
+            if found != MEMBERS:
+                raise ValueError(f"expected {', '.join(MEMBERS)} in it, found {', '.join(found)}")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
+            json.loads(archive.read("config.json"), object_hook=refuse_strangers)
         return keras.models.load_model(path, safe_mode=True)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise StageError(f"{path}: not a readable model: {error}") from error
+    except FileNotFoundError:
+        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+    except Exception as error:  # whatever zipfile, h5py and Keras stumble over in a damaged file
+        cause = " ".join(str(error).split())
+        raise StageError(
+            f"{path}: not a readable model: {cause}; delete it, `dvc repro`"
+        ) from error
+
+
+def refuse_strangers(entry: dict[str, Any]) -> None:
+    """Raise ValueError where an object in a model's configuration is none that `build` makes.
+
+    Keras has layers that carry code (Lambda), unpickle it (TorchModuleWrapper) or read files, and
+    imports what a configuration names; its safe mode is the second line of defence.
+    """
+    name, module = entry.get("class_name"), entry.get("module", "keras")
+    if "class_name" in entry and (name not in PARTS or str(module).split(".")[0] != "keras"):
+        raise ValueError(f"{module}.{name} is no part of the networks built here")
 
 
 def predict(model: keras.Model, images: Floats, batch_size: int, threads: int) -> Floats:

@@ -4,16 +4,22 @@ Each stage declares its own section as a `Section` and reads nothing else. A wro
 stage with one line before it reads or writes any other file.
 """
 
+import errno
+import reprlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 PARAMETERS = Path("params.yaml")
+
+# Aliases of aliases can make a value too long to print.
+SHORTENED = reprlib.Repr()
+SHORTENED.maxlevel, SHORTENED.maxstring = 2, 80
 
 
 class StageError(Exception):
@@ -52,7 +58,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run from the project's folder") from None
-    except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that cannot be
+    except OSError:
+        raise
+    except Exception as error:  # ruamel.yaml raises more than its own: KeyError, RecursionError ...
         raise StageError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StageError(f"{path}: expected sections of keys, found {type(content).__name__}")
@@ -75,15 +83,20 @@ def _describe(section: type[Section], error: ValidationError) -> str:
             case "value_error":  # raised by a section's own check, which names the keys itself
                 lines.append(str(fault["ctx"]["error"]))
             case _:
-                lines.append(f"{key} is {fault['input']!r}: {fault['msg']}")
-    return "; ".join(lines)
+                lines.append(f"{key} is {SHORTENED.repr(fault['input'])}: {fault['msg']}")
+    return " ".join("; ".join(lines).split())
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; end the process with one line where the fault is not the code's."""
     try:
         main()
-    except (StageError, OSError) as error:
+    except StageError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        # A write names no file where it finds the disk full. Those that could be told from their
+        # context have been by now; what is left is temporary.
+        full = error.errno == errno.ENOSPC and not error.filename
+        sys.exit(f"error: {error}" + (f": {tempfile.gettempdir()}" if full else ""))
     except KeyboardInterrupt:
         sys.exit("error: interrupted")

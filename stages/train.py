@@ -33,8 +33,7 @@ def trained(
 ) -> tuple["keras.Model", pd.DataFrame]:
     """Return the trained network and its history, whose columns stages.fit.fit describes.
 
-    Each of several members has the seeds that follow on those of the one before; the history is the
-    mean of theirs.
+    Each of several members has seeds of its own; the history is the mean of theirs.
     """
     # Only now, since TensorFlow takes seconds to load and a mistake in the parameters or the arrays
     # should not wait for it.
@@ -45,13 +44,13 @@ def trained(
     images, labels = train
     members, histories = [], []
     for number in range(model_parameters.members):
-        model = network.build(model_parameters.following(number), images.shape[1:], labels.shape[1])
+        model = network.build(model_parameters.of_member(number), images.shape[1:], labels.shape[1])
         if number == 0:
             model.summary()
         if model_parameters.members > 1:
             print(f"Member {number + 1} of {model_parameters.members}", flush=True)
         twin = network.portable(model, parameters.threads)
-        histories.append(fit(twin, train, validation, parameters.following(number)))
+        histories.append(fit(twin, train, validation, parameters.of_member(number)))
         model.set_weights(twin.get_weights())
         if parameters.label_smoothing:
             network.calibrate(model, *validation, parameters.batch_size, parameters.threads)

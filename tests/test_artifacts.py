@@ -77,6 +77,12 @@ def test_object_arrays_are_neither_written_nor_read(path):
         read_digits(path)
 
 
+def test_a_compressed_array_that_would_grow_is_refused(path):
+    np.savez_compressed(path, images=np.zeros((10_000, 28, 28), np.float32), labels=LABELS)
+    with pytest.raises(StageError, match=r"npz: images.npy would unpack to 31360128 bytes"):
+        read_digits(path)
+
+
 def test_a_missing_array_is_named(path):
     write_npz(path, {"images": IMAGES})
     with pytest.raises(StageError, match=f"{path}: expected the arrays images.*labels.npy"):
@@ -183,9 +189,13 @@ def test_json_never_holds_nan_and_the_earlier_file_stays(path, value):
     assert names(path.parent) == [path.name]
 
 
-def test_damaged_json_is_named(path):
-    path.write_text('{"classes": ["0",')
-    with pytest.raises(StageError, match=f"{path}: not readable as JSON: Expecting value"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"classes": ["0",', "Expecting value"), ("[" * 100_000, "maximum recursion depth")],
+)
+def test_damaged_json_is_named(path, text, message):
+    path.write_text(text)
+    with pytest.raises(StageError, match=f"{path}: not readable as JSON: {message}"):
         read_json(path)
 
 

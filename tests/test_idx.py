@@ -46,6 +46,7 @@ def test_the_header_is_as_in_the_formats_description():
         (idx.dump(IMAGES)[:-1], "header says 2 x 3 x 4 bytes, found 23"),
         (idx.dump(IMAGES) + b"\0", "header says 2 x 3 x 4 bytes, found 25"),
         (b"\0\0\x08\x03\0\0\0\1\0\1\0\0\0\1\0\0", "header says 1 x 65536 x 65536 bytes, found 0"),
+        (b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8, "header says shape .* array is too big"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "header says 4294967295 x 4294967295 x 4294967295 bytes"),
     ],
 )
@@ -54,6 +55,16 @@ def test_a_file_that_is_not_what_its_header_says_is_refused(path, content, messa
     with pytest.raises(StageError, match=message) as caught:
         idx.read(path, 3)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@given(st.binary(max_size=40) | st.binary(max_size=40).map(idx.dump(IMAGES)[:4].__add__))
+def test_any_bytes_give_the_array_they_are_or_the_one_error(path, content):
+    path.write_bytes(content)
+    try:
+        found = idx.read(path, 3)
+    except StageError:
+        return
+    assert idx.dump(found) == content
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path):

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -200,7 +201,7 @@ def test_an_ensemble_averages_its_members_and_is_a_plain_keras_model(
     members = [network.build(model_with(seed=seed, api=api), SHAPE, CLASSES) for seed in (1, 2)]
     model = network.ensemble(members)
     network.save(model, "categorical_crossentropy", tmp_path / "model.keras")
-    opened = keras.models.load_model(tmp_path / "model.keras")
+    opened = network.load(tmp_path / "model.keras")
     mean = sum(member(images).numpy() for member in members) / 2
     np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
     np.testing.assert_allclose(network.predict(opened, images, 64, 2), mean, rtol=1e-4, atol=1e-6)
@@ -224,3 +225,102 @@ def test_calibration_undoes_what_smoothed_labels_do_to_probabilities(model_with)
 
     assert cross_entropy(after) < cross_entropy(before)
     assert cross_entropy(after) < cross_entropy(before**1.05 / (before**1.05).sum(1, keepdims=True))
+
+
+# Files that `save` did not write
+
+
+@pytest.fixture
+def saved(model_with, tmp_path):
+    path = tmp_path / "model.keras"
+    network.save(network.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path)
+    return path
+
+
+def repack(path, change, compression=zipfile.ZIP_STORED):
+    """Write the archive at `path` anew, with what `change` does to its members."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def refusal(path):
+    with pytest.raises(StageError, match=f"^{path}: not a readable model: ") as caught:
+        network.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_code_in_a_model_is_refused_and_not_run(project):
+    inputs = keras.Input((2,))
+    code = keras.layers.Lambda(lambda x: (__import__("pathlib").Path("ran").touch(), x)[1])
+    keras.Model(inputs, code(inputs)).save("model.keras")
+    Path("ran").unlink()  # building it ran it
+    assert "keras.__lambda__ is no part of the networks" in refusal(Path("model.keras"))
+    assert not Path("ran").exists()
+    keras.models.load_model("model.keras", safe_mode=False)
+    assert Path("ran").exists()  # so it would have
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"module": "os", "class_name": "system", "config": "touch ran"},
+        {"module": "builtins", "class_name": "function", "config": "eval"},
+        {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {}},
+        {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "."}},
+        {"module": "keras.layers", "class_name": "StringLookup", "config": {"vocabulary": "/etc"}},
+        {"module": "keras.src.utils", "class_name": "get_file", "config": {}},
+        {"module": "mine", "class_name": "Dense", "config": {}},
+        {"class_name": "__lambda__", "config": {"value": ""}},
+        {"class_name": ["Dense"], "config": {}},
+    ],
+    ids=lambda stranger: str(stranger["class_name"]),
+)
+def test_an_object_that_no_network_here_has_is_refused(saved, stranger, project):
+    def change(members):
+        config = json.loads(members["config.json"])
+        config["config"]["layers"][2]["config"]["kernel_initializer"] = stranger
+        members["config.json"] = json.dumps(config).encode()
+
+    repack(saved, change)
+    refusal(saved)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda members: members.update({"assets/../../out": b""}), "expected config.json, meta"),
+        (lambda members: members.pop("model.weights.h5"), "expected config.json, metadata.json, "),
+        (lambda members: members.update({"config.json": b"{}"}), ""),
+        (lambda members: members.update({"config.json": b"[" * 100_000}), "maximum recursion"),
+        (lambda members: members.update({"config.json": b"\xff"}), "codec can't decode"),
+        (lambda members: members.update({"model.weights.h5": b""}), ""),
+    ],
+    ids=["member outside", "no weights", "no configuration", "too deep", "no text", "no HDF5"],
+)
+def test_an_archive_that_save_did_not_write_is_refused(saved, change, message):
+    repack(saved, change)
+    assert message in refusal(saved)
+
+
+def test_a_compressed_bomb_is_refused(saved):
+    big = {"model.weights.h5": bytes(100_000_000)}
+    repack(saved, lambda members: members.update(big), zipfile.ZIP_DEFLATED)
+    assert "model.weights.h5 would unpack to 100000000 bytes" in refusal(saved)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(saved):
+    content = bytearray(saved.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    saved.write_bytes(content)
+    assert "model.weights.h5 is damaged" in refusal(saved)
+
+
+def test_a_missing_model_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(StageError, match=r"model\.keras: not found; run `dvc repro`"):
+        network.load(tmp_path / "model.keras")

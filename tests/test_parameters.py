@@ -4,6 +4,8 @@ from typing import ClassVar
 
 import pytest
 from dvc.utils.serialize import parse_yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from stages.download import DownloadParameters
@@ -213,6 +215,8 @@ def test_what_yaml_1_1_took_for_true_or_sixty_is_a_string_as_in_dvc(path):
         (b"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> b\n", "not readable as YAML: "),
         (b"example: {count: 2001-99-99}\n", "not readable as YAML: month must be in 1..12"),
         (b"example: !!python/object:os.system x\n", "not readable as YAML: could not determine"),
+        (b"example: !!float ''\n", "not readable as YAML: string index out of range"),
+        (b"[" * 1000, "not readable as YAML: maximum recursion depth exceeded"),
         (b"example: {count: '\xff'}\n", "not readable as YAML: 'utf-8' codec can't decode"),
     ],
 )
@@ -221,6 +225,56 @@ def test_a_file_that_is_no_set_of_sections_is_named_in_one_line(path, content, m
     with pytest.raises(StageError, match=f"^{path}: {message}") as caught:
         Example.read(path)
     assert "\n" not in str(caught.value)
+
+
+def complaint(call) -> str:
+    """What a StageError says, or nothing where there is none."""
+    try:
+        call()
+    except StageError as error:
+        return str(error)
+    return ""
+
+
+@st.composite
+def damaged(draw):
+    """The section with some characters changed, and perhaps cut short."""
+    text = list(SECTION % (3, 0.5, "true"))
+    characters = st.sampled_from('\0\t\n !"%&*-.0<>?@Ee[]|~\x85\ufeff') | st.characters(
+        codec="utf-8"
+    )
+    for at, character in draw(st.lists(st.tuples(st.integers(0, len(text) - 1), characters))):
+        text[at] = character
+    return "".join(text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text)
+
+
+@given(damaged())
+def test_any_text_gives_the_section_or_the_one_error(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert "\n" not in complaint(partial(Example.read, path))
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+)
+
+
+@given(st.sampled_from([ModelParameters, TrainParameters, DownloadParameters]), st.data())
+def test_any_value_is_taken_or_named_in_the_one_error(section, data):
+    key = data.draw(st.sampled_from(list(section.model_fields)))
+    values = VALUES[section.section] | {key: data.draw(VALUE)}
+    found = complaint(partial(section.check, values))
+    assert "\n" not in found
+    assert not found or f"{section.section}.{key}" in found
+
+
+def test_a_value_too_long_to_print_is_shortened(path):
+    lines = ["a0: &a0 [lol]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    path.write_text("\n".join([*lines, SECTION % ("*a19", 0.5, "true")]))
+    assert len(refusal(partial(Example.read, path))) < 500
 
 
 def test_a_missing_file_is_named_with_what_to_do(path):
