@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test verify verify-cpus lock-check lint requirements
+.PHONY: help repro test model-card export verify verify-cpus lock-check lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -18,6 +18,12 @@ repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with 
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
+
+model-card: .venv/runtime ## Write docs/model-card.md from what dvc.lock records.
+	@$(BIN)/python -m tools.model_card
+
+export: .venv/development ## Write the trained network as ONNX and TFLite to data/export, and check both.
+	@$(BIN)/python -m tools.export
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
