@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test compare seeds verify verify-cpus lock-check doctor lint requirements
+.PHONY: help repro test compare seeds model-card export verify verify-cpus lock-check doctor lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -24,6 +24,12 @@ compare: .venv/runtime ## Is what is here really better or worse than BASE=main?
 
 seeds: .venv/runtime ## Train the last commit under N seeds, 5 unless you say, and report their spread.
 	@$(BIN)/python -m tools.seeds $(or $(N),5)
+
+model-card: .venv/runtime ## Write docs/model-card.md from what dvc.lock records.
+	@$(BIN)/python -m tools.model_card
+
+export: .venv/development ## Write the trained network as ONNX and TFLite to data/export, and check both.
+	@$(BIN)/python -m tools.export
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)

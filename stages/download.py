@@ -1,5 +1,7 @@
 """Get the raw dataset, byte for byte, from the first source that has it.
 
+A dataset of one's own, which no catalogue knows, is read from its folder by stages/custom.py.
+
 Reads `download` in params.yaml. Writes data/raw: the four IDX files, and dataset.json with the
 dataset's name, class names, licence and hashes. Files that are already right are kept as they are.
 
@@ -17,20 +19,21 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 import requests
 import urllib3
+from pydantic import model_validator
 from tqdm import tqdm
 
-from stages import idx
-from stages.artifacts import atomic, write_json
+from stages import custom, idx
+from stages.artifacts import atomic, read_json, write_json
 from stages.catalogue import CATALOGUE, TEST_IMAGES, TRAIN_IMAGES, Dataset, IdxFile
 from stages.parameters import Section, StageError, run
 
@@ -46,8 +49,18 @@ class DownloadParameters(Section):
 
     section: ClassVar = "download"
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"]
+    dataset: Literal["mnist", "fashion_mnist", "digits", "custom"]
     folder: str | None
+
+    @model_validator(mode="after")
+    def fits(self) -> Self:
+        """Refuse a dataset of one's own that is nowhere."""
+        if self.dataset == "custom" and self.folder is None:
+            raise ValueError(
+                "download.dataset is 'custom' and download.folder null: name the folder with the "
+                "dataset"
+            )
+        return self
 
 
 class SourceError(Exception):
@@ -326,18 +339,45 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def clear(raw: Path, dataset: Dataset, description: Mapping[str, object]) -> None:
+    """Delete what is of another dataset, so that `raw` never holds files of two.
+
+    dataset.json, without which no stage reads the others, goes first and comes back last.
+    """
+    try:
+        same = read_json(raw / "dataset.json") == description
+    except StageError:
+        same = False
+    if not same:
+        (raw / "dataset.json").unlink(missing_ok=True)
+        for file in dataset.files:
+            if not is_right(raw / file.name, file):
+                (raw / file.name).unlink(missing_ok=True)
+
+
 def main() -> None:
-    """Download the dataset that params.yaml names and describe it in dataset.json."""
+    """Put the dataset that params.yaml names into data/raw and describe it in dataset.json."""
     parameters = DownloadParameters.read()
-    dataset = CATALOGUE[parameters.dataset]
-    download(dataset, parameters.folder, RAW)
+    if parameters.dataset == "custom":
+        assert parameters.folder is not None  # or the parameters had been refused
+        dataset, payloads = custom.read(Path(parameters.folder))
+    else:
+        dataset, payloads = CATALOGUE[parameters.dataset], None
     description = {
         "dataset": parameters.dataset,
         "title": dataset.title,
         "licence": dataset.licence,
-        "classes": dataset.classes,
+        "classes": list(dataset.classes),
         "sha256": {file.name: file.sha256 for file in dataset.files},
     }
+    clear(RAW, dataset, description)
+    if payloads is None:
+        download(dataset, parameters.folder, RAW)
+    else:
+        for file in dataset.files:
+            if not is_right(RAW / file.name, file):
+                with atomic(RAW / file.name) as part:
+                    part.write_bytes(payloads[file.name])
     write_json(RAW / "dataset.json", description)
     print(f"{dataset.title}: {len(dataset.files)} files with the right SHA-256 in {RAW}")
 

@@ -4,7 +4,10 @@ Format: http://yann.lecun.com/exdb/mnist, "the IDX file format": two zero bytes,
 unsigned byte), the number of dimensions, each dimension as a big-endian 32-bit integer, the values.
 """
 
+import gzip
+import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +27,13 @@ def dump(array: Bytes) -> bytes:
 def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
     """Return the array in an IDX file, or its first `count` entries: uint8, (n, ...).
 
-    Raises StageError unless the file's magic number announces `dimensions` and the shape in its
-    header matches its length.
+    A file whose name ends in .gz is unpacked. Raises StageError unless the file's magic number
+    announces `dimensions` and the shape in its header matches its length.
     """
     try:
-        with path.open("rb") as stream:
-            length = path.stat().st_size
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            length = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
             magic = stream.read(4)
             expected = bytes([0, 0, 8, dimensions])
             if magic != expected:
@@ -47,7 +51,9 @@ def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
                     f"found {length - 4 - len(header)}"
                 )
             n = shape[0] if count is None else min(count, shape[0])
-            return np.fromfile(stream, np.uint8, n * entry).reshape(n, *shape[1:])
+            return np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise StageError(f"{path}: not readable as gzip: {error}") from error
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run `dvc repro` to get it") from None
     except ValueError as error:  # no bytes in all, but dimensions that no array can have

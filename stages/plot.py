@@ -1,7 +1,7 @@
 """Draw what a person looks at: digits, learning curves, the confusion matrix, the worst mistakes.
 
 Reads data/raw, data/processed/test.npz, data/model/history.csv, data/evaluation/predictions.csv and
-`plot` in params.yaml. Writes data/plots/{samples,curves,confusion_matrix,mistakes}.png.
+`plot` in params.yaml. Writes data/plots/{samples,curves,confusion_matrix,mistakes,weaknesses}.png.
 
     python -m stages.plot
 """
@@ -40,6 +40,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#E0E0E0",
     "legend.frameon": False,
+    "text.parse_math": False,  # the name of a class may hold dollar signs
 }
 
 
@@ -111,20 +112,53 @@ def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) 
     axes.grid(visible=False)
     if len(classes) <= 20:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=0 if max(map(len, classes)) < 3 else 45)
+        slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(ticks, classes, **({} if max(map(len, classes)) < 3 else slanted))
         axes.set_yticks(ticks, classes)
         for row, column in np.argwhere(counts):
             colour = "white" if np.cbrt(shares[row, column]) > 0.6 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
-    axes.set(xlabel="predicted", ylabel="actual")
+    numbered = "" if len(classes) <= 20 else ", as numbered in data/raw/dataset.json"
+    axes.set(xlabel=f"predicted{numbered}", ylabel=f"actual{numbered}")
     axes.set_title(f"{np.trace(counts)} of {counts.sum()} test images on the diagonal")
+    return figure
+
+
+def worst_first(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of misclassified images, the most confident first."""
+    mistakes = predictions[predictions["actual"] != predictions["predicted"]]
+    return mistakes.sort_values(["confidence", "index"], ascending=[False, True])
+
+
+def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]) -> Figure:
+    """Return a row for each class: its most confident mistakes, each under what it was taken for.
+
+    Of more than twenty classes, those with the most mistakes are drawn.
+    """
+    mistakes = worst_first(predictions)
+    counts, support = (table["actual"].value_counts() for table in (mistakes, predictions))
+    weakest = sorted(classes, key=lambda name: -counts.get(name, 0))[:20]
+    shown = [name for name in classes if name in weakest]
+    figure = Figure(figsize=(12, 1.3 * len(shown) + 0.6))
+    grid = figure.subplots(len(shown), 8, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, name in zip(grid, shown, strict=True):
+        text = f"{name}\n{counts.get(name, 0)} of {support.get(name, 0)} wrong"
+        row[0].text(-0.15, 0.5, text, ha="right", va="center", transform=row[0].transAxes)
+        of_class = mistakes.loc[mistakes["actual"] == name, ["index", "predicted", "confidence"]]
+        for axes, mistake in zip(row, of_class.itertuples(index=False, name=None), strict=False):
+            index, predicted, confidence = mistake
+            axes.imshow(images[index], cmap="gray_r", interpolation="nearest")
+            axes.set_title(f"{predicted}, {confidence:.0%}")
+    figure.suptitle("What each class is taken for, where the model is surest of it")
     return figure
 
 
 def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figure:
     """Return the misclassified test images, most confident first, with actual and predicted."""
-    mistakes = predictions[predictions["actual"] != predictions["predicted"]]
-    worst = mistakes.sort_values(["confidence", "index"], ascending=[False, True]).head(count)
+    mistakes = worst_first(predictions)
+    worst = mistakes.head(count)
     captions = [
         f"actual {row.actual}\npredicted {row.predicted}\n{row.confidence:.1%} sure"
         for row in worst.itertuples()
@@ -141,7 +175,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 
 
 def main() -> None:
-    """Draw the four pictures."""
+    """Draw the five pictures."""
     parameters = PlotParameters.read()
     classes = read_classes(RAW / "dataset.json")
     history = read_csv(Path("data/model/history.csv"))
@@ -160,6 +194,7 @@ def main() -> None:
                 predictions["actual"], predictions["predicted"], classes
             ),
             "mistakes": draw_mistakes(test_images, predictions, parameters.mistakes),
+            "weaknesses": draw_weaknesses(test_images, predictions, classes),
         }
         for name, figure in figures.items():
             save(figure, PLOTS / f"{name}.png", parameters.dpi)

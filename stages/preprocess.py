@@ -109,7 +109,7 @@ def main() -> None:
             "labels": one_hot(subset_labels, classes),
         }
         write_npz(PROCESSED / f"{name}.npz", arrays)
-        print(f"{name}: {len(subset_labels)} digits of {subset_images.shape[1:]} pixels")
+        print(f"{name}: {len(subset_labels)} images of {subset_images.shape[1:]} pixels")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_a_valid_section_cannot_be_changed_afterwards():
 @pytest.mark.parametrize(
     ("section", "key", "value", "allowed"),
     [
-        (DownloadParameters, "dataset", "mnst", "'mnist', 'fashion_mnist' or 'digits'"),
+        (DownloadParameters, "dataset", "mnst", "'mnist', 'fashion_mnist', 'digits' or 'custom'"),
         (DownloadParameters, "folder", 3, "valid string"),
         (PreprocessParameters, "validation_fraction", 0, "greater than 0"),
         (PreprocessParameters, "validation_fraction", 1, "less than 1"),
@@ -161,6 +161,7 @@ def test_augmentation_beyond_its_limits_is_refused(key, value, allowed):
 @pytest.mark.parametrize(
     ("section", "changes", "named"),
     [
+        (DownloadParameters, {"dataset": "custom", "folder": None}, "download.folder"),
         (ModelParameters, {"architecture": "branched", "api": "sequential"}, "model.api"),
         (ModelParameters, {"dropout": 0.5, "hidden_units": []}, "model.hidden_units"),
         (TrainParameters, {"optimizer": "adam", "momentum": 0.9}, "train.momentum"),

@@ -44,6 +44,7 @@ def test_what_a_comparison_needs_is_in_git(project):
         "data/plots/curves.png",
         "data/plots/mistakes.png",
         "data/plots/samples.png",
+        "data/plots/weaknesses.png",
         "data/raw/dataset.json",
     }
 

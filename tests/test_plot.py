@@ -68,11 +68,54 @@ def test_worst_mistakes_come_first(predictions):
     assert "The 2 most confident of 3 mistakes on test images" in texts(figure)
 
 
+def test_each_class_has_its_own_mistakes_in_a_row_with_what_it_was_taken_for(predictions):
+    images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
+    figure = plot.draw_weaknesses(images, predictions, CLASSES)
+    drawn = {
+        axes.images[0].get_array().max().item(): (
+            axes.get_subplotspec().rowspan[0],
+            axes.get_title(),
+        )
+        for axes in figure.axes
+        if axes.images
+    }
+    taken = {3: (0, "class 1, 80%"), 4: (1, "class 0, 80%"), 1: (1, "class 2, 60%")}
+    assert drawn == taken
+    assert list(drawn) == [3, 4, 1]  # the surest first
+    rows = {"class 0\n1 of 2 wrong", "class 1\n2 of 2 wrong", "class 2\n0 of 1 wrong"}
+    assert rows <= set(texts(figure))
+
+
+def test_of_many_classes_the_weakest_are_drawn(predictions):
+    classes = [f"class {i}" for i in range(30)]
+    predictions = predictions.assign(actual="class 29", predicted="class 28")
+    figure = plot.draw_weaknesses(np.zeros((5, 4, 4)), predictions, classes)
+    rows = [text for text in texts(figure) if text.endswith("wrong")]
+    assert len(rows) == 20
+    assert "class 29\n5 of 5 wrong" in rows
+
+
 def test_no_mistakes_is_a_picture_too(predictions, tmp_path):
     perfect = predictions.assign(predicted=predictions["actual"])
-    plot.save(plot.draw_mistakes(np.zeros((5, 4, 4)), perfect, 2), tmp_path / "a.png", 60)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width > 100
+    for figure in (
+        plot.draw_mistakes(np.zeros((5, 4, 4)), perfect, 2),
+        plot.draw_weaknesses(np.zeros((5, 4, 4)), perfect, CLASSES),
+    ):
+        plot.save(figure, tmp_path / "a.png", 60)
+        with Image.open(tmp_path / "a.png") as picture:
+            assert picture.width > 100
+
+
+def test_dollar_signs_in_a_class_name_are_no_formula(tmp_path):
+    with mpl.rc_context(plot.STYLE):
+        figure = plot.draw_samples(np.zeros((1, 4, 4)), np.array([0]), [r"$\nothing$"])
+        plot.save(figure, tmp_path / "a.png", 60)
+
+
+def test_the_axes_of_many_classes_say_what_their_numbers_are():
+    classes = [f"class {i}" for i in range(21)]
+    (axes,) = plot.draw_confusion(pd.Series(classes), pd.Series(classes), classes).axes
+    assert axes.get_xlabel() == "predicted, as numbered in data/raw/dataset.json"
 
 
 def test_samples_carry_their_class_names():

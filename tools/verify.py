@@ -85,6 +85,8 @@ def lookup(parameters: Any, key: str) -> Any:
 
 def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None:
     """Copy the raw files, each held to the catalogue; what is missing is downloaded first."""
+    if parameters.dataset == "custom":
+        return  # the stage reads the folder anew
     dataset = CATALOGUE[parameters.dataset]
     for file in dataset.files:
         if not (source / file.name).exists():

@@ -1,0 +1,64 @@
+"""The trained network in other formats, read by the programs that they are for."""
+
+import numpy as np
+import pytest
+
+from stages.artifacts import write_json, write_npz
+from stages.parameters import StageError
+from tools.export import FORMATS, compare, main, single
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(
+    ("architecture", "shape", "classes"),
+    [("dense", (16, 16), 2), ("convolutional", (28, 28), 10), ("branched", (40, 32), 256)],
+)
+def test_every_kind_of_network_predicts_alike_in_every_format(
+    model_with, tmp_path, architecture, shape, classes
+):
+    from stages import network
+
+    model = network.build(model_with(architecture=architecture), shape, classes)
+    # As if trained: the averages that batch normalization keeps are no longer 0 and 1.
+    trained = [weight + RANDOM.uniform(-0.1, 0.1, weight.shape) for weight in model.get_weights()]
+    model.set_weights(trained)
+    network.save(model, "categorical_crossentropy", tmp_path / "model.keras")
+    model = network.load(tmp_path / "model.keras")
+    images = RANDOM.random((7, *shape), np.float32)
+    expected = network.predict(model, images, 3, 2)
+    assert (np.ptp(expected, axis=0) / expected.mean(axis=0)).max() > 0.05  # images do matter
+    for name, (write, predict) in FORMATS.items():
+        write(single(model), tmp_path / name)
+        found = predict(tmp_path / name, images)
+        assert (found.shape, found.dtype) == ((7, classes), np.float32)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
+
+
+SURE = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+
+
+def test_how_close_a_file_is_is_said():
+    assert compare("model.onnx", SURE + np.float32([2e-6, -2e-6]), SURE) == (
+        "model.onnx: 100.00% of 2 test images predicted as by Keras, "
+        "probabilities differ by at most 2e-06"
+    )
+
+
+@pytest.mark.parametrize("found", [SURE[::-1], SURE + np.float32(0.01), SURE * np.float32("nan")])
+def test_a_file_that_predicts_otherwise_is_refused(found):
+    with pytest.raises(StageError, match=r"^model\.onnx: .* so it is not kept$"):
+        compare("model.onnx", found, SURE)
+
+
+def test_without_a_model_it_says_how_to_make_one(project, small_split):
+    (project / "params.yaml").write_text("evaluate: {batch_size: 64, threads: 2}\n")
+    write_json(project / "data/raw/dataset.json", {"classes": list("0123456789")})
+    write_npz(
+        project / "data/processed/test.npz",
+        dict(zip(("images", "labels"), small_split, strict=True)),
+    )
+    with pytest.raises(StageError, match=r"^data/model/model\.keras: not found; run `make repro`"):
+        main()
+    assert not (project / "data/export").exists()

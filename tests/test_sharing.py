@@ -1,0 +1,274 @@
+"""Pictures of one's own and Fashion-MNIST from end to end, and the result handed on.
+
+The commands are those of docs/sharing.md, word for word but for the names of places.
+"""
+
+import asyncio
+import getpass
+import hashlib
+import json
+import re
+import shlex
+import threading
+from pathlib import Path
+
+import asyncssh
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from small_project import ROOT, SMALL, STAGES, Project
+
+from stages import idx
+from stages.catalogue import CATALOGUE, TEST_IMAGES
+from stages.download import is_right
+
+MODEL = "data/model/model.keras"
+TURNED = ("upright", "to the left", "upside down", "to the right")
+CLASSES = [f"{digit} {turned}" for digit in (2, 4, 5, 7) for turned in sorted(TURNED)]
+
+# As datasets/README.md says: fewer groups of convolutions for small pictures, and no shift.
+OWN = SMALL | {
+    "download.dataset": "custom",
+    "download.folder": "datasets/mine",
+    "model.architecture": "convolutional",
+    "model.filters": [[24]],
+    "model.hidden_units": [64],
+    "train.augmentation.shift": 0.0,
+    "train.augmentation.rotation": 0.0,
+    "train.augmentation.zoom": 0.0,
+    "train.batch_size": 16,
+    "train.epochs": 6,
+}
+
+
+def draw(folder: Path) -> None:
+    """Save pictures of 10x8 pixels: four of scikit-learn's digits, each turned in four ways."""
+    images, labels = load_digits(return_X_y=True)
+    pictures = (images.reshape(-1, 8, 8) * 255 // 16).astype(np.uint8)
+    for digit in (2, 4, 5, 7):
+        for i, picture in enumerate(pictures[labels == digit][:60]):
+            for quarters, turned in enumerate(TURNED):
+                place = folder / ("train" if i < 45 else "test") / f"{digit} {turned}"
+                place.mkdir(parents=True, exist_ok=True)
+                wide = np.pad(np.rot90(picture, quarters), ((0, 0), (1, 1)))
+                Image.fromarray(wide).save(place / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project that has run on pictures of its own, and been committed."""
+    project = Project(tmp_path_factory.mktemp("project"), OWN)
+    draw(project.folder / "datasets/mine")
+    assert project.repro() == STAGES
+    project.commit("a dataset of one's own")
+    return project
+
+
+def metrics(project: Project) -> dict:
+    return json.loads((project.folder / "data/evaluation/metrics.json").read_text())
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324  # DVC's
+
+
+# Datasets
+
+
+def test_pictures_of_ones_own_are_told_apart(project):
+    found = metrics(project)["test"]
+    assert found["accuracy"] > 0.85  # of sixteen classes
+    assert sorted(found["per_class"]) == CLASSES
+    table = pd.read_csv(project.folder / "data/evaluation/predictions.csv")
+    assert set(table["actual"]) | set(table["predicted"]) == set(CLASSES)
+    with np.load(project.folder / "data/processed/test.npz") as arrays:
+        assert arrays["images"].shape == (240, 8, 10)
+        assert arrays["labels"].shape == (240, 16)
+
+
+def test_what_changes_in_the_folder_is_read_again(project):
+    picture = project.folder / "datasets/mine/train/2 upright/0.png"
+    earlier = picture.read_bytes()
+    Image.new("L", (10, 8)).save(picture)
+    changed = json.loads(project.run("dvc", "status", "--json", "download").stdout)
+    assert changed == {"download": [{"changed deps": {"datasets": "modified"}}]}
+    picture.write_bytes(earlier)
+    assert project.run("dvc", "status", "--json", "download").stdout.strip() == "{}"
+
+
+def test_fashion_mnist_is_told_apart_and_takes_the_place_of_the_other_files(project, tmp_path):
+    clone = Project(tmp_path, {})
+    raw = project.folder / "data/raw"
+    (clone.folder / "data").mkdir(exist_ok=True)
+    (clone.folder / "data/raw").mkdir()
+    for path in raw.iterdir():
+        (clone.folder / "data/raw" / path.name).write_bytes(path.read_bytes())
+    small = {"model.architecture": "dense", "model.hidden_units": [64], "plot.dpi": 60}
+    clone.set(
+        small
+        | {
+            "download.dataset": "fashion_mnist",
+            "preprocess.validation_fraction": 0.8,  # to learn from few, which is quicker
+            "train.epochs": 2,
+            "train.augmentation": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},
+        }
+    )
+    assert clone.repro() == STAGES
+    dataset = CATALOGUE["fashion_mnist"]
+    assert all(is_right(clone.folder / "data/raw" / file.name, file) for file in dataset.files)
+    found = metrics(clone)["test"]
+    assert found["accuracy"] > 0.78
+    assert set(found["per_class"]) == set(dataset.classes)
+    table = pd.read_csv(clone.folder / "data/evaluation/predictions.csv")
+    assert set(table["predicted"]) <= set(dataset.classes)
+    assert len(table) == len(idx.read(clone.folder / "data/raw" / TEST_IMAGES, 3)) == 10_000
+
+
+# What is handed on
+
+
+def test_one_command_exports_the_model_and_compares_it_on_the_test_images(project):
+    ended = project.run("python", "-m", "tools.export")
+    onnx, tflite, _ = ended.stdout.splitlines()
+    assert onnx.startswith("model.onnx: 100.00% of 240 test images predicted as by Keras")
+    assert tflite.startswith("model.tflite: 100.00% of 240 test images predicted as by Keras")
+    folder = project.folder / "data/export"
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.tflite", "classes.txt"}
+    assert sorted((folder / "classes.txt").read_text().splitlines()) == CLASSES
+    assert project.run("git", "status", "--short").stdout == ""
+
+
+def commands(heading: str, places: dict[str, str]) -> list[list[str]]:
+    """Return the commands below a heading of docs/sharing.md, with other names of places."""
+    text = (ROOT / "docs/sharing.md").read_text()
+    section = re.search(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", text, re.M | re.S)[1]
+    for documented, place in places.items():
+        section = section.replace(documented, place)
+    found = re.findall(r"^\$ (.*)$", section, re.M)
+    assert found
+    return [shlex.split(line) for line in found]
+
+
+def clone(project: Project, folder: Path) -> Path:
+    project.run("git", "clone", "--quiet", str(project.folder), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(project, tmp_path_factory):
+    """The project with a shared folder as its remote, to which it has been pushed."""
+    remote = tmp_path_factory.mktemp("shared")
+    project.run("git", "config", "user.name", "Test")
+    project.run("git", "config", "user.email", "test@localhost")
+    for heading in ("A shared folder", "For the others"):
+        for command in commands(heading, {"/mnt/team/mnist": str(remote)}):
+            project.run(*command)
+    (push,) = commands("Push and pull", {})[:1]
+    project.run(*push)
+    return project
+
+
+def test_another_clone_pulls_what_was_pushed(shared, tmp_path):
+    folder = clone(shared, tmp_path / "clone")
+    _, everything, model = commands("Push and pull", {})
+    shared.run(*model, cwd=folder)
+    assert md5(folder / MODEL) == md5(shared.folder / MODEL)
+    assert not (folder / "data/processed/train.npz").exists()
+    shared.run(*everything, cwd=folder)
+    assert "up to date" in shared.run("dvc", "status", cwd=folder).stdout
+
+
+def test_repro_fetches_what_others_made_and_runs_the_rest(shared, tmp_path):
+    folder = clone(shared, tmp_path / "clone")
+    fetch, fetch_little = commands("Reproduce, and fetch what is missing", {})
+    parameters = folder / "params.yaml"
+    parameters.write_text(parameters.read_text().replace("dpi: 60", "dpi: 61"))
+    ended = shared.run(*fetch_little, cwd=folder)
+    assert re.findall(r"^Running stage '(\w+)'", ended.stdout, re.M) == ["plot"]
+    assert (folder / "data/processed/test.npz").exists()
+    assert not (folder / "data/processed/train.npz").exists()
+    shared.run("git", "checkout", "-q", ".", cwd=folder)
+    ended = shared.run(*fetch, cwd=folder)
+    assert "Running stage" not in ended.stdout
+    assert (folder / "data/processed/train.npz").exists()
+    assert "up to date" in shared.run("dvc", "status", cwd=folder).stdout
+
+
+def test_the_model_is_found_by_its_name_and_version(shared, tmp_path):
+    places = {"https://git.example.org/mnist.git": str(shared.folder), "origin": "."}
+    *tag, newest, version, without = commands("Hand on the model", places)
+    for command in tag:
+        shared.run(*command)
+    for command, name in ((newest, "model.keras"), (version, "v1.keras")):
+        shared.run(*command, cwd=tmp_path)
+        assert md5(tmp_path / name) == md5(shared.folder / MODEL)
+    (tmp_path / "model.keras").unlink()
+    shared.run(*without, cwd=tmp_path)
+    assert md5(tmp_path / "model.keras") == md5(shared.folder / MODEL)
+
+
+@pytest.fixture
+def ssh_server(tmp_path):
+    """An SSH server on loopback: its port, the folder it serves and the key it lets in."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "key")
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "served").mkdir()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def listen() -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            "127.0.0.1",
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            authorized_client_keys=asyncssh.import_authorized_keys(
+                key.export_public_key().decode()
+            ),
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=tmp_path / "served"),
+        )
+
+    async def stop() -> None:
+        server.close()
+        await server.wait_closed()
+
+    server = asyncio.run_coroutine_threadsafe(listen(), loop).result()
+    yield server.get_port(), tmp_path / "served", tmp_path / "key"
+    asyncio.run_coroutine_threadsafe(stop(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_over_ssh_too(project, ssh_server, tmp_path):
+    port, served, key = ssh_server
+    places = {
+        "server.example.org": f"127.0.0.1:{port}",
+        "~/.ssh/id_ed25519": str(key),
+        "alice": getpass.getuser(),
+    }
+    _, where, *login = commands("SSH", places)
+    push, pull, _ = commands("Push and pull", {})
+    first, second = (clone(project, tmp_path / name) for name in ("first", "second"))
+    for folder in (first, second):
+        for command in ([*where, "--force"], *login):
+            project.run(*command, cwd=folder)
+    project.run("dvc", "cache", "dir", "--local", str(project.folder / ".dvc/cache"), cwd=first)
+    project.run(*push, cwd=first)
+    assert any(served.rglob(md5(project.folder / MODEL)[2:]))
+    project.run(*pull, cwd=second)
+    assert md5(second / MODEL) == md5(project.folder / MODEL)
+    secrets = project.run("git", "diff", ".dvc/config", cwd=first).stdout
+    assert "ssh://127.0.0.1" in secrets
+    assert str(key) not in secrets
+
+
+def test_an_s3_remote_is_named_as_documented(project, tmp_path):
+    folder = clone(project, tmp_path / "clone")
+    _, *settings = commands("S3-compatible storage", {"--default": "--default --force"})
+    for command in settings:
+        project.run(*command, cwd=folder)
+    assert "s3://bucket/mnist" in project.run("dvc", "remote", "list", cwd=folder).stdout
+    assert "EXAMPLE" not in (folder / ".dvc/config").read_text()
