@@ -6,6 +6,7 @@ Real DVC on a small project, real signals to real processes; docs/faults.md list
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_project import SMALL, STAGES, Project, graph, outputs
+from small_project import ROOT, SMALL, STAGES, Project, graph, outputs
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
 LONG = {"train.epochs": 100_000}
@@ -359,3 +360,14 @@ def test_the_doctor_sees_that_there_is_no_room(project):
     printed = failed(project, *NAMESPACE, "sh", "-c", mount)
     (line,) = (line for line in printed.splitlines() if line.startswith("wrong"))
     assert line.startswith("wrong  disk: /mnt has 0.1 GB free, a run may take 1: ")
+
+
+# The list
+
+
+def test_every_fault_of_the_list_has_a_test():
+    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", (ROOT / "docs/faults.md").read_text(), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 32))
+    for _, tests in rows:
+        for module, name in re.findall(r"`(\w+\.py)::(\w+)`", tests) or [("", tests)]:
+            assert f"\ndef {name}(" in (ROOT / "tests" / module).read_text(encoding="utf-8")
