@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test verify verify-cpus lock-check lint requirements
+.PHONY: help repro test draw verify verify-cpus lock-check lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -18,6 +18,9 @@ repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with 
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
+
+draw: .venv/runtime ## Serve a page on this machine to draw a digit on. PORT=8000.
+	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT))
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)

@@ -1,6 +1,7 @@
 """What several test modules need: a folder to run in, child processes, a server on loopback."""
 
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from filelock import FileLock
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
+from ruamel.yaml import YAML
 
 import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
 
@@ -134,11 +138,64 @@ def tls_server(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A real headless Chromium: the system's, since no package of Python's index brings one."""
+    names = ("chromium-headless-shell", "chromium", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        reason = f"none of {', '.join(names)} is on the PATH; on Debian: apt-get install chromium"
+        (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def settled():
     """TensorFlow as the stages settle it, which can be done once a process."""
     from stages import runtime  # TensorFlow takes seconds to load: only for tests that need it
 
     runtime.settle(2)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that the processes of one test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def mnist(shared):
+    """The folder with MNIST's four IDX files: the project's, or else fetched as the stage does."""
+    from stages.catalogue import CATALOGUE
+    from stages.download import RAW, download, is_right
+
+    if all(is_right(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
+        return ROOT / RAW
+    with FileLock(shared / "mnist.lock"):
+        download(CATALOGUE["mnist"], None, shared / "mnist")
+    return shared / "mnist"
+
+
+@pytest.fixture(scope="session")
+def trained(mnist, shared):
+    """A project's folder in which the real stages trained a small network on MNIST, in seconds."""
+    folder = shared / "trained"
+    with FileLock(shared / "trained.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            values = YAML(typ="safe").load(ROOT / "params.yaml")
+            values["download"]["folder"] = str(mnist)
+            values["model"] |= {"filters": [[16], [32]], "hidden_units": [64]}
+            values["train"] |= {"epochs": 1, "batch_size": 128}
+            YAML().dump(values, folder / "params.yaml")
+            for stage in ("download", "preprocess", "train"):
+                command = [sys.executable, "-m", f"stages.{stage}"]
+                environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+                subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder
 
 
 @pytest.fixture
