@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,30 +15,37 @@ from ruamel.yaml import YAML
 
 from stages import idx, network
 from stages.artifacts import write_json
-from stages.catalogue import TEST_IMAGES, TEST_LABELS
+from stages.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from stages.parameters import StageError
 from tools import picture_sets, predict
 
 ROOT = Path(predict.__file__).parents[1]
 
-# The least share of each set that this small network reads right; docs/predict.md has what the
-# project's own does.
-FLOORS = dict.fromkeys(picture_sets.CHANGES, 0.9) | {
-    "like a photo, with a hard shadow across": 0.3,
-    "pen strokes": 0.9,
-    "fonts": 0.8,
-    "scikit-learn's digits, enlarged": 0.8,
+# The least share of each set that this small network reads right: what docs/predict.md has of the
+# project's own, less the noise of 25 pictures.
+FLOORS = dict.fromkeys(picture_sets.CHANGES, 0.84) | {
+    "like a photo, with a hard shadow across": 0.4,
+    "pen strokes of two hands": 0.84,
+    "fonts": 0.9,
+    "scikit-learn's digits, enlarged": 0.84,
 }
 
 
 @pytest.fixture
-def here(trained, project):
+def here(trained, settled, project):
     """The current folder, with the trained network in it."""
-    for path in filter(Path.is_file, trained.rglob("*")):
-        copy = project / path.relative_to(trained)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    return project
+    unneeded = shutil.ignore_patterns("processed")
+    return shutil.copytree(trained, project, ignore=unneeded, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def another_dataset(here):
+    """The current folder, with raw data of three kinds of drawings in 20x24, black on white."""
+    images = np.full((30, 20, 24), 255, np.uint8)
+    images[:, 5:15, 4:20] = 0
+    (here / predict.RAW / TRAIN_IMAGES).write_bytes(idx.dump(images))
+    write_json(here / predict.DATASET, {"dataset": "custom", "classes": ["ga", "na", "da"]})
+    return here
 
 
 @pytest.fixture
@@ -62,15 +70,16 @@ def run(*arguments, content=b""):
     return result.returncode, result.stdout.decode(), result.stderr.decode()
 
 
-def test_answers_in_text_and_json_are_alike_and_a_bad_picture_spoils_no_other(digits, here):
+def test_answers_in_text_and_json_are_alike_and_a_bad_picture_spoils_no_other(
+    digits, here, monkeypatch, capsys
+):
     (here / "digits/notes.txt").write_text("not taken for a picture")
     Image.new("L", (50, 50), 255).save(here / "blank.png")
     (here / "page.png").write_text("<!doctype html>")
     names = ["blank.png", "digits", "page.png", "-"]
     first = (here / "digits/0.png").read_bytes()
-    code, text, errors = run(*names, "--show", "seen.png", content=first)
-    code_of_json, listed, _ = run(*names, "--json", content=first)
-    assert (code, code_of_json) == (1, 1)
+    code, listed, errors = run(*names, "--json", content=first)
+    assert code == 1
     for name, fault in (("blank.png", "is blank"), ("page.png", "is not a picture")):
         assert f"error: {name}: {fault}" in errors
     assert "Traceback" not in errors
@@ -81,7 +90,12 @@ def test_answers_in_text_and_json_are_alike_and_a_bad_picture_spoils_no_other(di
     assert ["error" in answer for answer in answers] == [True, *[False] * 8, True, False]
     good = [answer for answer in answers if "error" not in answer]
     assert [answer["predicted"] for answer in good] == [*digits, digits[0]]
-    for line, answer in zip(text.splitlines(), good, strict=True):
+
+    monkeypatch.setattr("sys.argv", ["predict", *names[:-1], "--show", "seen.png"])
+    with pytest.raises(SystemExit) as ended:
+        predict.main()
+    assert ended.value.code == 1
+    for line, answer in zip(capsys.readouterr().out.splitlines(), good[:-1], strict=True):
         then = ", ".join(f"{o['class']} ({o['confidence']:.1%})" for o in answer["runners_up"])
         best = f"{answer['predicted']} ({answer['confidence']:.1%})"
         assert line == f"{answer['picture']}: {best}, then {then}"
@@ -124,22 +138,27 @@ def test_a_model_that_is_not_the_recorded_one_is_said_to_be_another(here, capsys
         assert capsys.readouterr().err.count(line) == warnings
 
 
-def test_model_of_another_dataset_is_refused(here):
-    write_json(here / predict.DATASET, {"dataset": "letters", "classes": list("abc")})
-    with pytest.raises(StageError, match=r"tells 10 classes apart, but .* names 3"):
+def test_model_of_another_dataset_is_refused(another_dataset):
+    with pytest.raises(StageError) as caught:
         predict.load_classifier()
+    assert str(caught.value) == (
+        "data/model/model.keras: was trained on 10 classes of (28, 28) pixels, but data/raw holds "
+        "3 of (20, 24); run `make repro` to train one that fits"
+    )
 
 
-def test_a_branched_network_answers_by_its_main_output(here, model_with):
-    model = network.build(model_with(architecture="branched"), (12, 20), 3)
-    network.save(model, "categorical_crossentropy", here / predict.MODEL)
-    write_json(here / predict.DATASET, {"dataset": "letters", "classes": list("abc")})
+def test_classes_and_size_are_the_datasets(another_dataset, model_with):
+    model = network.build(model_with(architecture="branched"), (20, 24), 3)
+    network.save(model, "categorical_crossentropy", another_dataset / predict.MODEL)
     classifier = predict.load_classifier()
-    image = classifier.prepare(np.random.default_rng(0).random((50, 50, 3), np.float32))
-    assert image.shape == (12, 20)
+    page = np.ones((90, 90, 3), np.float32)
+    page[20:60, 30:60] = 0.2
+    image = classifier.prepare(page)
+    assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
+    assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
     (ranking,) = classifier.rank(image[None])
     expected = network.portable(model).predict_on_batch(image[None])["main"][0]
-    assert dict(ranking) == dict(zip("abc", expected.tolist(), strict=True))
+    assert dict(ranking) == dict(zip(["ga", "na", "da"], expected.tolist(), strict=True))
 
 
 def test_pictures_made_in_many_ways_are_read(here, mnist, subtests):

@@ -28,7 +28,7 @@ Mask = npt.NDArray[np.bool_]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_BYTES = 32 * 2**20
-MAX_PIXELS = 64_000_000  # a large phone's camera; a quarter of a gigabyte once it is decoded
+MAX_PIXELS = 64_000_000  # a large phone's camera; half a gigabyte of memory at most
 WORKING_SIZE = 256  # pixels of the longer side, in which the digit is looked for
 
 NEAR = 0.1  # of black from white: what differs less from a dataset's ground belongs to it

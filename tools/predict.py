@@ -90,10 +90,10 @@ def load_classifier() -> Classifier:
     runtime.settle(threads)
     model = network.load(MODEL)
     twin, two = network.portable(model), network.has_two_outputs(model)
-    expected = (model.inputs[0].shape[1:], model.outputs[0].shape[1])
-    if expected != (look.shape, len(classes)):
+    fits = (model.inputs[0].shape[1:], model.outputs[0].shape[1])
+    if fits != (look.shape, len(classes)):
         raise StageError(
-            f"{MODEL}: tells {expected[1]} classes of {expected[0]} pixels apart, but {RAW} holds "
+            f"{MODEL}: was trained on {fits[1]} classes of {fits[0]} pixels, but {RAW} holds "
             f"{len(classes)} of {look.shape}; run `make repro` to train one that fits"
         )
 
