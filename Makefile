@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test compare seeds model-card export verify verify-cpus lock-check doctor lint requirements
+.PHONY: help repro test compare seeds draw model-card export verify verify-cpus lock-check doctor lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -30,6 +30,9 @@ model-card: .venv/runtime ## Write docs/model-card.md from what dvc.lock records
 
 export: .venv/development ## Write the trained network as ONNX and TFLite to data/export, and check both.
 	@$(BIN)/python -m tools.export
+
+draw: .venv/runtime ## Serve a page on this machine to draw a digit on. PORT=8000.
+	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT))
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)

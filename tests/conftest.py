@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from filelock import FileLock
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
+from ruamel.yaml import YAML
 
 import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
 
@@ -155,6 +157,44 @@ def settled():
     from stages import runtime  # TensorFlow takes seconds to load: only for tests that need it
 
     runtime.settle(2)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that the processes of one test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def mnist(shared):
+    """The folder with MNIST's four IDX files: the project's, or else fetched as the stage does."""
+    from stages.catalogue import CATALOGUE
+    from stages.download import RAW, download, is_right
+
+    if all(is_right(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
+        return ROOT / RAW
+    with FileLock(shared / "mnist.lock"):
+        download(CATALOGUE["mnist"], None, shared / "mnist")
+    return shared / "mnist"
+
+
+@pytest.fixture(scope="session")
+def trained(mnist, shared):
+    """A project's folder in which the real stages trained the recipe `fast` on MNIST, in seconds."""
+    folder = shared / "trained"
+    with FileLock(shared / "trained.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            values = YAML(typ="safe").load(ROOT / "params.yaml")
+            values["download"]["folder"] = str(mnist)
+            values["train"] |= YAML(typ="safe").load(ROOT / "recipes/fast.yaml")["train"]
+            YAML().dump(values, folder / "params.yaml")
+            for stage in ("download", "preprocess", "train"):
+                command = [sys.executable, "-m", f"stages.{stage}"]
+                environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+                subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder
 
 
 @pytest.fixture
