@@ -181,7 +181,7 @@ def mnist(shared):
 
 @pytest.fixture(scope="session")
 def trained(mnist, shared):
-    """A project's folder in which the real stages trained the recipe `fast` on MNIST, in seconds."""
+    """A project's folder in which the real stages trained the recipe fast on MNIST."""
     folder = shared / "trained"
     with FileLock(shared / "trained.lock"):
         if not folder.exists():
