@@ -13,23 +13,24 @@ import pytest
 import requests
 from PIL import Image
 
+from stages import idx
+from stages.catalogue import DIGITS, TRAIN_IMAGES
+from stages.parameters import StageError
 from tools import draw, picture
+from tools.picture import Look
 from tools.picture_sets import STROKES, png
 
 ROOT = Path(draw.__file__).parents[1]
 PHONE = {"width": 390, "height": 844}
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "tools.draw", *arguments]
-
-
 @pytest.fixture(scope="module")
 def served(trained):
     """The address that `python -m tools.draw` says it serves at."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tools.draw", "--port", "0"]
     with subprocess.Popen(
-        command("--port", "0"), cwd=trained, env=environment, stdout=subprocess.PIPE, text=True
+        command, cwd=trained, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             yield re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
@@ -102,12 +103,13 @@ def test_answer_comes_before_the_pen_is_lifted(page):
     page.mouse.up()
 
 
-def test_what_is_shown_is_of_the_newest_drawing(page):
+def test_what_is_shown_is_of_the_newest_drawing(page, mnist):
     draw_strokes(page, 5)  # its bar comes last
     page.wait_for_function("() => !ask.busy && document.getElementById('best').textContent")
     drawn = page.evaluate("() => document.getElementById('drawing').toDataURL()")
     colours = picture.read(base64.b64decode(drawn.partition(",")[2]))
-    expected = 255 * picture.prepare(colours, (28, 28), "mnist")
+    look = Look.of(idx.read(mnist / TRAIN_IMAGES, 3, 1000), DIGITS)
+    expected = 255 * picture.prepare(colours, look)
     shown = page.evaluate(
         "() => [...document.getElementById('seen').getContext('2d')"
         ".getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"
@@ -224,18 +226,10 @@ def test_only_this_machine_is_listened_to(served):
     assert listening == [bytes([127, 0, 0, 1])]
 
 
-def test_port_in_use_is_one_line(trained):
+def test_port_in_use_is_one_line(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        result = subprocess.run(
-            command("--port", port),
-            cwd=trained,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert result.returncode == 1
-    assert re.fullmatch(
-        rf"error: port {port}: .*; name another: make draw PORT=8001\n", result.stderr
-    )
+        monkeypatch.setattr("sys.argv", ["draw", "--port", port])
+        with pytest.raises(StageError) as caught:
+            draw.main()
+    assert re.fullmatch(rf"port {port}: .*; name another: make draw PORT=8001", str(caught.value))

@@ -226,8 +226,8 @@ def pen_strokes(count: int) -> Labelled:
             points = np.array(stroke) + random.normal(0, 0.025, (len(stroke), 2))
             points[:, 0] -= slant * (points[:, 1] - 0.5)
             path = smooth(points) * scale + (320 - scale) / 2
-            draw.line([tuple(point) for point in path.tolist()], 0, pen, joint="curve")
-            for x, y in path[[0, -1]]:
+            draw.line([tuple(point) for point in path.tolist()], 0, pen)
+            for x, y in path.tolist():
                 draw.circle((x, y), pen / 2, 0)
         yield png(picture), digit
 
