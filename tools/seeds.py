@@ -34,7 +34,7 @@ def train(seed: int, name: str) -> None:
 def summary(members: list[Result]) -> str:
     """Return mean, standard deviation and range of each metric, as a Markdown table."""
     metrics = pd.DataFrame([member.metrics for member in members])
-    width = max(map(len, metrics))
+    width = max(len(str(name)) for name in metrics)
     lines = [
         f"| {'metric':{width}} |       mean | standard deviation |     lowest |    highest |",
         f"|{'-' * (width + 2)}|-----------:|-------------------:|-----------:|-----------:|",
