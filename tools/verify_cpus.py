@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"optimizer": "sgd", "loss": "mean_squared_error", "schedule": {"name": "step"}},
     },
     "dense, lion": {"model": {"architecture": "dense"}, "train": {"optimizer": "lion"}},
+    "dense, muon": {"model": {"architecture": "dense"}, "train": {"optimizer": "muon"}},
     "convolutional, nesterov": {
         "train": {
             "optimizer": "sgd",
@@ -94,7 +95,9 @@ def probe() -> None:
     rng = np.random.default_rng(0)
     for name, changes in CASES.items():
         model_values = content["model"] | changes.get("model", {})
-        plain = {} if name == "params.yaml" else {"momentum": 0.0, "nesterov": False}
+        plain = {"momentum": 0.0, "nesterov": False, "label_smoothing": 0.0}
+        if name == "params.yaml":
+            plain = {}
         train_values = content["train"] | plain | {"epochs": 2} | changes.get("train", {})
         schedule = changes.get("train", {}).get("schedule", {})
         train_values["schedule"] = content["train"]["schedule"] | schedule
