@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small_project import ROOT, STAGES, Project, used
 
+from stages.artifacts import read_json
 from stages.parameters import read_yaml
 from tools import fingerprint, judge
 
@@ -263,6 +264,12 @@ def test_fingerprint_is_of_the_lock_beside_it():
     if changed.returncode:
         pytest.skip("dvc.lock has changes that are not committed yet")
     assert fingerprint.recorded(ROOT) is not None
+
+
+def test_the_recorded_run_is_as_accurate_as_the_readme_says():
+    accuracy = read_json(ROOT / "data/evaluation/metrics.json")["test"]["accuracy"]
+    assert accuracy >= 0.995
+    assert f"| accuracy | {accuracy:.2%}".replace("%", " %") in (ROOT / "README.md").read_text()
 
 
 def test_equivalence_is_bounded(tmp_path):
