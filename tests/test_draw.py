@@ -117,6 +117,12 @@ def test_what_is_shown_is_of_the_newest_drawing(page, mnist):
     assert shown == expected.round().ravel().tolist()
 
 
+def test_what_was_seen_keeps_its_proportions(page):
+    page.evaluate("() => showSeen([[0, 255, 0, 9, 7], [0, 9, 255, 0, 5]])")
+    box = page.locator("#seen").bounding_box()
+    assert abs(box["width"] / box["height"] - 5 / 2) < 0.1  # but for its border
+
+
 def test_page_fits_the_window(page):
     inside = "() => document.documentElement.scrollWidth <= window.innerWidth"
     assert page.evaluate(inside)

@@ -49,7 +49,7 @@ def application(classifier: Classifier) -> Flask:
                 seen = classifier.prepare(picture.read(request.get_data()))
                 (ranking,) = classifier.rank(seen[None])
         except PictureError as error:
-            return jsonify(error=str(error))
+            return jsonify(error=f"The picture {error}.")
         return jsonify(
             ranking=[{"class": name, "confidence": share} for name, share in ranking],
             seen=(255 * seen).round().astype(int).tolist(),

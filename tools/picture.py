@@ -254,13 +254,13 @@ def check_single(boxes: list[tuple[slice, ...]]) -> None:
     for box in others:
         apart = any(a.stop <= b.start or b.stop <= a.start for a, b in zip(first, box, strict=True))
         if apart and extent(box)[0] >= TALL * extent(first)[0]:
-            raise PictureError("shows several digits: cut out one")
+            raise PictureError("shows several digits: one at a time")
     rows, columns = (
         max(box[axis].stop for box in boxes) - min(box[axis].start for box in boxes)
         for axis in (0, 1)
     )
     if columns > WIDE * rows:
-        raise PictureError("shows something wider than a digit: cut out one")
+        raise PictureError("shows something wider than a digit: one at a time")
 
 
 def otsu(level: Floats) -> float:
