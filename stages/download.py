@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -282,7 +282,7 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def clear(raw: Path, dataset: Dataset, description: dict[str, object]) -> None:
+def clear(raw: Path, dataset: Dataset, description: Mapping[str, object]) -> None:
     """Delete what is of another dataset, so that `raw` never holds files of two.
 
     dataset.json, without which no stage reads the others, goes first and comes back last.
