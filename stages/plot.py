@@ -112,9 +112,11 @@ def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) 
     axes.grid(visible=False)
     if len(classes) <= 20:
         ticks = range(len(classes))
-        slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(ticks, classes, **({} if max(map(len, classes)) < 3 else slanted))
+        axes.set_xticks(ticks, classes)
         axes.set_yticks(ticks, classes)
+        if max(map(len, classes)) > 2:
+            for label in axes.get_xticklabels():
+                label.set(rotation=45, ha="right", rotation_mode="anchor")
         for row, column in np.argwhere(counts):
             colour = "white" if np.cbrt(shares[row, column]) > 0.6 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
@@ -146,9 +148,9 @@ def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]
     for row, name in zip(grid, shown, strict=True):
         text = f"{name}\n{counts.get(name, 0)} of {support.get(name, 0)} wrong"
         row[0].text(-0.15, 0.5, text, ha="right", va="center", transform=row[0].transAxes)
-        of_class = mistakes.loc[mistakes["actual"] == name, ["index", "predicted", "confidence"]]
-        for axes, mistake in zip(row, of_class.itertuples(index=False, name=None), strict=False):
-            index, predicted, confidence = mistake
+        of_class = mistakes[mistakes["actual"] == name]
+        columns = of_class[["index", "predicted", "confidence"]].itertuples(index=False, name=None)
+        for axes, (index, predicted, confidence) in zip(row, columns, strict=False):
             axes.imshow(images[index], cmap="gray_r", interpolation="nearest")
             axes.set_title(f"{predicted}, {confidence:.0%}")
     figure.suptitle("What each class is taken for, where the model is surest of it")

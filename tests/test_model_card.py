@@ -55,7 +55,7 @@ def test_a_class_is_counted_by_hand():
 
 
 def test_an_interval_is_wilsons_and_of_nothing_there_is_none():
-    # z = 1.95996: 8 of 10 gives 0.7138 +- 0.2236, see Wilson's formula.
+    # z = 1.95996: 8 of 10 gives 0.7167 +- 0.2266 by Wilson's formula.
     assert interval(8, 10) == "80.00 % (49.02 % to 94.33 %)"
     assert interval(0, 0) == "-"
 
