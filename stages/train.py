@@ -7,14 +7,39 @@ epoch. The test digits are in a file that this stage does not open.
     python -m stages.train
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.artifacts import read_digits, write_csv
 from stages.hyperparameters import ModelParameters, TrainParameters
 from stages.parameters import run
 
+if TYPE_CHECKING:  # TensorFlow takes seconds to load, and a mistake below should not wait for it
+    import keras
+    import pandas as pd
+
+    from stages.fit import Split
+
 PROCESSED = Path("data/processed")
 MODEL = Path("data/model")
+
+
+def trained(
+    model_parameters: ModelParameters, parameters: TrainParameters, train: Split, validation: Split
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Return the network that the parameters describe, fitted, and its history, a row an epoch."""
+    from stages import network
+    from stages.fit import fit
+
+    images, labels = train
+    model = network.build(model_parameters, images.shape[1:], labels.shape[1])
+    model.summary()
+    twin = network.portable(model)
+    history = fit(twin, train, validation, parameters)
+    model.set_weights(twin.get_weights())
+    return model, history
 
 
 def main() -> None:
@@ -23,17 +48,10 @@ def main() -> None:
     train = read_digits(PROCESSED / "train.npz")
     validation = read_digits(PROCESSED / "validation.npz")
 
-    # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
     from stages import network, runtime
-    from stages.fit import fit
 
     runtime.settle(parameters.threads)
-    images, labels = train
-    model = network.build(model_parameters, images.shape[1:], labels.shape[1])
-    model.summary()
-    twin = network.portable(model)
-    history = fit(twin, train, validation, parameters)
-    model.set_weights(twin.get_weights())
+    model, history = trained(model_parameters, parameters, train, validation)
     network.save(model, parameters.loss, MODEL / "model.keras")
     write_csv(MODEL / "history.csv", history)
 
