@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test verify verify-cpus lock-check lint requirements
+.PHONY: help repro test benchmark verify verify-cpus lock-check lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -18,6 +18,10 @@ repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with 
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
+
+benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b TORCH=python DOCS=1.
+	@$(BIN)/python -m tools.benchmark $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(PARTS),--parts $(PARTS)) $(if $(TORCH),--torch $(TORCH)) $(if $(DOCS),--docs)
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)

@@ -137,12 +137,11 @@ def timed(project: Path, name: str, *command: str, **environment: str) -> dict[s
 def pipeline(project: Path, _: int) -> Result:
     """Return what a cold `dvc repro` takes, and what those after it do."""
     found = timed(project, "cold", "dvc", "repro")
-
     again: dict[str, list[float]] = {"status": [], "repro": []}
     for _ in range(3):
         for name, seconds in again.items():
             seconds.append(timed(project, name, "dvc", name)[name]["seconds"])
-    plot = ("dvc", "repro", "--force", "--no-run-cache", "--single-item", "plot")
+    plot_alone = ("dvc", "repro", "--force", "--no-run-cache", "--single-item", "plot")
     return {
         "accuracy": read_json(project / "data/evaluation/metrics.json")["test"]["accuracy"],
         "fit": found["fit"]["seconds"],
@@ -152,7 +151,7 @@ def pipeline(project: Path, _: int) -> Result:
         "stages": {stage: found[stage] for stage in read_yaml(project / "dvc.yaml")["stages"]},
         "status": min(again["status"]),
         "nothing": min(again["repro"]),
-        "plot": timed(project, "alone", *plot)["alone"]["seconds"],
+        "plot": timed(project, "alone", *plot_alone)["alone"]["seconds"],
     }
 
 
@@ -211,7 +210,7 @@ def growth(factor: int, project: Path, _: int) -> Result:
 
 
 def trials(parts: list[str], names: list[str], torch: str | None) -> list[Trial]:
-    """Return what to measure; raise StageError for a part or recipe that does not exist."""
+    """Return what to measure; raise StageError for a part, recipe or Python that does not exist."""
     default = PARAMETERS.read_text(encoding="utf-8")
     paths = sorted(RECIPES.glob("*.yaml"))
     texts = {"default": default, **{path.stem: merged(default, read_yaml(path)) for path in paths}}
@@ -233,6 +232,10 @@ def trials(parts: list[str], names: list[str], torch: str | None) -> list[Trial]
     two_epochs, epoch = (merged(default, {"train": {"epochs": count}}) for count in (2, 1))
     found.append(Trial("fit", "fit", two_epochs, pieces, fit))
     scripts = (*pieces, HERE / "torch_step.py")
+    if torch:
+        if not (path := shutil.which(torch)):
+            raise StageError(f"--torch is {torch}, which is no program here")
+        torch = str(Path(path).absolute())  # a virtual environment's link must stay one
     label = f"against {torch}" if torch else "without PyTorch"
     found.append(Trial("step", label, default, scripts, partial(step, torch)))
     for factor in FACTORS:
