@@ -5,7 +5,8 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test compare seeds draw model-card export verify verify-cpus lock-check doctor lint requirements
+.PHONY: help repro test compare seeds draw model-card export benchmark verify verify-cpus lock-check doctor \
+	lint requirements
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -33,6 +34,10 @@ export: .venv/development ## Write the trained network as ONNX and TFLite to dat
 
 draw: .venv/runtime ## Serve a page on this machine to draw a digit on. PORT=8000.
 	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT))
+
+benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b TORCH=python DOCS=1.
+	@$(BIN)/python -m tools.benchmark $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(PARTS),--parts $(PARTS)) $(if $(TORCH),--torch $(TORCH)) $(if $(DOCS),--docs)
 
 verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
