@@ -8,7 +8,7 @@ pytest.importorskip("atheris", reason="has no package for this system")
 
 
 @pytest.mark.parametrize(
-    ("target", "runs"), [("idx", 5000), ("parameters", 300), ("picture", 1000)]
+    ("target", "runs"), [("idx", 2000), ("parameters", 100), ("picture", 1000)]
 )
 def test_damaged_files_are_read_or_refused(run_python, tmp_path, target, runs, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
