@@ -133,26 +133,27 @@ def worst_first(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]) -> Figure:
-    """Return a row for each class: its most confident mistakes, each under what it was taken for.
+    """Return a row for each class that was missed: what was surest, under what it was taken for.
 
-    Of more than twenty classes, those with the most mistakes are drawn.
+    Of more than twenty such classes, those with the most mistakes are drawn.
     """
     mistakes = worst_first(predictions)
     counts, support = (table["actual"].value_counts() for table in (mistakes, predictions))
-    weakest = sorted(classes, key=lambda name: -counts.get(name, 0))[:20]
+    weakest = counts.index[:20]
     shown = [name for name in classes if name in weakest]
-    figure = Figure(figsize=(12, 1.3 * len(shown) + 0.6))
-    grid = figure.subplots(len(shown), 8, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for row, name in zip(grid, shown, strict=True):
-        text = f"{name}\n{counts.get(name, 0)} of {support.get(name, 0)} wrong"
-        row[0].text(-0.15, 0.5, text, ha="right", va="center", transform=row[0].transAxes)
-        of_class = mistakes[mistakes["actual"] == name]
-        columns = of_class[["index", "predicted", "confidence"]].itertuples(index=False, name=None)
-        for axes, (index, predicted, confidence) in zip(row, columns, strict=False):
+    width = max(1.25, 0.085 * (max(map(len, classes)) + len(", 100%")))
+    figure = Figure(figsize=(8 * width + 1.5, 1.3 * max(1, len(shown)) + 0.4))
+    grid = figure.add_gridspec(max(1, len(shown)), 8)
+    for row, name in enumerate(shown):
+        of_class = mistakes.loc[mistakes["actual"] == name, ["index", "predicted", "confidence"]]
+        for column, (index, predicted, confidence) in enumerate(of_class.head(8).to_numpy()):
+            axes = figure.add_subplot(grid[row, column])
             axes.imshow(images[index], cmap="gray_r", interpolation="nearest")
             axes.set_title(f"{predicted}, {confidence:.0%}")
+            axes.axis("off")
+            if column == 0:
+                text = f"{name}\n{counts[name]} of {support[name]} wrong"
+                axes.text(-0.15, 0.5, text, ha="right", va="center", transform=axes.transAxes)
     figure.suptitle("What each class is taken for, where the model is surest of it")
     return figure
 
