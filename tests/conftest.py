@@ -1,5 +1,6 @@
 """What several test modules need: a folder to run in, child processes, a server on loopback."""
 
+import fcntl
 import os
 import shutil
 import ssl
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import trustme
-from filelock import FileLock
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
 from ruamel.yaml import YAML
@@ -166,6 +166,14 @@ def shared(tmp_path_factory):
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time in."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist(shared):
     """The folder with MNIST's four IDX files: the project's, or else fetched as the stage does."""
@@ -174,7 +182,7 @@ def mnist(shared):
 
     if all(is_right(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
         return ROOT / RAW
-    with FileLock(shared / "mnist.lock"):
+    with locked(shared / "mnist.lock"):
         download(CATALOGUE["mnist"], None, shared / "mnist")
     return shared / "mnist"
 
@@ -183,7 +191,7 @@ def mnist(shared):
 def trained(mnist, shared):
     """A project's folder in which the real stages trained the recipe fast on MNIST."""
     folder = shared / "trained"
-    with FileLock(shared / "trained.lock"):
+    with locked(shared / "trained.lock"):
         if not folder.exists():
             folder.mkdir()
             values = YAML(typ="safe").load(ROOT / "params.yaml")
