@@ -21,6 +21,7 @@ def project(tmp_path_factory):
     """The project with a tiny convolutional network and prepared digits."""
     values = {
         "download.dataset": "digits",
+        "model.crop": 0,
         "model.filters": [[4], [6]],
         "model.hidden_units": [8],
         "train.epochs": 1,
@@ -204,9 +205,9 @@ def test_operations_by_hand(model_with, settled):
     from stages import network
     from tools.benchmark import pieces
 
-    model = network.build(model_with(), (28, 28), 10)
-    # Filters times positions: 5x5x1x4 in 24x24, 3x3x4x6 in 10x10; then 5x5x6 to 8, 8 to 10.
-    forward = [2 * 100 * 576, 2 * 216 * 100, 2 * 150 * 8, 2 * 8 * 10]
+    model = network.build(model_with(crop=2), (28, 28), 10)
+    # Values times positions: 5x5x1x4 in 20x20, 3x3x4x6 in 8x8; then 8x8x6 to 8, and 8 to 10.
+    forward = [2 * 100 * 400, 2 * 216 * 64, 2 * 384 * 8, 2 * 8 * 10]
     assert pieces.operations(model) == 3 * sum(forward) - forward[0]
 
 
@@ -227,7 +228,7 @@ def test_pieces_measure_the_small_network(here, settled, tmp_path):
     found = {line["name"]: line for line in lines}
     kinds = [layer["kind"] for layer in found["step"]["layers"]]
     assert kinds[:4] == ["InputLayer", "Reshape", "Conv2D", "MaxPooling2D"]
-    assert found["step"]["trainable"] == 100 + 8 + 216 + 12 + 1200 + 16 + 90
+    assert found["step"]["trainable"] == 100 + 8 + 216 + 12 + 600 * 8 + 16 + 90
     assert found["step"]["peak"] > found["step"]["images_a_second"] * found["step"]["operations"]
     assert min(found["fit"]["seconds"], found["bare"]["seconds"]) > 0
     assert found["grow"]["images"] == len(images) == 3000
@@ -241,10 +242,11 @@ def test_unpinned_training_leaves_the_stages_pins_out(project, tmp_path):
         f"pieces.train(pieces.Path({str(record)!r}), 'like');"
         "import tensorflow as tf; from tensorflow.python.framework import config;"
         "print(config.is_op_determinism_enabled(), os.environ.get('ONEDNN_MAX_CPU_ISA'),"
-        "os.environ.get('KERAS_BACKEND'), tf.config.threading.get_intra_op_parallelism_threads())"
+        "os.environ.get('KERAS_BACKEND'), tf.config.threading.get_intra_op_parallelism_threads(),"
+        "tf.config.threading.get_inter_op_parallelism_threads())"
     )
     printed = project.run("python", "-c", code).stdout
-    assert printed.splitlines()[-1] == "False AVX2 None 2"
+    assert printed.splitlines()[-1] == "False AVX2 None 1 2"
     assert json.loads(record.read_text())["images"] == 1350
 
 

@@ -55,7 +55,7 @@ PIECES = ("python", "-m", "tools.benchmark.pieces", RECORD)
 PREPROCESS = ("python", "-m", "stages.preprocess")
 SLOW = ("best",)  # recipes that are measured only when asked for
 FACTORS = (1, 2, 4, 8)
-PIPELINE = (Path("dvc.yaml"), Path("stages"))
+PIPELINE = (Path("dvc.yaml"), Path("stages"), HERE / "pieces.py")
 # To hold PyTorch to the instructions that the project is held to.
 TORCH_AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -89,21 +89,22 @@ class Trial:
 
 @contextmanager
 def copy_of_project(parameters: str) -> Iterator[Path]:
-    """Yield a copy of the project as it is here, with these parameters and the raw digits.
+    """Yield a copy of the project as it is here, uncommitted changes too, with these parameters.
 
-    Nothing but those is in it, and its DVC times each stage.
+    Of data, it holds the raw digits alone; its DVC has an empty cache, and times each stage.
     """
+    listing = ["git", "ls-files", "-z"]
+    listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    graph = Path("dvc.yaml").read_text(encoding="utf-8")
+    command = rf"\1python {HERE}/timed.py {RECORD} \2 python -m stages.\2"
+    graph = re.sub(r"(?m)^( *cmd: (?:exec )?)python -m stages\.(\w+)$", command, graph)
+    graph = graph.replace("python -m stages.train", " ".join([*PIECES, "train"]))
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
-        for name in ("stages", "tools"):
-            shutil.copytree(name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-        (project / ".dvc").mkdir()
-        for name in ("requirements.txt", ".dvc/config"):
-            shutil.copyfile(name, project / name)
-        graph = Path("dvc.yaml").read_text(encoding="utf-8")
-        command = rf"\1python {HERE}/timed.py {RECORD} \2 python -m stages.\2"
-        graph = re.sub(r"(?m)^( *cmd: )python -m stages\.(\w+)$", command, graph)
-        graph = graph.replace("python -m stages.train", " ".join([*PIECES, "train"]))
+        for name in filter(None, listed.split("\0")):
+            if Path(name).is_file() and not name.startswith("data/") and name != "dvc.lock":
+                (project / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(name, project / name)
         write_text(project / "dvc.yaml", graph)
         write_text(project / PARAMETERS, parameters)
         subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
@@ -220,18 +221,17 @@ def trials(parts: list[str], names: list[str], torch: str | None) -> list[Trial]
             if name not in there:
                 raise StageError(f"no {kind} {name!r} to measure; there are {', '.join(there)}")
     names = names or [name for name in known if name not in SLOW]
-    pieces, only_data = (*PIPELINE, HERE / "pieces.py"), ("download",)
     found = []
     for name in names:
         if name in REFERENCES:
             script, measure = (HERE / "references.py",), partial(reference, name)
-            found.append(Trial("recipes", name, default, script, measure, only_data))
+            found.append(Trial("recipes", name, default, script, measure, ("download",)))
         else:
             check(YAML(typ="safe", pure=True).load(texts[name]))
-            found.append(Trial("recipes", name, texts[name], pieces, pipeline))
+            found.append(Trial("recipes", name, texts[name], PIPELINE, pipeline))
     two_epochs, epoch = (merged(default, {"train": {"epochs": count}}) for count in (2, 1))
-    found.append(Trial("fit", "fit", two_epochs, pieces, fit))
-    scripts = (*pieces, HERE / "torch_step.py")
+    found.append(Trial("fit", "fit", two_epochs, PIPELINE, fit))
+    scripts = (*PIPELINE, HERE / "torch_step.py")
     if torch:
         if not (path := shutil.which(torch)):
             raise StageError(f"--torch is {torch}, which is no program here")
@@ -239,9 +239,8 @@ def trials(parts: list[str], names: list[str], torch: str | None) -> list[Trial]
     label = f"against {torch}" if torch else "without PyTorch"
     found.append(Trial("step", label, default, scripts, partial(step, torch)))
     for factor in FACTORS:
-        found.append(
-            Trial("growth", f"{factor} times the digits", epoch, pieces, partial(growth, factor))
-        )
+        label = f"{factor} times the digits"
+        found.append(Trial("growth", label, epoch, PIPELINE, partial(growth, factor)))
     return [trial for trial in found if trial.part in parts]
 
 

@@ -155,8 +155,8 @@ def fit(record: Path) -> None:
 def step(record: Path) -> None:
     """Append images a second of the twin's step with Adam on one batch, and what it takes.
 
-    operations: floating-point operations of a step for each image; peak: those a second that a
-    product of two large matrices reaches here; and what PyTorch needs for the same step.
+    operations: floating-point operations of a step for each image; peak: those a second that
+    products of large matrices reach here, one on each thread; and what PyTorch needs for the same.
     """
     import keras
     import tensorflow as tf
@@ -188,16 +188,17 @@ def step(record: Path) -> None:
     batch = tf.constant(images), tf.constant(labels)
     compiled(*batch)  # traces
     median = statistics.median(seconds(compiled, *batch) for _ in range(REPEATS))
-    matrix = tf.random.stateless_normal((SIDE, SIDE), (0, 0))
-    product = tf.function(lambda matrix: tf.reduce_sum(tf.matmul(matrix, matrix)))
-    product(matrix)  # traces
-    fastest = min(seconds(lambda: float(product(matrix))) for _ in range(REPEATS))
+    # An operation has one thread, so as many products as threads, side by side.
+    matrices = tf.random.stateless_normal((parameters.threads, SIDE, SIDE), (0, 0))
+    products = tf.function(lambda *each: [tf.matmul(matrix, matrix) for matrix in each])
+    products(*tf.unstack(matrices))  # traces
+    fastest = min(seconds(products, *tf.unstack(matrices)) for _ in range(REPEATS))
     append(
         record,
         "step",
         images_a_second=len(images) * STEPS / median,
         operations=operations(model),
-        peak=2 * SIDE**3 / fastest,
+        peak=parameters.threads * 2 * SIDE**3 / fastest,
         trainable=sum(math.prod(weights.shape) for weights in model.trainable_variables),
         layers=[described(layer) for layer in model.layers],
         shape=images.shape[1:],

@@ -151,7 +151,7 @@ def step(results: Results) -> str:
         table(["step of", "images a second", "GFLOP/s", "share of the peak"], rows)
         + f"\nBatches of {project['batch_size']}, {project['threads']} threads, "
         f"{operations / 1e6:.1f} million operations an image; the peak, {peak / 1e9:.0f} GFLOP/s, "
-        "is that of a product of two large matrices under the project's pins.\n"
+        "is that of products of large matrices, one on each thread, under the project's pins.\n"
     )
 
 
