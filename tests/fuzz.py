@@ -1,7 +1,7 @@
 """Throw damaged files at what reads files, guided by the code that they reach.
 
 A reader may raise StageError and nothing else; libFuzzer also stops at an input that takes longer
-than 10 seconds or more than 2 GB. The damage starts from a file in order. Which reader, idx,
+than a minute or more than 2 GB. The damage starts from a file in order. Which reader, idx,
 parameters, arrays, digits, classes, table, package or picture, and in libFuzzer's options how long:
 
     python -m tests.fuzz idx -max_total_time=60
@@ -22,7 +22,7 @@ with atheris.instrument_imports():
     import zipfile
 
 ROOT = Path(__file__).parents[1]
-LIMITS = ["-timeout=10", "-rss_limit_mb=2000", "-max_len=16384"]
+LIMITS = ["-timeout=60", "-rss_limit_mb=2000", "-max_len=16384"]
 
 Target = tuple[Callable[[Path], object], list[bytes]]  # what reads a file, and files in order
 
