@@ -78,6 +78,7 @@ def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
             "model.filters": [[2], [3]],
             "train.metrics": ["precision", "recall"],
             "train.epochs": 3,
+            "train.label_smoothing": 0.0,
             "train.learning_rate": 1e-9,
             "train.schedule.name": "plateau",
             "train.early_stopping.enabled": True,

@@ -110,10 +110,9 @@ def test_planted_fault_is_caught_and_named(project, fault):
 
 
 def test_thread_count_taken_from_the_machine_is_caught(project):
-    old = "tf.config.threading.set_intra_op_parallelism_threads(threads)"
-    replace(
-        project, "stages/runtime.py", old, old.replace("threads)", "len(os.sched_getaffinity(0)))")
-    )
+    old = "return DataParallel(twin, threads)"
+    new = 'return DataParallel(twin, len(__import__("os").sched_getaffinity(0)))'
+    replace(project, "stages/network.py", old, new)
     project.repro()
     project.commit("threads of the machine")
     code, _, report = verify(project, "--strict", "--perturb")
@@ -231,32 +230,35 @@ def test_undeclared_parameter_is_caught(project, statement, found):
     assert any(found in name for name in new)
 
 
-# Without its pins the result does depend on the instruction set and on the threads: were this not
-# so, the tests above could not see a difference.
+# Without its pins the result does depend on the instruction set and on the shares of a batch: were
+# this not so, the tests above could not see a difference. On the number of threads it does not.
 CONTROL = """
 import os, sys
 import stages
-stages.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = sys.argv[1]
-from stages import runtime
+isa, shares, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+stages.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = isa
+from stages import network, runtime
 from tools import verify_cpus
-settle = runtime.settle
-runtime.settle = lambda threads: settle(int(sys.argv[2]))
+portable, settle = network.portable, runtime.settle
+network.portable = lambda model, _: portable(model, shares)
+runtime.settle = lambda _: settle(threads)
 verify_cpus.CASES = {"control": {}}
 verify_cpus.probe()
 """
 
 
-def test_control_instruction_sets_and_threads_outside_the_pins_differ(run_python, original):
-    found = {}
-    for isa, threads in [("AVX2", 2), ("AVX2", 2), ("SSE41", 2), ("AVX2", 1), ("AVX2", 4)]:
+def test_control_instruction_sets_and_shares_change_the_result_and_threads_do_not(original):
+    def digest(*arguments):
         (original.folder / "control.py").write_text(CONTROL)
-        command = ["python", "control.py", isa, str(threads)]
-        printed = original.run(*command).stdout
+        printed = original.run("python", "control.py", *map(str, arguments)).stdout
         (original.folder / "control.py").unlink()
         line = next(line for line in printed.splitlines() if line.startswith("{"))
-        found.setdefault((isa, threads), set()).add(json.loads(line)["control"])
-    assert all(len(hashes) == 1 for hashes in found.values())  # each repeats
-    assert len(set.union(*found.values())) == 4  # and differs from the others
+        return json.loads(line)["control"]
+
+    pinned = digest("AVX2", 2, 2)
+    assert digest("AVX2", 2, 1) == pinned
+    others = [digest("SSE41", 2, 2), digest("AVX2", 1, 2), digest("AVX2", 4, 2)]
+    assert len({pinned, *others}) == 4
 
 
 def test_fingerprint_is_of_the_lock_beside_it():
