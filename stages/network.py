@@ -33,17 +33,8 @@ MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 PARTS = {
     *("Functional", "Sequential", "InputLayer", "__keras_tensor__", "DTypePolicy", "SGD"),
     *("GlorotUniform", "Zeros", "Ones"),
-    *(
-        "Reshape",
-        "Cropping2D",
-        "Conv2D",
-        "MaxPooling2D",
-        "BatchNormalization",
-        "ReLU",
-        "Flatten",
-        "Dense",
-    ),
-    *("Dropout", "Concatenate", "GlobalAveragePooling2D", "Average"),
+    *("Reshape", "Cropping2D", "Conv2D", "MaxPooling2D", "BatchNormalization", "ReLU"),
+    *("Flatten", "Dense", "Dropout", "Concatenate", "GlobalAveragePooling2D", "Average"),
 }
 
 

@@ -7,11 +7,11 @@ epoch. The test digits are in a file that this stage does not open.
     python -m stages.train
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from stages.artifacts import read_digits, write_csv
@@ -21,16 +21,15 @@ from stages.parameters import run
 if TYPE_CHECKING:
     import keras
 
+    from stages.fit import Split
+
 PROCESSED = Path("data/processed")
 MODEL = Path("data/model")
-
-Floats = npt.NDArray[np.float32]
-Split = tuple[Floats, Floats]  # images and labels, as read_digits returns them
 
 
 def trained(
     model_parameters: ModelParameters, parameters: TrainParameters, train: Split, validation: Split
-) -> tuple["keras.Model", pd.DataFrame]:
+) -> tuple[keras.Model, pd.DataFrame]:
     """Return the trained network and its history, whose columns stages.fit.fit describes.
 
     Each of several members has seeds of its own; the history is the mean of theirs.
