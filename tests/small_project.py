@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,11 @@ class Project:
                 section = section[parent]
             section[last] = value
         yaml.dump(content, path)
+
+
+def heed_interrupts() -> None:
+    """Let a child process end at Ctrl-C even where the tests run in the background, ignoring it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def outputs(stage: dict) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 from PIL import Image
+from small_project import ROOT, heed_interrupts
 
 from stages import idx
 from stages.catalogue import DIGITS, TRAIN_IMAGES
@@ -20,7 +21,6 @@ from tools import draw, picture
 from tools.picture import Look
 from tools.picture_sets import STROKES, png
 
-ROOT = Path(draw.__file__).parents[1]
 PHONE = {"width": 390, "height": 844}
 
 
@@ -30,7 +30,12 @@ def served(trained):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tools.draw", "--port", "0"]
     with subprocess.Popen(
-        command, cwd=trained, env=environment, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=trained,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     ) as process:
         try:
             yield re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]

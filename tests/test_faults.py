@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_project import ROOT, SMALL, STAGES, Project, graph, outputs
+from small_project import ROOT, SMALL, STAGES, Project, graph, heed_interrupts, outputs
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
 LONG = {"train.epochs": 100_000}
@@ -56,8 +56,7 @@ def start(project, *command, **environment):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # Where the tests run in the background, Ctrl-C is ignored, and so by what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
 
 
@@ -187,7 +186,7 @@ def test_make_refuses_a_wrong_value_before_anything_changes(project):
     (project.folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     before = contents(project)
     project.set({"preprocess.validation_fraction": 1.5})
-    printed = failed(project, "make", "-o", ".venv/runtime", "repro")
+    printed = failed(project, "make", "--no-print-directory", "-o", ".venv/runtime", "repro")
     (project.folder / ".venv").unlink()
     assert printed.startswith("error: params.yaml: preprocess.validation_fraction is 1.5: ")
     assert contents(project) == before

@@ -10,6 +10,7 @@ A file that does not predict as the Keras model does is not written.
     python -m tools.export
 """
 
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import stages
 from stages.artifacts import atomic, read_classes, read_digits, write_text
 from stages.evaluate import MODEL, PROCESSED, EvaluateParameters
 from stages.parameters import StageError, run
@@ -48,6 +50,7 @@ def write_onnx(model: Any, path: Path) -> None:
         # Keras asks NumPy whether it still has a name that it gives back to tf2onnx.
         warnings.filterwarnings("ignore", message=r"In the future `np\.object`")
         model.export(path, format="onnx", input_signature=signature(model), verbose=False)
+    os.environ.update(stages.PINS)  # tf2onnx changes one of them
 
 
 def write_tflite(model: Any, path: Path) -> None:
