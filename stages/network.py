@@ -363,12 +363,16 @@ def refuse_strangers(entry: dict[str, Any]) -> None:
 
 def predict(model: keras.Model, images: Floats, batch_size: int, threads: int) -> Floats:
     """Return the main output's probabilities (n, classes) float32 for `images`."""
-    twin = portable(model, threads)
+    return probabilities(portable(model, threads), images, batch_size)
+
+
+def probabilities(twin: DataParallel, images: Floats, batch_size: int) -> Floats:
+    """Return what `predict` does, of a portable twin."""
     outputs = [
         twin.predict_on_batch(images[start : start + batch_size])
         for start in range(0, len(images), batch_size)
     ]
-    two = has_two_outputs(model)
+    two = has_two_outputs(twin.network)
     return np.concatenate([output[MAIN] if two else output for output in outputs])
 
 
@@ -382,23 +386,21 @@ def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> floa
     return float(losses.mean(dtype=np.float64))
 
 
-def calibrate(
-    model: keras.Model, images: Floats, labels: Floats, batch_size: int, threads: int
-) -> None:
+def calibrate(twin: DataParallel, images: Floats, labels: Floats, batch_size: int) -> None:
     """Scale the main classifier's weights so that its probabilities fit `labels` best.
 
     Smoothed labels make a network less sure than it has reason to be. One factor for all undoes
     that and changes no prediction: Guo et al., "On calibration of modern neural networks", 2017.
     """
-    probabilities = predict(model, images, batch_size, threads)
-    logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
+    found = probabilities(twin, images, batch_size)
+    logits = np.log(np.maximum(found, 1e-30, dtype=np.float64))
 
     def cross_entropy(factor: float) -> float:
         return float(
             (logsumexp(factor * logits, axis=1) - (factor * logits * labels).sum(1)).mean()
         )
 
-    found = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded").x
-    factor = np.float32(round(found, 2))  # the last digits are the machine's
-    classifier = model.get_layer(MAIN)
+    best = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded").x
+    factor = np.float32(round(best, 2))  # the last digits are the machine's
+    classifier = twin.network.get_layer(MAIN)
     classifier.set_weights([factor * weights for weights in classifier.get_weights()])

@@ -27,6 +27,6 @@ def settle(threads: int) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.experimental.enable_op_determinism()
-    # Grappler would turn x / sqrt(y) into x * rsqrt(y), whose hardware approximation differs
-    # between makers of processors.
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    # TensorFlow's rewriting of graphs would turn x / sqrt(y) into x * rsqrt(y), whose hardware
+    # approximation differs between makers of processors; nor does it repay the second it takes.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

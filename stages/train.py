@@ -50,9 +50,9 @@ def trained(
             print(f"Member {number + 1} of {model_parameters.members}", flush=True)
         twin = network.portable(model, parameters.threads)
         histories.append(fit(twin, train, validation, parameters.of_member(number)))
-        model.set_weights(twin.get_weights())
         if parameters.label_smoothing:
-            network.calibrate(model, *validation, parameters.batch_size, parameters.threads)
+            network.calibrate(twin, *validation, parameters.batch_size)
+        model.set_weights(twin.get_weights())
         members.append(model)
     mean = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})
     return network.ensemble(members), mean

@@ -216,8 +216,9 @@ def test_calibration_undoes_what_smoothed_labels_do_to_probabilities(model_with)
     named = before.argmax(axis=1)
     wrong = np.arange(200) % 10 == 0
     labels = np.eye(CLASSES, dtype=np.float32)[(named + wrong) % CLASSES]
-    network.calibrate(model, images, labels, 200, 2)
-    after = network.predict(model, images, 200, 2)
+    twin = network.portable(model, 2)
+    network.calibrate(twin, images, labels, 200)
+    after = network.probabilities(twin, images, 200)
     assert after.argmax(axis=1).tolist() == named.tolist()
 
     def cross_entropy(probabilities):
