@@ -95,7 +95,7 @@ def batches(
         dataset = tf.data.Dataset.zip(dataset, draws).map(
             lambda batch, draw: (augmented(batch[0], draw, augmentation), batch[1])
         )
-    # What TensorFlow would tune is fixed here, and its tuner can hold up an epoch's end for seconds.
+    # What TensorFlow tunes is fixed above, and its tuner can hold up an epoch's end for seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)
