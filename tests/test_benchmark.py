@@ -183,12 +183,12 @@ def test_what_is_known_is_not_measured_again_and_what_changed_is(here, tmp_path)
     assert (run(), measured) == (results, [])
 
 
-def test_two_seeds_are_enough_for_what_is_slow():
+def test_slow_recipes_take_two_seeds_and_other_parts_one():
     def seeds(part, name):
         return benchmark.Trial(part, name, "", (), lambda *_: {}).seeds(5)
 
     assert [seeds("recipes", name) for name in ("fast", "page", "best")] == [5, 5, 2]
-    assert seeds("growth", "4 times the digits") == 2
+    assert seeds("growth", "4 times the digits") == 1
     assert benchmark.Trial("recipes", "best", "", (), lambda *_: {}).seeds(1) == 1
 
 
