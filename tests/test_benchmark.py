@@ -21,7 +21,6 @@ def project(tmp_path_factory):
     """The project with a tiny convolutional network and prepared digits."""
     values = {
         "download.dataset": "digits",
-        "model.crop": 0,
         "model.filters": [[4], [6]],
         "model.hidden_units": [8],
         "train.epochs": 1,

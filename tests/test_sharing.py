@@ -34,7 +34,6 @@ OWN = SMALL | {
     "download.dataset": "custom",
     "download.folder": "datasets/mine",
     "model.architecture": "convolutional",
-    "model.crop": 0,
     "model.filters": [[24]],
     "model.hidden_units": [64],
     "train.augmentation.shift": 0.0,

@@ -304,7 +304,7 @@ def documents(results: Results, machine: Mapping[str, Any], seeds: int) -> dict[
     runs = (
         "one run"
         if seeds == 1
-        else f"medians of {seeds} runs in turns (two of {' and '.join(TWICE)}, one of what is no "
+        else f"medians of {seeds} runs in turns (2 of what takes minutes, 1 of what is no "
         "recipe), accuracies their mean and deviation"
     )
     about = (
