@@ -158,7 +158,7 @@ def test_what_is_known_is_not_measured_again_and_what_changed_is(here, tmp_path)
 
     def run(machine="this", parameters=parameters):
         measured.clear()
-        trial = benchmark.Trial("fit", "x", parameters, (Path("stages"),), measure)
+        trial = benchmark.Trial("recipes", "x", parameters, (Path("stages"),), measure)
         return benchmark.measured([trial], 2, {"machine": machine}, tmp_path / "records")
 
     stop = 2
@@ -166,7 +166,7 @@ def test_what_is_known_is_not_measured_again_and_what_changed_is(here, tmp_path)
         run()
     assert measured == [1]
     stop = None
-    results = {"fit": {"x": [{"seconds": 1.0}, {"seconds": 2.0}]}}
+    results = {"recipes": {"x": [{"seconds": 1.0}, {"seconds": 2.0}]}}
     assert (run(), measured) == (results, [2])
     assert (run(), measured) == (results, [])
     assert (run(machine="another"), measured) == (results, [1, 2])
