@@ -7,6 +7,7 @@ each test digit.
     python -m stages.evaluate
 """
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,9 @@ from stages.parameters import Section, run
 PROCESSED = Path("data/processed")
 MODEL = Path("data/model")
 EVALUATION = Path("data/evaluation")
+
+# What Keras loads where it is installed, for features that are not used here: half a second.
+UNUSED: Any = {"matplotlib": None}
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -96,10 +100,11 @@ def main() -> None:
 
     runtime.settle(parameters.threads)
     model = network.load(MODEL / "model.keras")
+    twin = network.portable(model, parameters.threads)
     metrics: dict[str, Any] = {}
     for name in ("validation", "test"):  # one after the other, to hold one in memory
         images, labels = read_digits(PROCESSED / f"{name}.npz")
-        probabilities = network.predict(model, images, parameters.batch_size, parameters.threads)
+        probabilities = twin.probabilities(images, parameters.batch_size)
         loss = network.mean_loss(model, labels, probabilities)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
         metrics[name] = {"loss": loss, **scores(actual, predicted, len(classes))}
@@ -123,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules.update(UNUSED)
     run(main)

@@ -75,26 +75,28 @@ def batches(
     over for the last batch that are fewer than threads sit that epoch out.
     """
     images, labels = (tf.constant(array) for array in split)
-
-    def gather(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
-        targets = tf.gather(labels, batch)
-        return tf.gather(images, batch), (
-            dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
-        )
-
     count, seed, augmentation = len(split[0]), parameters.seed, parameters.augmentation
+
+    def gather(
+        batch: tf.Tensor, draw: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
+        pictures, targets = tf.gather(images, batch), tf.gather(labels, batch)
+        if draw is not None:
+            pictures = augmented(pictures, draw, augmentation)
+        return pictures, dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
+
     indices = tf.data.Dataset.range(count)
     if training:
         rest = count % parameters.batch_size
         indices = indices.shuffle(count, seed=seed)
         indices = indices.take(count - rest if rest < parameters.threads else count)
-    dataset = indices.batch(parameters.batch_size).map(gather)
+    dataset = indices.batch(parameters.batch_size)
     if training and any(augmentation.model_dump().values()):
         # Two numbers for each batch, other ones each epoch, decide how its pictures are moved.
         draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
-        dataset = tf.data.Dataset.zip(dataset, draws).map(
-            lambda batch, draw: (augmented(batch[0], draw, augmentation), batch[1])
-        )
+        dataset = tf.data.Dataset.zip(dataset, draws)
+    # Plain operations: looking for Python's loops in them, to convert, would take time.
+    dataset = dataset.map(tf.autograph.experimental.do_not_convert(gather))
     # What TensorFlow tunes is fixed above, and its tuner can hold up an epoch's end for seconds.
     options = tf.data.Options()
     options.autotune.enabled = False

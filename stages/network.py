@@ -231,6 +231,17 @@ class DataParallel(keras.Model):
         super().__init__()
         self.network = network
         self.threads = threads
+        # Traced once for any number of images, not again for a last batch that is smaller.
+        self.main_output = tf.function(
+            lambda images: self(images)[MAIN] if has_two_outputs(network) else self(images),
+            input_signature=[tf.TensorSpec((None, *network.input_shape[1:]))],
+            autograph=False,
+        )
+
+    def probabilities(self, images: Floats, batch_size: int) -> Floats:
+        """Return the main output's probabilities (n, classes) float32 for `images`."""
+        starts = range(0, len(images), batch_size)
+        return np.concatenate([self.main_output(images[i : i + batch_size]) for i in starts])
 
     def call(self, images: tf.Tensor, training: bool = False) -> Any:
         """Return the network's outputs for `images` (n, height, width), in their order."""
@@ -280,7 +291,7 @@ class PortableDense(keras.layers.Dense):
     """Keras's layer with its matrices padded to round numbers of rows.
 
     The last rows of a product, where they are no whole block of the kernel's, are summed by another
-    kernel, which rounds differently. Without such a rest, a prediction does not depend on what else
+    kernel, which rounds differently. Without such a rest, an output does not depend on what else
     is in the batch, nor the weights' gradient, whose rows are the input features, on the processor.
     """
 
@@ -363,17 +374,7 @@ def refuse_strangers(entry: dict[str, Any]) -> None:
 
 def predict(model: keras.Model, images: Floats, batch_size: int, threads: int) -> Floats:
     """Return the main output's probabilities (n, classes) float32 for `images`."""
-    return probabilities(portable(model, threads), images, batch_size)
-
-
-def probabilities(twin: DataParallel, images: Floats, batch_size: int) -> Floats:
-    """Return what `predict` does, of a portable twin."""
-    outputs = [
-        twin.predict_on_batch(images[start : start + batch_size])
-        for start in range(0, len(images), batch_size)
-    ]
-    two = has_two_outputs(twin.network)
-    return np.concatenate([output[MAIN] if two else output for output in outputs])
+    return portable(model, threads).probabilities(images, batch_size)
 
 
 def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> float:
@@ -392,7 +393,7 @@ def calibrate(twin: DataParallel, images: Floats, labels: Floats, batch_size: in
     Smoothed labels make a network less sure than it has reason to be. One factor for all undoes
     that and changes no prediction: Guo et al., "On calibration of modern neural networks", 2017.
     """
-    found = probabilities(twin, images, batch_size)
+    found = twin.probabilities(images, batch_size)
     logits = np.log(np.maximum(found, 1e-30, dtype=np.float64))
 
     def cross_entropy(factor: float) -> float:

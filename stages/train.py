@@ -9,8 +9,9 @@ epoch. The test digits are in a file that this stage does not open.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PROCESSED = Path("data/processed")
 MODEL = Path("data/model")
+
+# What Keras loads where it is installed, for features that are not used here: more than a second.
+UNUSED: Any = {"matplotlib": None, "sklearn": None}
 
 
 def trained(
@@ -73,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules.update(UNUSED)
     run(main)

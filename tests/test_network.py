@@ -183,6 +183,14 @@ def test_shares_of_a_batch_come_back_in_order_whatever_its_size(images, model_wi
         np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-6)
 
 
+def test_predictions_are_traced_once_for_batches_of_any_size(images, model_with):
+    twin = network.portable(network.build(model_with(), SHAPE, CLASSES), 2)
+    whole = twin.probabilities(images, len(images))
+    for size in (1, 7, 33, 100):
+        np.testing.assert_allclose(twin.probabilities(images, size), whole, rtol=1e-4, atol=1e-6)
+    assert twin.main_output.experimental_get_tracing_count() == 1
+
+
 def test_cross_entropy_of_shares_is_computed_from_what_softmax_was_given(images, model_with):
     model = network.build(model_with(), SHAPE, CLASSES)
     kernel, bias = model.get_layer("main").get_weights()
@@ -218,7 +226,7 @@ def test_calibration_undoes_what_smoothed_labels_do_to_probabilities(model_with)
     labels = np.eye(CLASSES, dtype=np.float32)[(named + wrong) % CLASSES]
     twin = network.portable(model, 2)
     network.calibrate(twin, images, labels, 200)
-    after = network.probabilities(twin, images, 200)
+    after = twin.probabilities(images, 200)
     assert after.argmax(axis=1).tolist() == named.tolist()
 
     def cross_entropy(probabilities):

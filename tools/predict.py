@@ -77,7 +77,7 @@ def load_classifier() -> Classifier:
     """
     if not MODEL.exists():
         raise StageError(f"{MODEL}: not found; run `make repro` to train it")
-    threads, classes = EvaluateParameters.read().threads, read_classes(DATASET)
+    parameters, classes = EvaluateParameters.read(), read_classes(DATASET)
     look = Look.of(idx.read(RAW / TRAIN_IMAGES, 3, LOOKED_AT), classes)
     lock = read_yaml(LOCK) if LOCK.exists() else {}
     found = hashlib.md5(MODEL.read_bytes()).hexdigest()  # noqa: S324  # DVC's
@@ -87,9 +87,9 @@ def load_classifier() -> Classifier:
     # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
     from stages import network, runtime
 
-    runtime.settle(threads)
+    runtime.settle(parameters.threads)
     model = network.load(MODEL)
-    twin, two = network.portable(model, threads), network.has_two_outputs(model)
+    twin = network.portable(model, parameters.threads)
     fits = (model.inputs[0].shape[1:], model.outputs[0].shape[1])
     if fits != (look.shape, len(classes)):
         raise StageError(
@@ -97,13 +97,9 @@ def load_classifier() -> Classifier:
             f"{len(classes)} of {look.shape}; run `make repro` to train one that fits"
         )
 
-    def probabilities(images: Floats) -> Floats:
-        outputs = twin.predict_on_batch(images)
-        chosen: Floats = outputs[network.MAIN] if two else outputs
-        return chosen
-
-    title = read_json(DATASET).get("title", "images")
-    return Classifier(title, classes, partial(picture.prepare, look=look), probabilities)
+    prepare = partial(picture.prepare, look=look)
+    probabilities = partial(twin.probabilities, batch_size=parameters.batch_size)
+    return Classifier(read_json(DATASET).get("title", "images"), classes, prepare, probabilities)
 
 
 def pictures(arguments: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ from stages.artifacts import read_classes, read_digits
 from stages.catalogue import TRAIN_IMAGES, TRAIN_LABELS
 from stages.hyperparameters import ModelParameters, TrainParameters
 from stages.parameters import run
-from stages.preprocess import PROCESSED, RAW, normalise, one_hot
+from stages.train import PROCESSED, UNUSED
 
 TURNS = 3  # of `fit` and the bare loop
 STEPS, REPEATS = 20, 9  # of one step: the median of so many runs of so many steps
@@ -50,6 +50,7 @@ def train(record: Path, pins: str = "pinned") -> None:
         kept = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA") if pins == "like" else ()
         for name in stages.PINS.keys() - set(kept):
             del os.environ[name]
+    sys.modules.update(UNUSED)  # as the stage does
 
     # All that takes seconds to load, before the clock runs.
     import tensorflow as tf
@@ -162,6 +163,7 @@ def step(record: Path) -> None:
     import tensorflow as tf
 
     from stages import network, runtime
+    from stages.preprocess import RAW, normalise, one_hot
 
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
     runtime.settle(parameters.threads)
@@ -252,6 +254,7 @@ def grow(record: Path, factor: str) -> None:
     import tensorflow as tf
 
     from stages.augment import augmented
+    from stages.preprocess import RAW
 
     augmentation = TrainParameters.read().augmentation
     images, labels = idx.read(RAW / TRAIN_IMAGES, 3), idx.read(RAW / TRAIN_LABELS, 1)
