@@ -41,6 +41,7 @@ class ModelParameters(Seeded):
     batch_normalization: bool
     dropout: float = Field(ge=0, lt=1)
     members: Positive
+    test_time_augmentation: bool
 
     @model_validator(mode="after")
     def fits(self) -> Self:

@@ -220,6 +220,7 @@ def model_with():
             "batch_normalization": True,
             "dropout": 0.0,
             "members": 1,
+            "test_time_augmentation": False,
             "seed": 1,
         }
         return ModelParameters.check(values | changes)

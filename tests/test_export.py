@@ -12,11 +12,15 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize(
-    ("architecture", "shape", "classes"),
-    [("dense", (16, 16), 2), ("convolutional", (28, 28), 10), ("branched", (40, 32), 256)],
+    ("architecture", "shape", "classes", "averaged"),
+    [
+        ("dense", (16, 16), 2, False),
+        ("convolutional", (28, 28), 10, False),
+        ("branched", (40, 32), 256, True),
+    ],
 )
 def test_every_kind_of_network_predicts_alike_in_every_format(
-    model_with, tmp_path, architecture, shape, classes
+    model_with, tmp_path, architecture, shape, classes, averaged
 ):
     from stages import network
 
@@ -24,6 +28,8 @@ def test_every_kind_of_network_predicts_alike_in_every_format(
     # As if trained: the averages that batch normalization keeps are no longer 0 and 1.
     trained = [weight + RANDOM.uniform(-0.1, 0.1, weight.shape) for weight in model.get_weights()]
     model.set_weights(trained)
+    if averaged:
+        model = network.averaged_over_shifts(model)
     network.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     model = network.load(tmp_path / "model.keras")
     images = RANDOM.random((7, *shape), np.float32)

@@ -1,6 +1,7 @@
 import itertools
 import math
 import typing
+import weakref
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from stages import fit, network
 from stages.hyperparameters import EarlyStopping, ModelParameters, Schedule, TrainParameters
 from stages.parameters import StageError
+from stages.train import trained
 
 pytestmark = pytest.mark.usefixtures("settled")
 
@@ -82,6 +84,25 @@ def test_history_records_the_rate_of_each_epochs_last_step(
     )
     history = fit.fit(tiny_model(), small_split, small_split, parameters)
     assert history["learning_rate"].tolist() == pytest.approx(expected)
+
+
+def test_a_member_of_an_ensemble_leaves_nothing_behind_in_memory(
+    train_with, model_with, small_split, monkeypatch
+):
+    left, fit_one = weakref.WeakSet(), fit.fit
+
+    def watched(twin, *arguments):
+        assert not left
+        history = fit_one(twin, *arguments)
+        left.add(twin)
+        return history
+
+    monkeypatch.setattr(fit, "fit", watched)
+    parameters = model_with(architecture="dense", members=2)
+    model, history = trained(parameters, train_with(), small_split, small_split)
+    assert not left
+    assert len(history) == 1
+    assert len(model.layers) == 4  # the picture, two members and their mean
 
 
 def test_plateau_schedule_lowers_the_rate_once_the_validation_loss_stalls(

@@ -1,6 +1,8 @@
 """The graph under real DVC, in a fresh clone, on scikit-learn's digits."""
 
 import json
+import re
+import zipfile
 
 import pandas as pd
 import pytest
@@ -95,6 +97,18 @@ def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
     # their size, so the two are not equal to the last digit.
     assert metrics["validation"]["loss"] == pytest.approx(history["val_main_loss"][0], rel=0.01)
     assert history["val_loss"][0] > 1.2 * history["val_main_loss"][0]
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q", "--force")
+
+
+def test_an_ensemble_averaged_over_shifts_goes_end_to_end(project):
+    project.set({"model.members": 2, "model.test_time_augmentation": True, "train.epochs": 1})
+    assert project.repro() == ["train", "evaluate", "plot"]
+    with zipfile.ZipFile(project.folder / "data/model/model.keras") as archive:
+        network = archive.read("config.json").decode()
+    kinds = re.findall(r'"class_name": "(\w+)"', network)
+    assert (kinds.count("Functional"), kinds.count("Average")) == (4, 2)
+    assert (kinds.count("ZeroPadding2D"), kinds.count("Cropping2D")) == (1, 5)
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q", "--force")
 
