@@ -235,8 +235,7 @@ def trials(parts: list[str], names: list[str], torch: str | None) -> list[Trial]
         else:
             check(YAML(typ="safe", pure=True).load(texts[name]))
             found.append(Trial("recipes", name, texts[name], PIPELINE, pipeline))
-    two_epochs, epoch = (merged(default, {"train": {"epochs": count}}) for count in (2, 1))
-    found.append(Trial("fit", "fit", two_epochs, PIPELINE, fit))
+    found.append(Trial("fit", "fit", default, PIPELINE, fit))
     scripts = (*PIPELINE, HERE / "torch_step.py")
     if torch:
         if not (path := shutil.which(torch)):
@@ -244,6 +243,7 @@ def trials(parts: list[str], names: list[str], torch: str | None) -> list[Trial]
         torch = str(Path(path).absolute())  # a virtual environment's link must stay one
     label = f"against {torch}" if torch else "without PyTorch"
     found.append(Trial("step", label, default, scripts, partial(step, torch)))
+    epoch = merged(default, {"train": {"epochs": 1}})
     for factor in FACTORS:
         label = f"{factor} times the digits"
         found.append(Trial("growth", label, epoch, PIPELINE, partial(growth, factor)))

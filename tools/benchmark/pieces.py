@@ -28,7 +28,7 @@ from stages.hyperparameters import ModelParameters, TrainParameters
 from stages.parameters import run
 from stages.train import PROCESSED, UNUSED
 
-TURNS = 5  # of `fit` and the bare loop: the fastest of each, which other work disturbed least
+TURNS = 4  # of `fit` and the bare loop: the fastest of each, which other work disturbed least
 STEPS, REPEATS = 20, 9  # of one step: the median of so many runs of so many steps
 SIDE = 2048  # of the matrices that show the peak
 
