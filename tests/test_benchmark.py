@@ -84,12 +84,15 @@ def test_costs_by_hand_with_goals_missed_and_met():
             "PyTorch, channels_last": {"images_a_second": 100.0},
         }
     ]
-    fit = [{"fit": 11.0, "bare": 10.0, "pinned": 12.0, "like": 10.0, "free": 24.0}]
+    fitting = {
+        "fit": [{"fit": 11.0, "bare": 10.0}],
+        "pins": [{"pinned": 12.0, "like": 10.0, "free": 24.0}],
+    }
     found = cells(
         tables.costs(
             {
                 "recipes": {"page": runs([0.97], [50], 3000), "default": default},
-                "fit": {"fit": fit},
+                "fit": fitting,
                 "step": {"against": steps},
             }
         )

@@ -114,12 +114,14 @@ def costs(results: Results) -> str:
         add_at_most("`dvc repro` with nothing to do, against `dvc status`", ratio, "times", 1.2)
         add_at_most("`dvc repro` of `plot` alone", middle(default, "plot"), "s", 6)
         add_at_most("peak memory of `train`", middle(default, "mebibytes"), "MiB", 1536)
-    if fit := results.get("fit", {}).get("fit"):
-        ratio = middle(fit, "fit") / middle(fit, "bare")
+    fitting = results.get("fit", {})
+    if loops := fitting.get("fit"):
+        ratio = middle(loops, "fit") / middle(loops, "bare")
         add_at_most("`fit`, against a bare compiled loop", ratio, "times", 1.1)
-        ratio = middle(fit, "pinned") / middle(fit, "like")
+    if pins := fitting.get("pins"):
+        ratio = middle(pins, "pinned") / middle(pins, "like")
         add_at_most("fitting, against the same without determinism", ratio, "times", 1.05)
-        ratio = middle(fit, "pinned") / middle(fit, "free")
+        ratio = middle(pins, "pinned") / middle(pins, "free")
         add("fitting, against nothing pinned, not even instruction set and threads", ratio, "times")
     for steps in results.get("step", {}).values():
         theirs = [name for name in steps[0] if name.startswith("PyTorch")]
