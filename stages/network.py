@@ -198,9 +198,9 @@ def ensemble(members: list[keras.Model]) -> keras.Model:
 def averaged_over_shifts(model: keras.Model) -> keras.Model:
     """Return the network of `model`'s mean probabilities of a picture and of its shifts by a pixel.
 
-    Up, down, left and right, with 0 moved in, all five weighing the same. Such averages at test
-    time are as old as Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep
-    convolutional neural networks", 2012, section 4.1.
+    Up, down, left and right, with 0 moved in, all five weighing the same: an average at test time
+    as in Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural
+    networks", 2012, section 4.1.
     """
     height, width = model.input_shape[1:]
     inputs = keras.Input((height, width), name="images")

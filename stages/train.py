@@ -59,7 +59,7 @@ def trained(
             network.calibrate(twin, *validation, parameters.batch_size)
         model.set_weights(twin.get_weights())
         members.append(model)
-        # The twin, its optimizer and its digits, which refer to each other: 0.2 GiB a member.
+        # The twin, its optimizer and its digits, which refer to each other: 0.15 GiB a member.
         del twin
         gc.collect()
     history = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})

@@ -57,6 +57,11 @@ class Project:
         self.run("git", "add", "-A")
         self.run("git", *AUTHOR, "commit", "-q", "-m", message)
 
+    def restore(self) -> None:
+        """Go back to the last commit, as README says."""
+        self.run("git", "checkout", "-q", ".")
+        self.run("dvc", "checkout", "-q", "--force")
+
     def repro(self) -> list[str]:
         """Run `dvc repro` and return the stages that really ran."""
         return re.findall(r"^Running stage '(\w+)'", self.run("dvc", "repro").stdout, re.M)

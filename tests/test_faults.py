@@ -36,13 +36,7 @@ def project(committed):
     yield committed
     committed.run("git", "checkout", "-q", ".")
     if contents(committed) != before:
-        restore(committed)
-
-
-def restore(project):
-    """Go back to the commit, as README says."""
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q", "--force")
+        committed.restore()
 
 
 def start(project, *command, **environment):
@@ -178,7 +172,7 @@ def test_what_dvc_removed_for_a_stage_that_fails_comes_back(project, changes, st
     assert f"failed to reproduce '{stage}'" in printed
     for output in outputs(graph()[stage]):
         assert not (project.folder / output).exists()
-    restore(project)
+    project.restore()
     assert contents(project) == before
 
 

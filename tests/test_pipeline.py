@@ -69,8 +69,7 @@ def test_second_run_does_nothing(project):
 def test_a_change_reruns_just_what_depends_on_it(project, key, value, rerun):
     project.set({key: value})
     assert project.repro() == rerun
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q", "--force")
+    project.restore()
 
 
 def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
@@ -97,8 +96,7 @@ def test_two_outputs_other_metrics_and_early_stopping_go_end_to_end(project):
     # their size, so the two are not equal to the last digit.
     assert metrics["validation"]["loss"] == pytest.approx(history["val_main_loss"][0], rel=0.01)
     assert history["val_loss"][0] > 1.2 * history["val_main_loss"][0]
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q", "--force")
+    project.restore()
 
 
 def test_an_ensemble_averaged_over_shifts_goes_end_to_end(project):
@@ -109,8 +107,7 @@ def test_an_ensemble_averaged_over_shifts_goes_end_to_end(project):
     kinds = re.findall(r'"class_name": "(\w+)"', network)
     assert (kinds.count("Functional"), kinds.count("Average")) == (4, 2)
     assert (kinds.count("ZeroPadding2D"), kinds.count("Cropping2D")) == (1, 5)
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q", "--force")
+    project.restore()
 
 
 def test_deleted_outputs_come_back_without_training(project):
@@ -132,8 +129,7 @@ def test_experiments_and_metrics_diff_show_what_a_parameter_did(project):
     report = (project.folder / "dvc_plots/index.html").read_text()
     drawn = ["Loss", "Accuracy", "Learning rate", "Confusion matrix", "mistakes.png", "curves.png"]
     assert [name for name in drawn if name not in report] == []
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q", "--force")
+    project.restore()
 
 
 def test_same_bytes_in_another_clone(project, tmp_path):
@@ -148,8 +144,7 @@ def test_dvc_yaml_lists_what_the_stage_really_uses(project, name):
     for output in outputs(stage):  # an output that is there already would hide a write
         (project.folder / output).unlink()
     found = used(project, name)
-    project.run("git", "checkout", "-q", ".")
-    project.run("dvc", "checkout", "-q", "--force")
+    project.restore()
     # datasets/ is for pictures of one's own, in tests/test_sharing.py.
     assert found == {
         "deps": [path for path in stage["deps"] if path != "datasets"],
