@@ -41,14 +41,20 @@ def trained(
     """
     # Only now, since TensorFlow takes seconds to load and a mistake in the parameters or the arrays
     # should not wait for it.
+    import tensorflow as tf
+
     from stages import network, runtime
     from stages.fit import fit
 
     runtime.settle(parameters.threads)
     images, labels = train
+    shape, classes = images.shape[1:], labels.shape[1]
+    # TensorFlow's copy serves all members; the arrays, which nobody else holds, make room.
+    train = tf.constant(images), tf.constant(labels)
+    del images, labels
     members, histories = [], []
     for number in range(model_parameters.members):
-        model = network.build(model_parameters.of_member(number), images.shape[1:], labels.shape[1])
+        model = network.build(model_parameters.of_member(number), shape, classes)
         if number == 0:
             model.summary()
         if model_parameters.members > 1:
@@ -59,7 +65,7 @@ def trained(
             network.calibrate(twin, *validation, parameters.batch_size)
         model.set_weights(twin.get_weights())
         members.append(model)
-        # The twin, its optimizer and its digits, which refer to each other: 0.15 GiB a member.
+        # The twin and its optimizer, which refer to each other.
         del twin
         gc.collect()
     history = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})
@@ -73,9 +79,12 @@ def main() -> None:
     """Read, train and save."""
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
     check_together(model_parameters, parameters)
-    train = read_digits(PROCESSED / "train.npz")
-    validation = read_digits(PROCESSED / "validation.npz")
-    model, history = trained(model_parameters, parameters, train, validation)
+    model, history = trained(
+        model_parameters,
+        parameters,
+        read_digits(PROCESSED / "train.npz"),
+        read_digits(PROCESSED / "validation.npz"),
+    )
 
     from stages import network
 

@@ -105,6 +105,19 @@ def test_a_member_of_an_ensemble_leaves_nothing_behind_in_memory(
     assert len(model.layers) == 4  # the picture, two members and their mean
 
 
+def test_training_holds_the_digits_once(train_with, model_with, small_split, monkeypatch):
+    digits, fit_one = [array.copy() for array in small_split], fit.fit
+    left = [weakref.ref(array) for array in digits]
+
+    def watched(*arguments):
+        assert [array() for array in left] == [None, None]
+        return fit_one(*arguments)
+
+    monkeypatch.setattr(fit, "fit", watched)
+    parameters = model_with(architecture="dense")
+    trained(parameters, train_with(), (digits.pop(0), digits.pop()), small_split)
+
+
 def test_plateau_schedule_lowers_the_rate_once_the_validation_loss_stalls(
     train_with, tiny_model, small_split
 ):

@@ -56,7 +56,7 @@ PREPROCESS = ("python", "-m", "stages.preprocess")
 SLOW = ("best",)  # recipes that are measured only when asked for
 TWICE = (*SLOW, "mnist_convnet")  # what takes minutes is measured with two seeds at most
 FACTORS = (1, 2, 4, 8)
-TURNS = 2  # of steps and of fitting with fewer pins, which other work may disturb
+TURNS = 3  # of steps and of fitting with fewer pins, which other work may disturb
 PIPELINE = (Path("dvc.yaml"), Path("stages"), HERE / "pieces.py")
 # To hold PyTorch to the instructions that the project is held to.
 TORCH_AVX2 = {

@@ -75,10 +75,12 @@ def train(record: Path, pins: str = "pinned") -> None:
         train: Split,
         validation: Split,
     ) -> Any:
+        count, handed = len(train[0]), [train]
+        del train  # the stage frees what it is handed
         start = time.perf_counter()
-        model, history = trained(model_parameters, parameters, train, validation)
+        model, history = trained(model_parameters, parameters, handed.pop(), validation)
         seconds = time.perf_counter() - start
-        seen = len(train[0]) * len(history) * model_parameters.members
+        seen = count * len(history) * model_parameters.members
         append(record, "fit", seconds=seconds, images=seen)
         return model, history
 
