@@ -194,6 +194,20 @@ def test_slow_recipes_take_two_seeds_and_other_parts_one():
     assert benchmark.Trial("recipes", "best", "", (), lambda *_: {}).seeds(1) == 1
 
 
+def test_the_fastest_turn_counts(monkeypatch, tmp_path):
+    rates, seconds = iter([50.0, 90.0, 70.0]), iter([9.0, 5.0, 4.0, 7.0, 6.0, 4.0, 8.0, 5.0, 3.0])
+
+    def timed(project, name, *command):
+        if command[-1] == "step":
+            return {"step": {"images_a_second": next(rates)}}
+        return {"fit": {"seconds": next(seconds)}} if "train" in command else {}
+
+    monkeypatch.setattr(benchmark, "timed", timed)
+    assert benchmark.step(None, tmp_path, 1) == {"project": {"images_a_second": 90.0}}
+    assert benchmark.pins(tmp_path, 1) == {"pinned": 7.0, "like": 5.0, "free": 3.0}
+    assert [*rates, *seconds] == []
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
