@@ -30,6 +30,7 @@ from stages import evaluate, plot
 from stages.artifacts import write_text
 from stages.hyperparameters import ModelParameters, TrainParameters
 from stages.parameters import PARAMETERS, StageError, read_yaml, run
+from stages.train import trained
 
 CPUS = ("Haswell", "Skylake-Client", "EPYC-Milan")
 REPORT = Path("reports/cpus.md")
@@ -67,6 +68,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"batch_normalization": False},
         "train": {"optimizer": "adagrad"},
     },
+    "convolutional, cropped, two members over shifts": {
+        "model": {"crop": 2, "members": 2, "test_time_augmentation": True},
+    },
     "branched, nadam": {
         "model": {"architecture": "branched", "api": "functional"},
         "train": {"optimizer": "nadam"},
@@ -87,11 +91,9 @@ NAMES = [*CASES, REPORTING]
 
 def probe() -> None:
     """Print each case's name and hash as a line of JSON; this is what runs under emulation."""
-    from stages import network, runtime
-    from stages.fit import fit
+    from stages import network
 
     content = read_yaml(PARAMETERS)
-    runtime.settle(content["train"]["threads"])
     rng = np.random.default_rng(0)
     for name, changes in CASES.items():
         model_values = content["model"] | changes.get("model", {})
@@ -105,17 +107,15 @@ def probe() -> None:
         count = STEPS * parameters.batch_size // 2  # in each of two epochs
         images = rng.random((count, 28, 28), np.float32)
         labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
-        model = network.build(ModelParameters.check(model_values), images.shape[1:], 10)
-        twin = network.portable(model, parameters.threads)
-        history = fit(twin, (images, labels), (images, labels), parameters)
-        model.set_weights(twin.get_weights())
+        digits = images, labels
+        model, history = trained(ModelParameters.check(model_values), parameters, digits, digits)
         batch_size = content["evaluate"]["batch_size"]
         repeats = (max(1, 2 * batch_size // count), 1)  # more than one batch, and a part of one
         probabilities = network.predict(
             model, np.tile(images, (*repeats, 1)), batch_size, parameters.threads
         )
         digest = hashlib.sha256(history.to_csv().encode())
-        for array in (*twin.get_weights(), probabilities):
+        for array in (*model.get_weights(), probabilities):
             digest.update(array.tobytes())
         print(json.dumps({name: digest.hexdigest()}), flush=True)
     print(json.dumps({REPORTING: reporting()}), flush=True)
