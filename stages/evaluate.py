@@ -1,4 +1,4 @@
-"""Judge the trained network on the test digits, which no earlier stage has looked at.
+"""Judge the trained network on the test digits, which no training has seen.
 
 Reads data/processed/{validation,test}.npz, data/model, data/raw/dataset.json and `evaluate` in
 params.yaml. Writes data/evaluation/metrics.json and data/evaluation/predictions.csv, one row for

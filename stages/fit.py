@@ -1,6 +1,5 @@
 """Fit a network: the order of the digits, the optimizer, the learning rate, when to stop."""
 
-import math
 import re
 import sys
 
@@ -16,7 +15,8 @@ from stages.network import AUXILIARY, MAIN, ROWS, DataParallel, has_two_outputs
 from stages.parameters import StageError
 
 Floats = npt.NDArray[np.float32]
-Split = tuple[Floats, Floats]  # images and labels, as stages.artifacts.read_digits returns them
+# Images (n, height, width) and labels (n, classes), as arrays or as TensorFlow's copies of them.
+Split = tuple[Floats | tf.Tensor, Floats | tf.Tensor]
 
 METRICS = {
     "accuracy": keras.metrics.CategoricalAccuracy,
@@ -34,17 +34,26 @@ def fit(
     training digits as they were seen, and with the prefix val_ on the validation digits after the
     epoch; chosen, 1 for the epoch whose weights the model holds in the end.
 
-    Raises StageError where the loss stops being a number.
+    A branched network's has main_loss and auxiliary_loss too.
+
+    Raises StageError where the training digits are fewer than threads, and where the loss stops
+    being a number.
     """
     keras.utils.set_random_seed(parameters.seed)
-    steps = math.ceil(len(train[0]) / parameters.batch_size)
+    two = has_two_outputs(model.network)
+    training = batches(train, parameters, two)
+    steps = int(training.cardinality())
+    if not steps:
+        raise StageError(
+            f"train.threads is {parameters.threads} and there are {len(train[0])} training digits: "
+            "each thread needs one at least; lower train.threads"
+        )
     compile_model(model, parameters, steps)
     # Now, since TensorFlow traces a step that makes variables twice, which takes seconds.
     model.optimizer.build(model.trainable_variables)
     stopping = early_stopping(parameters.early_stopping)
-    two = has_two_outputs(model.network)
     history = model.fit(
-        batches(train, parameters, two),
+        training,
         validation_data=batches(validation, parameters, two, training=False),
         epochs=parameters.epochs,
         callbacks=[*callbacks(parameters), *stopping],

@@ -115,7 +115,7 @@ class TrainParameters(Seeded):
 
     @model_validator(mode="after")
     def fits(self) -> Self:
-        """Refuse settings that the chosen optimizer would ignore, and metrics named twice."""
+        """Refuse settings that others would leave without effect, and metrics named twice."""
         if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
             raise ValueError(
                 f"train.momentum is {self.momentum} and train.optimizer {self.optimizer!r}: only "
@@ -130,6 +130,11 @@ class TrainParameters(Seeded):
             raise ValueError(
                 f"train.label_smoothing is {self.label_smoothing} and train.loss {self.loss!r}: "
                 "only categorical_crossentropy smooths labels; set it to 0"
+            )
+        if self.batch_size < self.threads:
+            raise ValueError(
+                f"train.batch_size is {self.batch_size} and train.threads {self.threads}: each "
+                "thread computes a share of the batch, of one picture at least"
             )
         if len(set(self.metrics)) < len(self.metrics):
             raise ValueError(f"train.metrics names one twice: {', '.join(self.metrics)}")

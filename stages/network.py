@@ -27,8 +27,8 @@ MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
 
 ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels take at a time
 
-# What a model file holds, and the kinds of objects that its configuration may name: those of
-# `build`. A new kind of layer there is to be added here, or `load` refuses it.
+# What a model file holds, and the kinds of objects that its configuration may name: all that this
+# module puts there. A new kind of layer is to be added here, or `load` refuses it.
 MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 PARTS = {
     *("Functional", "Sequential", "InputLayer", "__keras_tensor__", "DTypePolicy", "SGD"),

@@ -196,7 +196,8 @@ def trained(mnist, shared):
             folder.mkdir()
             values = YAML(typ="safe").load(ROOT / "params.yaml")
             values["download"]["folder"] = str(mnist)
-            values["train"] |= YAML(typ="safe").load(ROOT / "recipes/fast.yaml")["train"]
+            for section, changes in YAML(typ="safe").load(ROOT / "recipes/fast.yaml").items():
+                values[section] |= changes
             YAML().dump(values, folder / "params.yaml")
             for stage in ("download", "preprocess", "train"):
                 command = [sys.executable, "-m", f"stages.{stage}"]

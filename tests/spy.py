@@ -1,7 +1,7 @@
 """Run a stage and print, as JSON, what it really used: `python tests/spy.py stages.train`.
 
-It watches every file that Python opens, every module loaded and every parameter asked for, so it
-also finds what reading the code would not.
+It watches every file that Python opens, every module loaded and every section of params.yaml that
+is read, so it also finds what reading the code would not.
 """
 
 import json
@@ -29,7 +29,7 @@ def main(stage):
     sys.path.insert(0, str(ROOT))
     from stages.parameters import Section
 
-    declared, asked = set(), set()
+    declared = set()
     read, check = Section.read.__func__, Section.check.__func__
     sections_read = []
 
@@ -41,15 +41,8 @@ def main(stage):
         declared.update(f"{section.section}.{name}" for name in section.model_fields)
         return check(section, *arguments)
 
-    def watched_attribute(section, name):
-        kind = type(section)
-        if name in kind.model_fields and "." not in kind.section:
-            asked.add(f"{kind.section}.{name}")
-        return object.__getattribute__(section, name)
-
     Section.read = classmethod(watched_read)
     Section.check = classmethod(watched_check)
-    Section.__getattribute__ = watched_attribute
     sys.addaudithook(watch_files)
     runpy.run_module(stage, run_name="__main__", alter_sys=True)
 
@@ -58,7 +51,6 @@ def main(stage):
         file = Path(getattr(module, "__file__", None) or "/")
         if file.is_relative_to(ROOT) and file.suffix == ".py" and "tests" not in file.parts:
             modules.add(file.relative_to(ROOT).as_posix())
-    assert asked <= declared
     # Every look into params.yaml must go through a section, or its keys would not be declared.
     beside = opened["reads"].pop("params.yaml") - len(sections_read)
     data = {name for name in opened["reads"] if not name.endswith((".py", ".pyc"))}

@@ -257,6 +257,21 @@ def test_digits_too_few_to_share_sit_the_epoch_out(train_with, small_split):
     assert sizes(21, training=False) == [21, 21, 21, 1]
 
 
+def test_the_schedule_ends_with_the_last_step_taken(train_with, tiny_model, small_split):
+    schedule = {"name": "cosine", "every": 1, "factor": 0.5, "warmup": 0.0}
+    parameters = train_with(epochs=2, batch_size=21, threads=2, schedule=schedule)
+    model = tiny_model()
+    fit.fit(model, small_split, small_split, parameters)
+    assert model.optimizer.iterations == 6  # 3 an epoch: the one digit left over makes none
+    assert float(model.optimizer.learning_rate) == 0.0
+
+
+def test_fewer_digits_than_threads_are_refused(train_with, tiny_model, small_split):
+    few = tuple(array[:3] for array in small_split)
+    with pytest.raises(StageError, match=r"train\.threads is 4 and there are 3 training digits"):
+        fit.fit(tiny_model(), few, small_split, train_with(threads=4))
+
+
 def test_smoothed_labels_are_learned_instead_of_hard_ones(train_with):
     hard, smooth = (fit.loss(train_with(label_smoothing=share)) for share in (0.0, 0.2))
     labels = np.eye(4, dtype=np.float32)[:1]

@@ -170,6 +170,12 @@ def test_augmentation_beyond_its_limits_is_refused(key, value, allowed):
             {"optimizer": "sgd", "momentum": 0.0, "nesterov": True},
             "train.nesterov",
         ),
+        (
+            TrainParameters,
+            {"loss": "mean_squared_error", "label_smoothing": 0.1},
+            "train.label_smoothing",
+        ),
+        (TrainParameters, {"batch_size": 1, "threads": 2}, "train.batch_size"),
         (TrainParameters, {"metrics": ["recall", "recall"]}, "train.metrics"),
     ],
 )

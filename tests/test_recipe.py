@@ -76,6 +76,10 @@ def test_changes_of_your_own_are_not_overwritten(folder):
         ("train: {speed: 1}", r"the recipe's train\.speed is not a key of params\.yaml"),
         ("train: {epochs: 0}", r"train\.epochs is 0"),
         ("model: {architecture: branched, api: sequential}", r"model\.architecture .* model\.api"),
+        (
+            "{model: {members: 2}, train: {early_stopping: {enabled: true}}}",
+            r"model\.members .* train\.early_stopping",
+        ),
     ],
 )
 def test_recipe_that_cannot_work_is_refused_and_changes_nothing(folder, text, message):

@@ -4,12 +4,11 @@ import json
 import shutil
 import subprocess
 
-import pandas as pd
 import pytest
 from PIL import Image
 from small_project import ROOT, STAGES, Project, used
 
-from stages.artifacts import read_json
+from stages.artifacts import read_json, write_json
 from stages.parameters import read_yaml
 from tools import fingerprint, judge
 
@@ -308,15 +307,16 @@ def test_stage_in_only_one_of_the_two_is_different(tmp_path):
 def test_training_that_ends_elsewhere_is_different(original, tmp_path, monkeypatch):
     monkeypatch.chdir(original.folder)
     other = tmp_path / "other"
-    shutil.copytree(original.folder / "data/model", other / "data/model")
+    for results in ("data/model", "data/evaluation"):
+        shutil.copytree(original.folder / results, other / results)
     outs = judge.listed(read_yaml(original.folder / "dvc.lock"), "train", "outs")
     finding = judge.Finding("train", outputs=["data/model/model.keras"])
     judge.judge_train(finding, original.folder, other, outs)
     assert finding.verdict == "equivalent"
     assert "weights differ by at most 0" in finding.notes
-    history = pd.read_csv(other / "data/model/history.csv")
-    history["val_loss"] *= 1.5
-    history.to_csv(other / "data/model/history.csv", index=False)
+    metrics = read_json(other / "data/evaluation/metrics.json")
+    metrics["validation"]["loss"] *= 1.25
+    write_json(other / "data/evaluation/metrics.json", metrics)
     finding = judge.Finding("train", outputs=["data/model/history.csv"])
     judge.judge_train(finding, original.folder, other, outs)
     assert finding.verdict == "different"

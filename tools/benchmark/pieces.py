@@ -121,8 +121,9 @@ def fit(record: Path) -> None:
     validation = read_digits(PROCESSED / "validation.npz")
 
     def bare(model: Any, train: Split, validation: Split, parameters: TrainParameters) -> None:
-        size, two = parameters.batch_size, network.has_two_outputs(model.network)
-        compile_model(model, parameters, math.ceil(len(train[0]) / size))
+        two = network.has_two_outputs(model.network)
+        training = batches(train, parameters, two)
+        compile_model(model, parameters, int(training.cardinality()))
         step = training_step(model)
 
         def epoch(dataset: Any) -> None:
@@ -135,7 +136,6 @@ def fit(record: Path) -> None:
                 total += model.compute_loss(y=labels, y_pred=model(images, training=False))
             return total
 
-        training = batches(train, parameters, two)
         watching = batches(validation, parameters, two, training=False)
         compiled_epoch, compiled_loss = tf.function(epoch), tf.function(loss)
         for _ in range(parameters.epochs):
