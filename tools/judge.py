@@ -13,10 +13,10 @@ from stages.artifacts import read_csv, read_json
 
 IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "different")
 
-# What another processor or thread count may bring (the README says how this was measured).
+# What another processor or thread count may bring; the README has what was measured.
 ACCURACY = 0.003  # largest difference of an accuracy
 AGREEMENT = 0.995  # smallest share of test digits predicted alike
-LOSS = 0.2  # largest relative difference of the validation loss that evaluate measures
+LOSS = 0.1  # largest relative difference of the validation loss that evaluate measures
 PICTURE = 0.02  # largest mean difference of a picture's pixels, of 1
 
 Outputs = dict[str, str]  # path to MD5, as dvc.lock has them
