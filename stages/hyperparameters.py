@@ -115,7 +115,7 @@ class TrainParameters(Seeded):
 
     @model_validator(mode="after")
     def fits(self) -> Self:
-        """Refuse settings that others would leave without effect, and metrics named twice."""
+        """Refuse settings that do not go together, and metrics named twice."""
         if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
             raise ValueError(
                 f"train.momentum is {self.momentum} and train.optimizer {self.optimizer!r}: only "
