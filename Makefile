@@ -43,7 +43,7 @@ verify: .venv/development ## Reproduce the last commit in a clean room and compa
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
 
 verify-cpus: .venv/runtime ## Train shortly under other processors, emulated by QEMU, and compare.
-	@$(BIN)/python -m tools.verify_cpus
+	@$(BIN)/python -m tools.verify.cpus
 
 lock-check: .venv/runtime ## Check in a second that dvc.lock is of the last commit.
 	@$(BIN)/python -m tools.verify --lock

@@ -8,7 +8,6 @@ each test digit.
 """
 
 import sys
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,12 +17,11 @@ from pydantic import Field
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from stages.artifacts import read_classes, read_csv, read_digits, write_csv, write_json
-from stages.parameters import Section, run
-
-PROCESSED = Path("data/processed")
-MODEL = Path("data/model")
-EVALUATION = Path("data/evaluation")
+from stages.core.errors import run
+from stages.core.files import read_csv, write_csv, write_json
+from stages.core.paths import DATASET, HISTORY, METRICS, MODEL, PREDICTIONS, PROCESSED
+from stages.core.prepared import read_classes, read_split
+from stages.core.settings import Section
 
 # What Keras loads where it is installed, for features that are not used here: half a second.
 UNUSED: Any = {"matplotlib": None}
@@ -92,20 +90,20 @@ def prediction_table(actual: Labels, probabilities: Floats, classes: list[str]) 
 def main() -> None:
     """Write the metrics and the predictions."""
     parameters = EvaluateParameters.read()
-    classes = read_classes(Path("data/raw/dataset.json"))
-    history = read_csv(MODEL / "history.csv")
+    classes = read_classes(DATASET)
+    history = read_csv(HISTORY)
 
     # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
-    from stages import network, runtime
+    from stages.model import calibration, portable, runtime, storage
 
-    runtime.settle(parameters.threads)
-    model = network.load(MODEL / "model.keras")
-    twin = network.portable(model, parameters.threads)
+    runtime.configure_tensorflow(parameters.threads)
+    model = storage.load(MODEL)
+    twin = portable.make_portable(model, parameters.threads)
     metrics: dict[str, Any] = {}
     for name in ("validation", "test"):  # one after the other, to hold one in memory
-        images, labels = read_digits(PROCESSED / f"{name}.npz")
+        images, labels = read_split(PROCESSED / f"{name}.npz")
         probabilities = twin.probabilities(images, parameters.batch_size)
-        loss = network.mean_loss(model, labels, probabilities)
+        loss = calibration.mean_loss(model, labels, probabilities)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
         metrics[name] = {"loss": loss, **scores(actual, predicted, len(classes))}
     # What the loop leaves behind is of the test digits.
@@ -119,8 +117,8 @@ def main() -> None:
         "epochs": len(history),
         "chosen_epoch": int(history.loc[history["chosen"] == 1, "epoch"].item()),
     }
-    write_csv(EVALUATION / "predictions.csv", prediction_table(actual, probabilities, classes))
-    write_json(EVALUATION / "metrics.json", metrics)
+    write_csv(PREDICTIONS, prediction_table(actual, probabilities, classes))
+    write_json(METRICS, metrics)
     print(
         f"test accuracy {metrics['test']['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}), loss {metrics['test']['loss']:.4f}"

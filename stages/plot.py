@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import Field
 
-from stages import idx
-from stages.artifacts import Array, atomic, read_classes, read_csv, read_digits
-from stages.catalogue import TRAIN_IMAGES, TRAIN_LABELS
-from stages.parameters import Section, run
-
-RAW = Path("data/raw")
-PLOTS = Path("data/plots")
+from stages.core.errors import run
+from stages.core.files import Array, atomic, read_csv
+from stages.core.paths import DATASET, HISTORY, PLOTS, PREDICTIONS, RAW, TEST
+from stages.core.prepared import read_classes, read_split
+from stages.core.settings import Section
+from stages.sources import idx
+from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart:
 # https://jfly.uni-koeln.de/color/
@@ -182,14 +182,14 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 def main() -> None:
     """Draw the five pictures."""
     parameters = PlotParameters.read()
-    classes = read_classes(RAW / "dataset.json")
-    history = read_csv(Path("data/model/history.csv"))
-    predictions = read_csv(Path("data/evaluation/predictions.csv"), text=("actual", "predicted"))
+    classes = read_classes(DATASET)
+    history = read_csv(HISTORY)
+    predictions = read_csv(PREDICTIONS, text=("actual", "predicted"))
     samples = (
         idx.read(RAW / TRAIN_IMAGES, 3, parameters.samples),
         idx.read(RAW / TRAIN_LABELS, 1, parameters.samples),
     )
-    test_images, _ = read_digits(Path("data/processed/test.npz"))
+    test_images, _ = read_split(TEST)
     matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
     with matplotlib.rc_context(STYLE):
         figures = {

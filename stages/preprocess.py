@@ -14,13 +14,13 @@ import numpy.typing as npt
 from pydantic import Field
 from sklearn.model_selection import train_test_split
 
-from stages import idx
-from stages.artifacts import read_classes, write_npz
-from stages.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
-from stages.parameters import Section, StageError, run
-
-RAW = Path("data/raw")
-PROCESSED = Path("data/processed")
+from stages.core.errors import StageError, run
+from stages.core.files import write_npz
+from stages.core.paths import DATASET, PROCESSED, RAW
+from stages.core.prepared import read_classes
+from stages.core.settings import Section
+from stages.sources import idx
+from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -90,7 +90,7 @@ def one_hot(labels: Bytes, classes: int) -> Floats:
 def main() -> None:
     """Write the three splits."""
     parameters = PreprocessParameters.read()
-    classes = len(read_classes(RAW / "dataset.json"))
+    classes = len(read_classes(DATASET))
     images, labels = read_raw(RAW / TRAIN_IMAGES, RAW / TRAIN_LABELS, classes)
     test_images, test_labels = read_raw(RAW / TEST_IMAGES, RAW / TEST_LABELS, classes)
     if images.shape[1:] != test_images.shape[1:]:

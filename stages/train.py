@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import gc
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stages.artifacts import read_digits, write_csv
-from stages.hyperparameters import ModelParameters, TrainParameters, check_together
-from stages.parameters import run
+from stages.core.errors import run
+from stages.core.files import write_csv
+from stages.core.paths import HISTORY, MODEL, TRAIN, VALIDATION
+from stages.core.prepared import read_split
+from stages.model.settings import ModelParameters, TrainParameters, check_together
 
 if TYPE_CHECKING:
     import keras
 
-    from stages.fit import Split
-
-PROCESSED = Path("data/processed")
-MODEL = Path("data/model")
+    from stages.model.training import Split
 
 # What Keras loads where it is installed, for features that are not used here: more than a second.
 UNUSED: Any = {"matplotlib": None, "sklearn": None}
@@ -43,10 +41,10 @@ def trained(
     # should not wait for it.
     import tensorflow as tf
 
-    from stages import network, runtime
-    from stages.fit import fit
+    from stages.model import architectures, calibration, ensemble, portable, runtime
+    from stages.model.training import fit
 
-    runtime.settle(parameters.threads)
+    runtime.configure_tensorflow(parameters.replicas)
     images, labels = train
     shape, classes = images.shape[1:], labels.shape[1]
     # TensorFlow's copy serves all members; the arrays, which nobody else holds, make room.
@@ -54,24 +52,24 @@ def trained(
     del images, labels
     members, histories = [], []
     for number in range(model_parameters.members):
-        model = network.build(model_parameters.of_member(number), shape, classes)
+        model = architectures.build(model_parameters.of_member(number), shape, classes)
         if number == 0:
             model.summary()
         if model_parameters.members > 1:
             print(f"Member {number + 1} of {model_parameters.members}", flush=True)
-        twin = network.portable(model, parameters.threads)
+        twin = portable.make_portable(model, parameters.replicas)
         histories.append(fit(twin, train, validation, parameters.of_member(number)))
         if parameters.label_smoothing:
-            network.calibrate(twin, *validation, parameters.batch_size)
+            calibration.calibrate(twin, *validation, parameters.batch_size)
         model.set_weights(twin.get_weights())
         members.append(model)
         # The twin and its optimizer, which refer to each other.
         del twin
         gc.collect()
     history = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})
-    model = network.ensemble(members)
+    model = ensemble.average_members(members)
     if model_parameters.test_time_augmentation:
-        model = network.averaged_over_shifts(model)
+        model = ensemble.average_over_shifts(model)
     return model, history
 
 
@@ -82,14 +80,14 @@ def main() -> None:
     model, history = trained(
         model_parameters,
         parameters,
-        read_digits(PROCESSED / "train.npz"),
-        read_digits(PROCESSED / "validation.npz"),
+        read_split(TRAIN),
+        read_split(VALIDATION),
     )
 
-    from stages import network
+    from stages.model import storage
 
-    network.save(model, parameters.loss, MODEL / "model.keras")
-    write_csv(MODEL / "history.csv", history)
+    storage.save(model, parameters.loss, MODEL)
+    write_csv(HISTORY, history)
 
 
 if __name__ == "__main__":

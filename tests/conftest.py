@@ -6,14 +6,13 @@ import shutil
 import ssl
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import trustme
+from helpers.server import Server, running
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
 from ruamel.yaml import YAML
@@ -52,66 +51,6 @@ def run_python(tmp_path):
         )
 
     return run
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's `answers` say: with a status, a body, or what a function does."""
-
-    def do_GET(self) -> None:
-        self.server.requests.append(self.path)
-        answer = self.server.answers.get(self.path, 404)
-        if isinstance(answer, int):
-            self.send_error(answer)
-        elif isinstance(answer, bytes):
-            self.send_body(answer)
-        else:
-            answer(self)
-
-    def send_body(self, body: bytes, length: int | None = None) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_redirect(self, address: str) -> None:
-        self.send_response(302)
-        self.send_header("Location", address)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class Server(ThreadingHTTPServer):
-    """A web server on loopback that records the path of every request."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/"
-        self.answers: dict[str, int | bytes | Callable[[Handler], None]] = {}
-        self.requests: list[str] = []
-        self.stopped = threading.Event()  # what a stalling answer waits for
-
-    def shutdown_request(self, request) -> None:
-        self.close_request(request)  # no polite shutdown first, so that an answer can reset
-
-    def handle_error(self, request, client_address) -> None:
-        """Say nothing: clients hang up on purpose."""
-
-
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stopped.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -154,9 +93,11 @@ def browser():
 @pytest.fixture(scope="session")
 def settled():
     """TensorFlow as the stages settle it, which can be done once a process."""
-    from stages import runtime  # TensorFlow takes seconds to load: only for tests that need it
+    from stages.model import (
+        runtime,  # TensorFlow takes seconds to load: only for tests that need it
+    )
 
-    runtime.settle(2)
+    runtime.configure_tensorflow(2)
 
 
 @pytest.fixture(scope="session")
@@ -177,10 +118,12 @@ def locked(path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mnist(shared):
     """The folder with MNIST's four IDX files: the project's, or else fetched as the stage does."""
-    from stages.catalogue import CATALOGUE
-    from stages.download import RAW, download, is_right
+    from stages.core.paths import RAW
+    from stages.download import download
+    from stages.sources.catalogue import CATALOGUE
+    from stages.sources.fetch import has_expected_hash
 
-    if all(is_right(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
+    if all(has_expected_hash(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
         return ROOT / RAW
     with locked(shared / "mnist.lock"):
         download(CATALOGUE["mnist"], None, shared / "mnist")
@@ -209,7 +152,7 @@ def trained(mnist, shared):
 @pytest.fixture
 def model_with():
     """A function that returns the parameters of a small network, with the given ones changed."""
-    from stages.hyperparameters import ModelParameters
+    from stages.model.settings import ModelParameters
 
     def make(**changes) -> ModelParameters:
         values = {
@@ -232,7 +175,7 @@ def model_with():
 @pytest.fixture
 def train_with():
     """A function that returns parameters for one epoch, with the given ones changed."""
-    from stages.hyperparameters import TrainParameters
+    from stages.model.settings import TrainParameters
 
     def make(**changes) -> TrainParameters:
         values = {
@@ -247,7 +190,7 @@ def train_with():
             "nesterov": False,
             "metrics": ["accuracy"],
             "seed": 1,
-            "threads": 2,
+            "replicas": 2,
         }
         schedule = {"name": "constant", "every": 1, "factor": 0.5, "warmup": 0.25}
         stopping = {"enabled": False, "patience": 3, "min_delta": 0.0}
@@ -268,11 +211,11 @@ def train_with():
 @pytest.fixture
 def tiny_model(model_with):
     """A function that returns a small dense network for 28x28 images of ten classes, its twin."""
-    from stages import network
+    from stages.model import architectures, portable
 
     def make(**changes):
-        model = network.build(model_with(architecture="dense", **changes), (28, 28), 10)
-        return network.portable(model, 2)
+        model = architectures.build(model_with(architecture="dense", **changes), (28, 28), 10)
+        return portable.make_portable(model, 2)
 
     return make
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_project import ROOT, STAGES, Project
+from helpers.project import ROOT, STAGES, Project
 
-from stages import idx
-from stages.parameters import StageError
+from stages.core.errors import StageError
+from stages.sources import idx
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import tables
 
@@ -227,10 +227,10 @@ def test_unknown_name_gets_one_line(here, option, message):
 
 
 def test_operations_by_hand(model_with, settled):
-    from stages import network
+    from stages.model import architectures
     from tools.benchmark import pieces
 
-    model = network.build(model_with(crop=2), (28, 28), 10)
+    model = architectures.build(model_with(crop=2), (28, 28), 10)
     # Values times positions: 5x5x1x4 in 20x20, 3x3x4x6 in 8x8; then 8x8x6 to 8, and 8 to 10.
     forward = [2 * 100 * 400, 2 * 216 * 64, 2 * 384 * 8, 2 * 8 * 10]
     assert pieces.operations(model) == 3 * sum(forward) - forward[0]

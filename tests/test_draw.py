@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import requests
+from helpers.project import ROOT, heed_interrupts
 from PIL import Image
-from small_project import ROOT, heed_interrupts
 
-from stages import idx
-from stages.catalogue import DIGITS, TRAIN_IMAGES
-from stages.parameters import StageError
-from tools import draw, picture
-from tools.picture import Look
-from tools.picture_sets import STROKES, png
+from stages.core.errors import StageError
+from stages.sources import idx
+from stages.sources.catalogue import DIGITS, TRAIN_IMAGES
+from tools import draw
+from tools.benchmark.picture_sets import STROKES, png
+from tools.predict.__main__ import picture
+from tools.predict.picture import Look
 
 PHONE = {"width": 390, "height": 844}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.artifacts import write_json, write_npz
-from stages.parameters import StageError
+from stages.core.errors import StageError
+from stages.core.files import write_json, write_npz
 from tools.export import FORMATS, compare, main, single
 
 RANDOM = np.random.default_rng(0)
@@ -22,18 +22,18 @@ RANDOM = np.random.default_rng(0)
 def test_every_kind_of_network_predicts_alike_in_every_format(
     model_with, tmp_path, architecture, shape, classes, averaged
 ):
-    from stages import network
+    from stages.model import architectures, calibration, ensemble, storage
 
-    model = network.build(model_with(architecture=architecture), shape, classes)
+    model = architectures.build(model_with(architecture=architecture), shape, classes)
     # As if trained: the averages that batch normalization keeps are no longer 0 and 1.
     trained = [weight + RANDOM.uniform(-0.1, 0.1, weight.shape) for weight in model.get_weights()]
     model.set_weights(trained)
     if averaged:
-        model = network.averaged_over_shifts(model)
-    network.save(model, "categorical_crossentropy", tmp_path / "model.keras")
-    model = network.load(tmp_path / "model.keras")
+        model = ensemble.average_over_shifts(model)
+    storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
+    model = storage.load(tmp_path / "model.keras")
     images = RANDOM.random((7, *shape), np.float32)
-    expected = network.predict(model, images, 3, 2)
+    expected = calibration.predict_probabilities(model, images, 3, 2)
     assert (np.ptp(expected, axis=0) / expected.mean(axis=0)).max() > 0.05  # images do matter
     for name, (write, predict) in FORMATS.items():
         write(single(model), tmp_path / name)

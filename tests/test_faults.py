@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_project import ROOT, SMALL, STAGES, Project, graph, heed_interrupts, outputs
+from helpers.project import ROOT, SMALL, STAGES, Project, graph, heed_interrupts, outputs
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
 LONG = {"train.epochs": 100_000}
@@ -201,7 +201,7 @@ def mounting():
 
 @pytest.mark.usefixtures("mounting")
 def test_a_disk_full_at_any_write_is_named_and_leaves_nothing_half_written(project):
-    ended = project.run(*NAMESPACE, "python", "tests/fill_disk.py")
+    ended = project.run(*NAMESPACE, "python", "tests/helpers/fill_disk.py")
     said = json.loads(ended.stdout.splitlines()[-1])
     expected = [output for stage in graph().values() for output in outputs(stage)]
     assert sorted(said) == sorted(expected)
@@ -230,7 +230,7 @@ def test_a_disk_that_was_full_needs_only_room(project, folder, line):
 
 FILL_TEMPORARY = """
 import tempfile
-from stages.parameters import run
+from stages.core.errors import run
 
 run(lambda: tempfile.TemporaryFile().write(bytes(1_000_000)))
 """

@@ -4,9 +4,9 @@ import subprocess
 
 import pandas as pd
 import pytest
-from small_project import ROOT
+from helpers.project import ROOT
 
-from stages.parameters import StageError
+from stages.core.errors import StageError
 from tools.model_card import CARD, METRICS, card, class_record, interval, plain
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.project import ROOT, Project
 from sklearn.model_selection import train_test_split
-from small_project import ROOT, Project
 
-from stages import idx
-from stages.catalogue import CATALOGUE, TRAIN_IMAGES, TRAIN_LABELS
-from stages.download import is_right
+from stages.sources import idx
+from stages.sources.catalogue import CATALOGUE, TRAIN_IMAGES, TRAIN_LABELS
+from stages.sources.fetch import has_expected_hash
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def project(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("notebook"), {})
     project.run("python", "-m", "tools.recipe", "notebook")
     for file in CATALOGUE["mnist"].files:  # where an earlier run has them already
-        if is_right(ROOT / "data/raw" / file.name, file):
+        if has_expected_hash(ROOT / "data/raw" / file.name, file):
             (project.folder / "data/raw").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / "data/raw" / file.name, project.folder / "data/raw" / file.name)
     project.run("dvc", "repro", "evaluate")

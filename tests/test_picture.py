@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages import idx
-from stages.catalogue import DIGITS, TEST_IMAGES, TRAIN_IMAGES
-from tools import picture
-from tools.picture import Look, PictureError
+from stages.sources import idx
+from stages.sources.catalogue import DIGITS, TEST_IMAGES, TRAIN_IMAGES
+from tools.predict.__main__ import picture
+from tools.predict.picture import Look, PictureError
 
 MNIST = Look((28, 28), 0.0, (20, 20), digits=True)
 

@@ -6,7 +6,7 @@ import zipfile
 
 import pandas as pd
 import pytest
-from small_project import STAGES, Project, graph, outputs, used
+from helpers.project import STAGES, Project, graph, outputs, used
 
 
 @pytest.fixture(scope="module")

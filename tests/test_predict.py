@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import idx, network
-from stages.artifacts import write_json
-from stages.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
-from stages.parameters import StageError
-from tools import picture_sets, predict
+from stages.core.errors import StageError
+from stages.core.files import write_json
+from stages.model import architectures, calibration, portable, storage
+from stages.sources import idx
+from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
+from tools.benchmark import picture_sets
+from tools.predict import classifier as loading
+from tools.predict.__main__ import __main__ as predict
 
 ROOT = Path(predict.__file__).parents[1]
 
@@ -123,8 +126,8 @@ def test_what_is_not_there_is_named(project):
 
 def test_answers_are_those_of_the_evaluate_stage(here, mnist):
     images = idx.read(mnist / TEST_IMAGES, 3, 512) / np.float32(255)
-    expected = network.predict(network.load(here / predict.MODEL), images, 512, 2)
-    assert predict.load_classifier().probabilities(images).tobytes() == expected.tobytes()
+    expected = calibration.predict_probabilities(storage.load(here / predict.MODEL), images, 512, 2)
+    assert loading.load_classifier().probabilities(images).tobytes() == expected.tobytes()
 
 
 def test_a_model_that_is_not_the_recorded_one_is_said_to_be_another(here, capsys):
@@ -133,13 +136,13 @@ def test_a_model_that_is_not_the_recorded_one_is_said_to_be_another(here, capsys
     for md5, warnings in ((found, 0), ("0" * 32, 1)):
         outs = [{"path": "data/model/model.keras", "md5": md5}]
         YAML().dump({"stages": {"train": {"outs": outs}}}, here / "dvc.lock")
-        predict.load_classifier()
+        loading.load_classifier()
         assert capsys.readouterr().err.count(line) == warnings
 
 
 def test_model_of_another_dataset_is_refused(another_dataset):
     with pytest.raises(StageError) as caught:
-        predict.load_classifier()
+        loading.load_classifier()
     assert str(caught.value) == (
         "data/model/model.keras: was trained on 10 classes of (28, 28) pixels, but data/raw holds "
         "3 of (20, 24); run `make repro` to train one that fits"
@@ -147,21 +150,21 @@ def test_model_of_another_dataset_is_refused(another_dataset):
 
 
 def test_classes_and_size_are_the_datasets(another_dataset, model_with):
-    model = network.build(model_with(architecture="branched"), (20, 24), 3)
-    network.save(model, "categorical_crossentropy", another_dataset / predict.MODEL)
-    classifier = predict.load_classifier()
+    model = architectures.build(model_with(architecture="branched"), (20, 24), 3)
+    storage.save(model, "categorical_crossentropy", another_dataset / predict.MODEL)
+    classifier = loading.load_classifier()
     page = np.ones((90, 90, 3), np.float32)
     page[20:60, 30:60] = 0.2
     image = classifier.prepare(page)
     assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
     assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
     (ranking,) = classifier.rank(image[None])
-    expected = network.portable(model, 2).predict_on_batch(image[None])["main"][0]
+    expected = portable.make_portable(model, 2).predict_on_batch(image[None])["main"][0]
     assert dict(ranking) == dict(zip(["ga", "na", "da"], expected.tolist(), strict=True))
 
 
 def test_pictures_made_in_many_ways_are_read(here, mnist, subtests):
-    classifier = predict.load_classifier()
+    classifier = loading.load_classifier()
     sets = dict(picture_sets.picture_sets(mnist, 25))
     assert sets.keys() == FLOORS.keys()
     for name, labelled in sets.items():

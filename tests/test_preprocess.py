@@ -7,11 +7,12 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import stages.download
-from stages import idx
-from stages.artifacts import read_digits, write_json
-from stages.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
-from stages.parameters import StageError
+from stages.core.errors import StageError
+from stages.core.files import write_json
+from stages.core.prepared import read_split
 from stages.preprocess import PreprocessParameters, main, normalise, one_hot, read_raw, split
+from stages.sources import idx
+from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.permutation(np.arange(10, dtype=np.uint8).repeat(50))
@@ -173,7 +174,7 @@ def test_any_shape_of_image_passes_through(raw):
     images = RANDOM.integers(0, 256, (500, 5, 7), np.uint8)
     raw(images, LABELS, images[:20], LABELS[:20])
     main()
-    found, labels = read_digits(Path("data/processed/test.npz"))
+    found, labels = read_split(Path("data/processed/test.npz"))
     np.testing.assert_array_equal((found * 255).round(), images[:20])
     assert labels.argmax(axis=1).tolist() == LABELS[:20].tolist()
 
@@ -195,7 +196,7 @@ def test_the_stage_writes_three_splits_that_plain_numpy_reads():
             assert (arrays["images"].min(), arrays["images"].max()) == (0, 1)
         with zipfile.ZipFile(path) as archive:
             assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
-        read_digits(path)
+        read_split(path)
 
 
 @pytest.mark.usefixtures("digits")
@@ -205,7 +206,7 @@ def test_every_image_keeps_its_label_through_the_split():
     expected = sorted((image.tobytes(), int(label)) for image, label in zip(*raw, strict=True))
     found = []
     for name in ("train", "validation"):
-        images, labels = read_digits(Path(f"data/processed/{name}.npz"))
+        images, labels = read_split(Path(f"data/processed/{name}.npz"))
         pixels = (images * 255).round().astype(np.uint8)
         found += [
             (image.tobytes(), int(row.argmax())) for image, row in zip(pixels, labels, strict=True)

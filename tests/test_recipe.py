@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.parameters import StageError
+from stages.core.errors import StageError
 from tools import recipe
 
 ROOT = Path(__file__).parents[1]

@@ -16,13 +16,13 @@ import asyncssh
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.project import ROOT, SMALL, STAGES, Project, graph, outputs
 from PIL import Image
 from sklearn.datasets import load_digits
-from small_project import ROOT, SMALL, STAGES, Project, graph, outputs
 
-from stages import idx
-from stages.catalogue import CATALOGUE, TEST_IMAGES
-from stages.download import is_right
+from stages.sources import idx
+from stages.sources.catalogue import CATALOGUE, TEST_IMAGES
+from stages.sources.fetch import has_expected_hash
 from tools.model_card import card
 
 MODEL = "data/model/model.keras"
@@ -120,7 +120,9 @@ def test_fashion_mnist_is_told_apart_and_takes_the_place_of_the_other_files(proj
     )
     assert clone.repro() == STAGES
     dataset = CATALOGUE["fashion_mnist"]
-    assert all(is_right(clone.folder / "data/raw" / file.name, file) for file in dataset.files)
+    assert all(
+        has_expected_hash(clone.folder / "data/raw" / file.name, file) for file in dataset.files
+    )
     found = metrics(clone)["test"]
     assert found["accuracy"] > 0.78
     assert set(found["per_class"]) == set(dataset.classes)

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 
 import pytest
+from helpers.project import ROOT, STAGES, Project, used
 from PIL import Image
-from small_project import ROOT, STAGES, Project, used
 
-from stages.artifacts import read_json, write_json
-from stages.parameters import read_yaml
-from tools import fingerprint, judge
+from stages.core.files import read_json, write_json
+from stages.core.settings import read_yaml
+from tools.verify import fingerprint, judge, lockfile
 
 
 @pytest.fixture(scope="module")
@@ -233,16 +233,18 @@ def test_undeclared_parameter_is_caught(project, statement, found):
 # this not so, the tests above could not see a difference. On the number of threads it does not.
 CONTROL = """
 import os, sys
-import stages
+from stages.core import environment
 isa, shares, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-stages.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = isa
-from stages import network, runtime
-from tools import verify_cpus
-portable, settle = network.portable, runtime.settle
-network.portable = lambda model, _: portable(model, shares)
-runtime.settle = lambda _: settle(threads)
-verify_cpus.CASES = {"control": {}}
-verify_cpus.probe()
+environment.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = isa
+from stages.model import architectures
+from stages.model import portable
+from stages.model import runtime
+from tools.verify import cpus
+portable, settle = portable.make_portable, runtime.configure_tensorflow
+portable.make_portable = lambda model, _: portable(model, shares)
+runtime.configure_tensorflow = lambda _: settle(threads)
+cpus.CASES = {"control": {}}
+cpus.probe()
 """
 
 
@@ -309,7 +311,7 @@ def test_training_that_ends_elsewhere_is_different(original, tmp_path, monkeypat
     other = tmp_path / "other"
     for results in ("data/model", "data/evaluation"):
         shutil.copytree(original.folder / results, other / results)
-    outs = judge.listed(read_yaml(original.folder / "dvc.lock"), "train", "outs")
+    outs = lockfile.listed(read_yaml(original.folder / "dvc.lock"), "train", "outs")
     finding = judge.Finding("train", outputs=["data/model/model.keras"])
     judge.judge_train(finding, original.folder, other, outs)
     assert finding.verdict == "equivalent"

@@ -19,12 +19,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import stages
+from stages.core.environment import PINS
+from stages.core.paths import LOCK
 
 # Other modules are imported where they are used: a library that is missing is to be named.
 
 REQUIREMENTS = Path("requirements.txt")
-LOCK = Path("dvc.lock")
 ROOM = 1_000_000_000  # bytes: raw and prepared data, twice where the cache cannot be linked to
 
 
@@ -55,10 +55,10 @@ def libraries() -> str:
 
 def processor() -> str:
     """Look for variables by which libraries choose other kernels than the pinned ones."""
-    from tools.fingerprint import fingerprint, hardware_promises_same_bytes
+    from tools.verify.fingerprint import fingerprint, hardware_promises_same_bytes
 
     kernels = re.compile("(TF_)?(XLA|ONEDNN|DNNL)_|TF_(ENABLE|DISABLE|SET|USE)_|TENSORFLOW_")
-    wrong = [name for name in os.environ if kernels.match(name) and name not in stages.PINS]
+    wrong = [name for name in os.environ if kernels.match(name) and name not in PINS]
     if wrong:
         raise CheckError(f"{' and '.join(wrong)} may change results: unset {' '.join(wrong)}")
     here = fingerprint(Path())
@@ -121,7 +121,8 @@ def cache() -> str:
 
 def outputs_of(md5: str) -> Iterator[str]:
     """Yield the outputs that dvc.lock, where it can be read, says are the object `md5`."""
-    from stages.parameters import StageError, read_yaml
+    from stages.core.errors import StageError
+    from stages.core.settings import read_yaml
 
     try:
         for stage in read_yaml(LOCK)["stages"].values():
@@ -132,14 +133,16 @@ def outputs_of(md5: str) -> Iterator[str]:
 
 def raw() -> str:
     """Hold the raw data to the catalogue."""
-    from stages.catalogue import CATALOGUE
-    from stages.download import RAW, DownloadParameters, is_right
+    from stages.core.paths import RAW
+    from stages.download import DownloadParameters
+    from stages.sources.catalogue import CATALOGUE
+    from stages.sources.fetch import has_expected_hash
 
     name = DownloadParameters.read().dataset
     if name not in CATALOGUE:
         return f"{name} is in no catalogue to hold it to"
     files = [file for file in CATALOGUE[name].files if (RAW / file.name).exists()]
-    wrong = [file for file in files if not is_right(RAW / file.name, file)]
+    wrong = [file for file in files if not has_expected_hash(RAW / file.name, file)]
     if wrong:
         raise CheckError(
             "\n".join(
@@ -153,8 +156,8 @@ def raw() -> str:
 
 def results() -> str:
     """Hold the last commit's code, parameters and small results to its dvc.lock."""
-    from stages.parameters import read_yaml
-    from tools.verify import stale
+    from stages.core.settings import read_yaml
+    from tools.verify.lockfile import stale
 
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"

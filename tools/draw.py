@@ -14,10 +14,10 @@ from flask import Flask, Response, abort, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
 
-from stages.parameters import StageError, run
-from tools import picture
-from tools.picture import PictureError
-from tools.predict import Classifier, load_classifier
+from stages.core.errors import StageError, run
+from tools.predict import picture
+from tools.predict.classifier import Classifier, load_classifier
+from tools.predict.picture import PictureError
 
 HOST = "127.0.0.1"
 POLICY = (

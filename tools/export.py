@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import stages
-from stages.artifacts import atomic, read_classes, read_digits, write_text
-from stages.evaluate import MODEL, PROCESSED, EvaluateParameters
-from stages.parameters import StageError, run
+from stages.core.environment import PINS
+from stages.core.errors import StageError, run
+from stages.core.files import atomic, write_text
+from stages.core.paths import DATASET, MODEL, TEST
+from stages.core.prepared import read_classes, read_split
+from stages.evaluate import EvaluateParameters
 
 EXPORT = Path("data/export")
 
@@ -39,7 +41,7 @@ def single(model: Any) -> Any:
     """Return `model` with its main output alone."""
     import keras
 
-    from stages.network import MAIN, has_two_outputs
+    from stages.model.architectures import MAIN, has_two_outputs
 
     return keras.Model(model.inputs, model.output[MAIN]) if has_two_outputs(model) else model
 
@@ -50,7 +52,7 @@ def write_onnx(model: Any, path: Path) -> None:
         # Keras asks NumPy whether it still has a name that it gives back to tf2onnx.
         warnings.filterwarnings("ignore", message=r"In the future `np\.object`")
         model.export(path, format="onnx", input_signature=signature(model), verbose=False)
-    os.environ.update(stages.PINS)  # tf2onnx changes one of them
+    os.environ.update(PINS)  # tf2onnx changes one of them
 
 
 def write_tflite(model: Any, path: Path) -> None:
@@ -126,16 +128,18 @@ def compare(name: str, found: Floats, expected: Floats) -> str:
 def main() -> None:
     """Write and judge each format."""
     parameters = EvaluateParameters.read()
-    classes = read_classes(Path("data/raw/dataset.json"))
-    images, _ = read_digits(PROCESSED / "test.npz")
-    if not (MODEL / "model.keras").is_file():
-        raise StageError(f"{MODEL / 'model.keras'}: not found; run `make repro` to make it")
+    classes = read_classes(DATASET)
+    images, _ = read_split(TEST)
+    if not (MODEL).is_file():
+        raise StageError(f"{MODEL}: not found; run `make repro` to make it")
 
-    from stages import network, runtime
+    from stages.model import calibration, runtime, storage
 
-    runtime.settle(parameters.threads)
-    model = network.load(MODEL / "model.keras")
-    expected = network.predict(model, images, parameters.batch_size, parameters.threads)
+    runtime.configure_tensorflow(parameters.threads)
+    model = storage.load(MODEL)
+    expected = calibration.predict_probabilities(
+        model, images, parameters.batch_size, parameters.threads
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for name, (write, predict) in FORMATS.items():
             path = Path(scratch) / name

@@ -16,14 +16,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from stages.artifacts import read_csv, read_json, write_text
+from stages.core.errors import StageError, run
+from stages.core.files import read_csv, read_json, write_text
+from stages.core.paths import DATASET, LOCK, METRICS, PREDICTIONS
+from stages.core.settings import read_yaml
 from stages.evaluate import accuracy_interval
-from stages.parameters import StageError, read_yaml, run
 
-LOCK = Path("dvc.lock")
-DATASET = Path("data/raw/dataset.json")
-METRICS = Path("data/evaluation/metrics.json")
-PREDICTIONS = Path("data/evaluation/predictions.csv")
 CARD = Path("docs/model-card.md")
 
 
@@ -42,7 +40,7 @@ def card(project: Path) -> str:
     labels = {part: outputs[f"data/raw/{part}-labels-idx1-ubyte"] for part in ("train", "t10k")}
     parameters = nested(recorded)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

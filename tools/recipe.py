@@ -16,11 +16,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.artifacts import write_text
+from stages.core.errors import StageError, run
+from stages.core.files import write_text
+from stages.core.paths import PARAMETERS
+from stages.core.settings import read_yaml
 from stages.download import DownloadParameters
 from stages.evaluate import EvaluateParameters
-from stages.hyperparameters import ModelParameters, TrainParameters, check_together
-from stages.parameters import PARAMETERS, StageError, read_yaml, run
+from stages.model.settings import ModelParameters, TrainParameters, check_together
 from stages.plot import PlotParameters
 from stages.preprocess import PreprocessParameters
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.artifacts import write_text
-from stages.parameters import StageError, run
-from tools.results import Result, changed_since, commit_of, read, seed_name, seed_names
+from stages.core.errors import StageError, run
+from stages.core.files import write_text
+from tools.compare.revision import Result, changed_since, commit_of, read, seed_name, seed_names
 
 REPORT = Path("reports/seeds.md")
 

@@ -29,17 +29,17 @@ import matplotlib
 from ruamel.yaml import YAML
 
 from stages import download, plot
-from stages.artifacts import read_json, write_text
-from stages.download import RAW
-from stages.parameters import PARAMETERS, StageError, read_yaml, run
-from tools import fingerprint
+from stages.core.errors import StageError, run
+from stages.core.files import read_json, write_text
+from stages.core.paths import PARAMETERS, RAW, REPORTS
+from stages.core.settings import read_yaml
 from tools.benchmark import tables
 from tools.benchmark.references import REFERENCES
 from tools.benchmark.tables import Result, Results
 from tools.recipe import RECIPES, SECTIONS, check, merged
-from tools.verify import clean_environment
+from tools.verify import fingerprint
+from tools.verify.__main__ import clean_environment
 
-REPORTS = Path("reports")
 RECORDS = REPORTS / "benchmark.jsonl"
 DOCS = Path("docs")
 HERE = Path("tools/benchmark")

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-import stages
-from stages import idx
-from stages.artifacts import read_classes, read_digits
-from stages.catalogue import TRAIN_IMAGES, TRAIN_LABELS
-from stages.hyperparameters import ModelParameters, TrainParameters
-from stages.parameters import run
-from stages.train import PROCESSED, UNUSED
+from stages.core.environment import PINS
+from stages.core.errors import run
+from stages.core.paths import PROCESSED
+from stages.core.prepared import read_classes, read_split
+from stages.model.settings import ModelParameters, TrainParameters
+from stages.sources import idx
+from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
 
 TURNS = 4  # of `fit` and the bare loop: the fastest of each, which other work disturbed least
 STEPS, REPEATS = 20, 9  # of one step: the median of so many runs of so many steps
@@ -48,16 +48,16 @@ def train(record: Path, pins: str = "pinned") -> None:
     """
     if pins != "pinned":
         kept = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA") if pins == "like" else ()
-        for name in stages.PINS.keys() - set(kept):
+        for name in PINS.keys() - set(kept):
             del os.environ[name]
     sys.modules.update(UNUSED)  # as the stage does
 
     # All that takes seconds to load, before the clock runs.
     import tensorflow as tf
 
-    from stages import network, runtime
     from stages import train as stage
-    from stages.fit import Split
+    from stages.model import portable, runtime
+    from stages.model.training import Split
 
     def settle(threads: int) -> None:
         if pins == "like":
@@ -65,8 +65,8 @@ def train(record: Path, pins: str = "pinned") -> None:
             tf.config.threading.set_inter_op_parallelism_threads(threads)
 
     if pins != "pinned":
-        network.portable_layer = lambda layer: type(layer).from_config(layer.get_config())
-        runtime.settle = settle
+        portable.make_portable_layer = lambda layer: type(layer).from_config(layer.get_config())
+        runtime.configure_tensorflow = settle
     trained = stage.trained
 
     def timed(
@@ -111,18 +111,18 @@ def fit(record: Path) -> None:
     """
     import tensorflow as tf
 
-    from stages import network, runtime
-    from stages.fit import Split, batches, compile_model
-    from stages.fit import fit as whole
+    from stages.model import architectures, portable, runtime
+    from stages.model.training import Split, compile_model, make_batches
+    from stages.model.training import fit as whole
 
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
-    runtime.settle(parameters.threads)
-    train = read_digits(PROCESSED / "train.npz")
-    validation = read_digits(PROCESSED / "validation.npz")
+    runtime.configure_tensorflow(parameters.replicas)
+    train = read_split(PROCESSED / "train.npz")
+    validation = read_split(PROCESSED / "validation.npz")
 
     def bare(model: Any, train: Split, validation: Split, parameters: TrainParameters) -> None:
-        two = network.has_two_outputs(model.network)
-        training = batches(train, parameters, two)
+        two = architectures.has_two_outputs(model.network)
+        training = make_batches(train, parameters, two)
         compile_model(model, parameters, int(training.cardinality()))
         step = training_step(model)
 
@@ -136,7 +136,7 @@ def fit(record: Path) -> None:
                 total += model.compute_loss(y=labels, y_pred=model(images, training=False))
             return total
 
-        watching = batches(validation, parameters, two, training=False)
+        watching = make_batches(validation, parameters, two, training=False)
         compiled_epoch, compiled_loss = tf.function(epoch), tf.function(loss)
         for _ in range(parameters.epochs):
             compiled_epoch(training)
@@ -146,8 +146,8 @@ def fit(record: Path) -> None:
     for _ in range(TURNS):
         for name, function in (("fit", whole), ("bare", bare)):
             images, labels = train
-            model = network.build(model_parameters, images.shape[1:], labels.shape[1])
-            twin = network.portable(model, parameters.threads)
+            model = architectures.build(model_parameters, images.shape[1:], labels.shape[1])
+            twin = portable.make_portable(model, parameters.replicas)
             start = time.perf_counter()
             function(twin, train, validation, parameters)
             seconds[name].append(time.perf_counter() - start)
@@ -164,16 +164,16 @@ def step(record: Path) -> None:
     import keras
     import tensorflow as tf
 
-    from stages import network, runtime
-    from stages.preprocess import RAW, normalise, one_hot
+    from stages.core.paths import RAW, normalise, one_hot
+    from stages.model import architectures, portable, runtime
 
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
-    runtime.settle(parameters.threads)
+    runtime.configure_tensorflow(parameters.replicas)
     count, classes = parameters.batch_size, len(read_classes(RAW / "dataset.json"))
     images = normalise(idx.read(RAW / TRAIN_IMAGES, 3, count))
     labels = one_hot(idx.read(RAW / TRAIN_LABELS, 1, count), classes)
-    model = network.build(model_parameters, images.shape[1:], classes)
-    twin = network.portable(model, parameters.threads)
+    model = architectures.build(model_parameters, images.shape[1:], classes)
+    twin = portable.make_portable(model, parameters.replicas)
     rate = parameters.learning_rate
     twin.compile(keras.optimizers.Adam(rate), "categorical_crossentropy")
     one_step = training_step(twin)
@@ -193,7 +193,7 @@ def step(record: Path) -> None:
     compiled(*batch)  # traces
     median = statistics.median(seconds(compiled, *batch) for _ in range(REPEATS))
     # An operation has one thread, so as many products as threads, side by side.
-    matrices = tf.random.stateless_normal((parameters.threads, SIDE, SIDE), (0, 0))
+    matrices = tf.random.stateless_normal((parameters.replicas, SIDE, SIDE), (0, 0))
     products = tf.function(lambda *each: [tf.matmul(matrix, matrix) for matrix in each])
     products(*tf.unstack(matrices))  # traces
     fastest = min(seconds(products, *tf.unstack(matrices)) for _ in range(REPEATS))
@@ -202,14 +202,14 @@ def step(record: Path) -> None:
         "step",
         images_a_second=len(images) * STEPS / median,
         operations=operations(model),
-        peak=parameters.threads * 2 * SIDE**3 / fastest,
+        peak=parameters.replicas * 2 * SIDE**3 / fastest,
         trainable=sum(math.prod(weights.shape) for weights in model.trainable_variables),
         layers=[described(layer) for layer in model.layers],
         shape=images.shape[1:],
         classes=classes,
         batch_size=len(images),
         learning_rate=rate,
-        threads=parameters.threads,
+        threads=parameters.replicas,
         steps=STEPS,
         repeats=REPEATS,
     )
@@ -255,8 +255,8 @@ def grow(record: Path, factor: str) -> None:
     """Make the raw training digits `factor` times as many, by copies that are moved at random."""
     import tensorflow as tf
 
-    from stages.augment import augmented
-    from stages.preprocess import RAW
+    from stages.core.paths import RAW
+    from stages.model.augmentation import augment
 
     augmentation = TrainParameters.read().augmentation
     images, labels = idx.read(RAW / TRAIN_IMAGES, 3), idx.read(RAW / TRAIN_LABELS, 1)
@@ -264,7 +264,7 @@ def grow(record: Path, factor: str) -> None:
     for copy in range(1, int(factor)):
         for start in range(0, len(images), 10_000):
             pixels = tf.constant(images[start : start + 10_000], tf.float32)
-            moved = augmented(pixels, tf.constant([copy, start], tf.int64), augmentation)
+            moved = augment(pixels, tf.constant([copy, start], tf.int64), augmentation)
             parts.append(np.rint(moved).astype(np.uint8))
     grown = np.concatenate(parts)
     (RAW / TRAIN_IMAGES).write_bytes(idx.dump(grown))

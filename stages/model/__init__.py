@@ -1,0 +1,1 @@
+"""The network and its training, used by the stages `train` and `evaluate`."""

@@ -1,0 +1,174 @@
+"""The networks that `model` in params.yaml describes, built from Keras's standard layers."""
+
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from stages.core.errors import StageError
+from stages.model.settings import ModelParameters
+
+Floats = npt.NDArray[np.float32]
+
+Layers = list[keras.Layer]
+
+MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
+
+
+def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
+    """Return an untrained network from images (n, *shape) in [0, 1] to probabilities (n, classes).
+
+    The branched network returns a dictionary of two such outputs, `main` and `auxiliary`. Raises
+    StageError where the pictures are too small for so many convolutions.
+    """
+    if parameters.architecture != "dense" and remaining_side(parameters, min(shape)) < 1:
+        raise StageError(
+            f"model.crop is {parameters.crop} and model.filters {parameters.filters}: of pictures "
+            f"of {shape[0]}x{shape[1]} pixels nothing would be left; crop less, or take "
+            "convolutions away"
+        )
+    keras.utils.set_random_seed(parameters.seed)
+    inputs = keras.Input(shape, name="images")
+    if parameters.architecture == "branched":
+        return keras.Model(inputs, branched_outputs(parameters, shape, classes, inputs))
+    if parameters.architecture == "dense":
+        layers = [
+            keras.layers.Flatten(),
+            *dense_layers(parameters),
+            classifier_layer(classes, MAIN),
+        ]
+    else:
+        layers = convolutional_layers(parameters, shape, classes)
+    if parameters.api == "sequential":
+        return keras.Sequential([inputs, *layers])
+    return keras.Model(inputs, apply_layers(layers, inputs))
+
+
+def remaining_side(parameters: ModelParameters, side: int) -> int:
+    """Return what the convolutions leave of a picture's `side`, in pixels; less than 1 for nothing.
+
+    Without zeros around it, a convolution takes its width less one; between groups, half remains.
+    """
+    first, *rest = parameters.filters
+    side -= 2 * parameters.crop
+    if parameters.architecture == "convolutional":
+        side -= 4 + 2 * (len(first) - 1)
+    for group in rest:
+        side = side // 2 - 2 * len(group)
+    return side
+
+
+def has_two_outputs(model: keras.Model) -> bool:
+    """Return whether `model` has an auxiliary output beside the main one."""
+    return len(model.outputs) == 2
+
+
+def input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
+    """Return what makes of images (n, *shape) the pictures, of one channel, to convolve."""
+    layers: Layers = [keras.layers.Reshape((*shape, 1))]
+    if parameters.crop:
+        layers.append(keras.layers.Cropping2D(parameters.crop))
+    return layers
+
+
+def convolutional_layers(
+    parameters: ModelParameters, shape: tuple[int, int], classes: int
+) -> Layers:
+    """Return groups of convolutions, then dense layers."""
+    return [
+        *input_layers(parameters, shape),
+        *convolution_groups(parameters.filters, parameters.batch_normalization, width=5),
+        keras.layers.Flatten(),
+        *dense_layers(parameters),
+        classifier_layer(classes, MAIN),
+    ]
+
+
+def branched_outputs(
+    parameters: ModelParameters, shape: tuple[int, int], classes: int, inputs: keras.KerasTensor
+) -> dict[str, keras.KerasTensor]:
+    """Return the outputs of a network that looks at two scales and is judged at two depths.
+
+    The first group of convolutions exists twice, of different width; both see the same picture, and
+    what they find is merged. An auxiliary classifier reads the merged features and gives the early
+    layers a short path for their gradient, as in Szegedy et al., "Going deeper with convolutions",
+    2015.
+    """
+    first, *rest = parameters.filters
+    images = apply_layers(input_layers(parameters, shape), inputs)
+    # Zeros around the picture, so that both widths leave maps of the same size.
+    branches = [
+        apply_layers(
+            convolution_group(first, parameters.batch_normalization, width, "same", bool(rest)),
+            images,
+        )
+        for width in (3, 5)
+    ]
+    merged = keras.layers.Concatenate()(branches)
+    features = apply_layers(convolution_groups(rest, parameters.batch_normalization), merged)
+    trunk = [keras.layers.Flatten(), *dense_layers(parameters), classifier_layer(classes, MAIN)]
+    side = [keras.layers.GlobalAveragePooling2D(), classifier_layer(classes, AUXILIARY)]
+    return {MAIN: apply_layers(trunk, features), AUXILIARY: apply_layers(side, merged)}
+
+
+def convolution_groups(
+    filters: list[list[int]], batch_normalization: bool, width: int = 3
+) -> Layers:
+    """Return groups of convolutions, `width` that of the first of all; all but the last halve."""
+    layers: Layers = []
+    for position, group in enumerate(filters, start=1):
+        halve = position < len(filters)
+        layers += convolution_group(group, batch_normalization, width, halve=halve)
+        width = 3
+    return layers
+
+
+def convolution_group(
+    group: list[int],
+    batch_normalization: bool,
+    width: int = 3,
+    padding: str = "valid",
+    halve: bool = True,
+) -> Layers:
+    """Return one convolution after another, `width` that of the first; the last may halve.
+
+    Pooling first leaves the normalisation and the activation a quarter of the work.
+    """
+    layers: Layers = []
+    for position, filters in enumerate(group, start=1):
+        layers.append(
+            keras.layers.Conv2D(filters, width, padding=padding, use_bias=not batch_normalization)
+        )
+        if halve and position == len(group):
+            layers.append(keras.layers.MaxPooling2D())
+        if batch_normalization:
+            layers.append(keras.layers.BatchNormalization(momentum=0.9))
+        layers.append(keras.layers.ReLU())
+        width = 3
+    return layers
+
+
+def dense_layers(parameters: ModelParameters) -> Layers:
+    """Return the hidden dense layers, each normalised and followed by dropout where asked for."""
+    layers: Layers = []
+    for units in parameters.hidden_units:
+        layers.append(keras.layers.Dense(units, use_bias=not parameters.batch_normalization))
+        if parameters.batch_normalization:
+            layers.append(keras.layers.BatchNormalization(momentum=0.9))
+        layers.append(keras.layers.ReLU())
+        if parameters.dropout:
+            layers.append(keras.layers.Dropout(parameters.dropout))
+    return layers
+
+
+def classifier_layer(classes: int, name: str) -> keras.Layer:
+    """Return the layer that ends in a probability for each class."""
+    return keras.layers.Dense(classes, activation="softmax", name=name)
+
+
+def apply_layers(layers: Iterable[keras.Layer], tensor: keras.KerasTensor) -> keras.KerasTensor:
+    """Return what `layers`, one after another, make of `tensor`."""
+    for layer in layers:
+        tensor = layer(tensor)
+    return tensor

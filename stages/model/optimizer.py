@@ -1,0 +1,93 @@
+"""TODO stages.model.optimizer."""
+
+import keras
+import tensorflow as tf
+
+from stages.model.architectures import AUXILIARY, MAIN
+from stages.model.portable import ROWS
+from stages.model.settings import TrainParameters
+
+
+def make_optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.Optimizer:
+    """Return Keras's optimizer of that name, with its learning rate or schedule."""
+    momentum: dict[str, float] = {}
+    if parameters.momentum:
+        momentum["momentum"] = parameters.momentum
+    if parameters.nesterov:
+        momentum["nesterov"] = True
+    rate = make_learning_rate(parameters, steps)
+    if parameters.optimizer == "muon":
+        return Muon(
+            rate, exclude_layers=[MAIN, AUXILIARY], weight_decay=None, adam_weight_decay=None
+        )
+    return type(keras.optimizers.get(parameters.optimizer))(learning_rate=rate, **momentum)
+
+
+def make_learning_rate(
+    parameters: TrainParameters, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate, or how it follows from the step; `steps` is those of one epoch.
+
+    The plateau schedule has none: a callback lowers the rate when the validation loss stalls.
+    """
+    rate, schedule = parameters.learning_rate, parameters.schedule
+    schedules = keras.optimizers.schedules
+    match schedule.name:
+        case "step":
+            drops = range(1, -(-parameters.epochs // schedule.every))
+            if not drops:
+                return rate
+            # The rate changes after the boundary's step, and steps count from 0.
+            boundaries = [drop * schedule.every * steps - 1 for drop in drops]
+            rates = [rate * schedule.factor**drop for drop in (0, *drops)]
+            return schedules.PiecewiseConstantDecay(boundaries, rates)
+        case "exponential":
+            return schedules.ExponentialDecay(rate, schedule.every * steps, schedule.factor)
+        case "cosine":
+            total = parameters.epochs * steps
+            warmup = min(round(schedule.warmup * total), total - 1)
+            if not warmup:
+                return schedules.CosineDecay(rate, total)
+            return schedules.CosineDecay(
+                0.0, total - warmup, warmup_target=rate, warmup_steps=warmup
+            )
+        case _:
+            return rate
+
+
+class RecordLearningRate(keras.callbacks.Callback):
+    """Add to each epoch's logs the learning rate of its last step."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:  # noqa: ARG002  # Keras's signature
+        """Ask the schedule for the step before the one that comes next."""
+        optimizer = self.model.optimizer
+        rate = optimizer._learning_rate  # the public property is of the next step
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            rate = rate(optimizer.iterations - 1)
+        logs["learning_rate"] = float(rate)
+
+
+class Muon(keras.optimizers.Muon):
+    """Keras's optimizer, for the kernels of convolutions as well, and the same on all processors.
+
+    It steps along a matrix with the directions of the momentum and equal lengths in each. Keras
+    takes dense kernels alone; a convolution's is a matrix too, from all it looks at to its filters,
+    as in K. Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/. Classifiers,
+    biases and normalisation take Adam's steps.
+    """
+
+    def _should_use_adamw(self, variable: keras.Variable) -> bool:
+        return len(variable.shape) != 4 and super()._should_use_adamw(variable)
+
+    def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
+        """Return the kernel `x`, as a matrix, with all singular values near 1."""
+        matrix = tf.reshape(x, (-1, x.shape[-1]))
+        rows, columns = matrix.shape
+        # Zeros do not change the result; whole blocks of rows are why, see network.PortableDense.
+        padded = tf.pad(matrix, [[0, -rows % ROWS], [0, -columns % ROWS]])
+        equalised = super().zeropower_via_newtonschulz5(padded, steps)
+        return tf.reshape(equalised[:rows, :columns], x.shape)
+
+    def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
+        """Return the step `x` of a kernel, scaled by the size of its matrix."""
+        return tf.reshape(super().lr_adjust(tf.reshape(x, (-1, x.shape[-1]))), x.shape)

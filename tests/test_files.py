@@ -1,0 +1,287 @@
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.core.errors import StageError
+from stages.core.files import (
+    atomic,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_npz,
+    write_text,
+)
+from stages.core.prepared import check_split, read_split
+
+IMAGES = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+LABELS = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
+DIGITS = {"images": IMAGES, "labels": LABELS}
+NAN = IMAGES + np.float32("nan")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "digits.npz"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Arrays
+
+
+def test_digits_are_read_back_as_written(path):
+    write_npz(path, DIGITS)
+    images, labels = read_split(path)
+    np.testing.assert_array_equal(images, IMAGES, strict=True)
+    np.testing.assert_array_equal(labels, LABELS, strict=True)
+
+
+def test_plain_numpy_reads_them_too(path):
+    write_npz(path, DIGITS)
+    with np.load(path, allow_pickle=False) as arrays:
+        assert list(arrays) == ["images", "labels"]
+        np.testing.assert_array_equal(arrays["images"], IMAGES, strict=True)
+
+
+def test_neither_the_day_nor_the_umask_shows_in_the_bytes(tmp_path, monkeypatch):
+    first, second = tmp_path / "first.npz", tmp_path / "second.npz"
+    before = os.umask(0o022)
+    try:
+        write_npz(first, DIGITS)
+        os.umask(0o077)
+        with monkeypatch.context() as later:
+            later.setattr(time, "time", lambda: 2e9)
+            write_npz(second, DIGITS)
+    finally:
+        os.umask(before)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_object_arrays_are_neither_written_nor_read(path):
+    array = np.array([{"a": 1}], object)
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write_npz(path, {"images": array})
+    assert names(path.parent) == []
+    np.savez(path, images=array, labels=LABELS)
+    with pytest.raises(StageError, match=f"{path}: not a readable .npz: Object arrays cannot be"):
+        read_split(path)
+
+
+def test_a_compressed_array_that_would_grow_is_refused(path):
+    np.savez_compressed(path, images=np.zeros((10_000, 28, 28), np.float32), labels=LABELS)
+    with pytest.raises(StageError, match=r"npz: images.npy would unpack to 31360128 bytes"):
+        read_split(path)
+
+
+def test_a_missing_array_is_named(path):
+    write_npz(path, {"images": IMAGES})
+    with pytest.raises(StageError, match=f"{path}: expected the arrays images.*labels.npy"):
+        read_split(path)
+
+
+def test_a_missing_file_is_named_with_what_to_do(path):
+    for read in (read_split, read_json, read_csv):
+        with pytest.raises(StageError, match=f"{path}: not found; run `dvc repro`"):
+            read(path)
+
+
+def array_file() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, IMAGES)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04", b"<html>", array_file()],
+    ids=["empty", "start of a zip", "web page", "single array"],
+)
+def test_a_file_that_is_no_npz_is_named_with_what_to_do(path, content):
+    path.write_bytes(content)
+    with pytest.raises(
+        StageError, match=f"{path}: not a readable .npz: .*; delete it, `dvc repro`"
+    ):
+        read_split(path)
+
+
+def test_wherever_a_file_ends_too_early_it_is_refused(path):
+    write_npz(path, DIGITS)
+    content = path.read_bytes()
+    for length in (*range(0, len(content), 4), len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(StageError, match=f"^{path}: "):
+            read_split(path)
+
+
+def test_whichever_byte_is_damaged_the_digits_are_right_or_refused(path):
+    write_npz(path, DIGITS)
+    content = path.read_bytes()
+    refused = 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            images, labels = read_split(path)
+        except StageError:
+            refused += 1
+        else:  # in what the zip says of itself, and nobody reads
+            assert images.tobytes() + labels.tobytes() == IMAGES.tobytes() + LABELS.tobytes()
+    assert refused > IMAGES.nbytes + LABELS.nbytes
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.astype("f8"), LABELS, r"images as float32, found float64 of shape \(2, 3, 4\)"),
+        (IMAGES, LABELS.astype("u1"), r"labels as float32, found uint8 of shape \(2, 3\)"),
+        (IMAGES[..., None], LABELS, r"images with 3 dimensions, .* of shape \(2, 3, 4, 1\)"),
+        (IMAGES, LABELS[0], r"labels with 2 dimensions, found float32 of shape \(3,\)"),
+        (IMAGES[:0], LABELS[:0], r"at least one image, found shape \(0, 3, 4\)"),
+        (IMAGES[:, :0], LABELS, r"at least one image, found shape \(2, 0, 4\)"),
+        (IMAGES, LABELS[:1], "2 labels, found 1"),
+        (IMAGES, LABELS[:0], "2 labels, found 0"),
+        (NAN, LABELS, r"pixels in \[0, 1\], found \[nan, nan\]"),
+        (IMAGES * 255, LABELS, r"pixels in \[0, 1\], found \[0.0, 255.0\]"),
+        (-IMAGES, LABELS, r"pixels in \[0, 1\], found \[-1.0, -?0.0\]"),
+        (IMAGES, LABELS * 0, "one-hot labels, found a row that is not"),
+        (IMAGES, LABELS * 2, "one-hot labels, found a row that is not"),
+        (IMAGES, np.ones_like(LABELS), "one-hot labels, found a row that is not"),
+        (IMAGES, np.maximum(LABELS, np.float32(0.5)), "one-hot labels, found a row that is not"),
+        (IMAGES, LABELS * np.float32("nan"), "one-hot labels, found a row that is not"),
+        (IMAGES, LABELS[:, :0], "one-hot labels, found a row that is not"),
+    ],
+)
+def test_anything_but_digits_is_refused_with_expected_and_found(path, images, labels, message):
+    with pytest.raises(StageError, match=f"^{path}: expected {message}$"):
+        check_split(path, images, labels)
+    write_npz(path, {"images": images, "labels": labels})
+    with pytest.raises(StageError, match=f"^{path}: expected {message}$"):
+        read_split(path)
+
+
+# Text
+
+
+def test_json_is_sorted_full_precision_and_ends_its_lines_with_lf(path):
+    write_json(path, {"b": 0.1 + 0.2, "a": ["é"]})
+    expected = b'{\n  "a": [\n    "\\u00e9"\n  ],\n  "b": 0.30000000000000004\n}\n'
+    assert path.read_bytes() == expected
+    assert read_json(path) == {"a": ["é"], "b": 0.1 + 0.2}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_never_holds_nan_and_the_earlier_file_stays(path, value):
+    write_json(path, {"loss": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"loss": value})
+    assert json.loads(path.read_text()) == {"loss": 1}
+    assert names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"classes": ["0",', "Expecting value"), ("[" * 100_000, "maximum recursion depth")],
+)
+def test_damaged_json_is_named(path, text, message):
+    path.write_text(text)
+    with pytest.raises(StageError, match=f"{path}: not readable as JSON: {message}"):
+        read_json(path)
+
+
+def test_a_table_is_read_back_as_written(path):
+    table = pd.DataFrame({"loss": [0.1 + 0.2, 1e-30], "name": ["01", "NA"]})
+    write_csv(path, table)
+    assert path.read_bytes() == b"loss,name\n0.30000000000000004,01\n1e-30,NA\n"
+    pd.testing.assert_frame_equal(read_csv(path, text=("name",)), table, check_exact=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n3,4,5\n", b"a\n\xff\n"])
+def test_a_damaged_table_is_named(path, content):
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=f"{path}: not readable as CSV: "):
+        read_csv(path)
+
+
+# Writing that fails
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_write_that_breaks_off_leaves_the_earlier_file_and_nothing_else(path, error):
+    path.write_text("old")
+
+    def break_off():
+        with atomic(path) as part:
+            part.write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        break_off()
+    assert path.read_text() == "old"
+    assert names(path.parent) == [path.name]
+
+
+def test_a_name_shows_only_the_complete_file(path):
+    path.write_text("old")
+    with atomic(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["file/x.json", "file/folder/x.json"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        StageError, match=f"^{tmp_path / name}: cannot be written: .*: {tmp_path}/fi"
+    ):
+        write_text(tmp_path / name, "")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_in_the_files_place_is_named_and_kept(tmp_path):
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(StageError, match=r"x\.json: cannot be written: Is a directory"):
+        write_text(tmp_path / "x.json", "")
+    assert names(tmp_path) == ["x.json"]
+
+
+FILL_THE_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np, pandas as pd
+from stages.core.files import write_csv, write_json, write_npz
+from stages.core.errors import run
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+write = {
+    "npz": lambda path: write_npz(path, {"images": np.zeros((100, 28, 28), np.float32)}),
+    "csv": lambda path: write_csv(path, pd.DataFrame({"loss": np.zeros(10_000)})),
+    "json": lambda path: write_json(path, list(range(10_000))),
+}
+run(lambda: write[sys.argv[1]](Path("old")))
+"""
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "json"])
+def test_on_a_full_disk_one_line_names_the_file_and_the_earlier_one_stays(
+    run_python, tmp_path, kind
+):
+    pytest.importorskip("resource", reason="limits the size of files")
+    (tmp_path / "old").write_text("old")
+    ended = run_python("-c", FILL_THE_DISK, kind)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "error: old: cannot be written: File too large\n"
+    assert (tmp_path / "old").read_text() == "old"
+    assert names(tmp_path) == ["old"]

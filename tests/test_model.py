@@ -1,0 +1,378 @@
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from stages.core.errors import StageError
+from stages.core.files import read_json
+from stages.model import architectures, calibration, ensemble, portable, storage
+
+pytestmark = pytest.mark.usefixtures("settled")
+
+SHAPE, CLASSES = (28, 28), 10
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).random((64, *SHAPE), np.float32)
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional"])
+def test_both_apis_give_the_same_layers_weights_and_predictions(images, model_with, architecture):
+    models = [
+        architectures.build(
+            model_with(architecture=architecture, api=api, dropout=0.5), SHAPE, CLASSES
+        )
+        for api in ("sequential", "functional")
+    ]
+    sequential, functional = models
+    assert isinstance(sequential, keras.Sequential)
+    assert not isinstance(functional, keras.Sequential)
+    kinds = [[type(layer) for layer in model.layers] for model in models]
+    assert kinds[0] == kinds[1][1:]  # the functional one lists its input too
+    for ours, theirs in zip(sequential.get_weights(), functional.get_weights(), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    predictions = [portable.make_portable(model, 2).predict(images, verbose=0) for model in models]
+    assert predictions[0].tobytes() == predictions[1].tobytes()
+
+
+def test_notebook_network_has_the_parameters_of_the_page(model_with):
+    notebook = model_with(architecture="dense", hidden_units=[128], batch_normalization=False)
+    model = architectures.build(notebook, SHAPE, CLASSES)
+    assert model.count_params() == 784 * 128 + 128 + 128 * 10 + 10 == 101_770
+
+
+def test_too_many_convolutions_for_the_picture_are_refused(model_with):
+    parameters = model_with(crop=1, filters=[[2], [2, 2]])
+    reason = r"model\.crop is 1 and model\.filters \[\[2\], \[2, 2\]\].* 15x40 pixels"
+    with pytest.raises(StageError, match=reason):
+        architectures.build(parameters, (15, 40), CLASSES)  # 15 - 2 - 4, halved: 4 - 2 - 2
+    model = architectures.build(parameters, (16, 40), CLASSES)
+    assert model.layers[-6].output.shape == (None, 1, 13, 2)
+
+
+def test_initial_weights_follow_the_seed(model_with):
+    def first(seed):
+        return architectures.build(model_with(seed=seed), SHAPE, CLASSES).get_weights()[0]
+
+    assert first(1).tobytes() == first(1).tobytes()
+    assert first(1).tobytes() != first(2).tobytes()
+
+
+def test_batch_normalization_and_dropout_are_there_only_when_asked_for(model_with):
+    def kinds(**values):
+        model = architectures.build(model_with(**values), SHAPE, CLASSES)
+        return {type(layer).__name__ for layer in model.layers}
+
+    for architecture in ("dense", "convolutional", "branched"):
+        with_both = kinds(architecture=architecture, batch_normalization=True, dropout=0.5)
+        with_none = kinds(architecture=architecture, batch_normalization=False, dropout=0.0)
+        assert with_both - with_none == {"BatchNormalization", "Dropout"}
+
+
+def test_dropout_does_nothing_in_evaluation_and_something_in_training(images, model_with):
+    dropping = architectures.build(model_with(architecture="dense", dropout=0.9), SHAPE, CLASSES)
+    plain = architectures.build(model_with(architecture="dense", dropout=0.0), SHAPE, CLASSES)
+    plain.set_weights(dropping.get_weights())
+    assert dropping(images, training=False).numpy().tobytes() == plain(images).numpy().tobytes()
+    assert not np.allclose(dropping(images, training=True), plain(images, training=True))
+
+
+def test_branched_network_merges_two_branches_and_has_two_outputs(images, model_with):
+    model = architectures.build(model_with(architecture="branched"), SHAPE, CLASSES)
+    (merge,) = [layer for layer in model.layers if isinstance(layer, keras.layers.Concatenate)]
+    assert len(merge.input) == 2
+    outputs = model.predict(images, verbose=0)
+    assert set(outputs) == {"main", "auxiliary"}
+    for probabilities in outputs.values():
+        assert probabilities.shape == (64, CLASSES)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert not np.allclose(outputs["main"], outputs["auxiliary"])
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional", "branched"])
+def test_portable_twin_computes_the_same_function(images, model_with, architecture):
+    model = architectures.build(model_with(architecture=architecture), SHAPE, CLASSES)
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.random(w.shape, np.float32) for w in model.get_weights()])
+    twin = portable.make_portable(model, 1)
+    for training in (False, True):
+        ours, theirs = (keras.tree.flatten(m(images, training=training)) for m in (twin, model))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    for a, b in zip(twin.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # the moving averages moved alike
+
+
+def test_two_saves_have_the_same_bytes(model_with, tmp_path):
+    for name in ("one", "two"):
+        keras.utils.clear_session()  # names layers from 1 again, as a new process does
+        model = architectures.build(model_with(), SHAPE, CLASSES)
+        storage.save(model, "categorical_crossentropy", tmp_path / name / "model.keras")
+    one, two = ((tmp_path / name / "model.keras").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_saved_file_holds_no_date_and_no_memory_address(model_with, tmp_path):
+    path = tmp_path / "model.keras"
+    storage.save(
+        architectures.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path
+    )
+    with zipfile.ZipFile(path) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert json.loads(archive.read("metadata.json")) == {"keras_version": keras.__version__}
+        config = archive.read("config.json").decode()
+    assert '"shared_object_id": 1' in config
+    assert max(int(number) for number in re.findall(r"_id\": (\d+)", config)) < 100
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional", "branched"])
+def test_plain_keras_opens_the_saved_model(images, model_with, tmp_path, architecture):
+    model = architectures.build(model_with(architecture=architecture), SHAPE, CLASSES)
+    path = tmp_path / "model.keras"
+    storage.save(model, "categorical_crossentropy", path)
+    np.save(tmp_path / "images.npy", images)
+    script = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "out = model.predict(np.load(sys.argv[2]), verbose=0)\n"
+        "np.save(sys.argv[3], out['main'] if isinstance(out, dict) else out)\n"
+        "assert 'stages' not in sys.modules\n"
+    )
+    arguments = [path, tmp_path / "images.npy", tmp_path / "out.npy"]
+    subprocess.run([sys.executable, "-W", "error", "-c", script, *arguments], check=True, cwd="/")
+    ours = calibration.predict_probabilities(storage.load(path), images, 32, 2)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "mean_squared_error"])
+@pytest.mark.parametrize("architecture", ["dense", "branched"])
+def test_loss_is_the_one_trained_with_on_the_main_output(model_with, tmp_path, loss, architecture):
+    images = np.zeros((3, *SHAPE), np.float32)
+    labels = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2]]
+    model = architectures.build(model_with(architecture=architecture), SHAPE, CLASSES)
+    storage.save(model, loss, tmp_path / "model.keras")
+    loaded = storage.load(tmp_path / "model.keras")
+    probabilities = calibration.predict_probabilities(loaded, images, 2, 2)
+    found = calibration.mean_loss(loaded, labels, probabilities)
+    # A blank image through fresh weights and zero biases: every class is equally likely.
+    np.testing.assert_allclose(probabilities, 0.1, rtol=1e-6)
+    expected = np.log(10) if loss == "categorical_crossentropy" else (0.9**2 + 9 * 0.1**2) / 10
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip", None])
+def test_damaged_model_is_one_clear_line(model_with, tmp_path, damage):
+    path = tmp_path / "model.keras"
+    storage.save(
+        architectures.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path
+    )
+    path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
+    with pytest.raises(StageError, match=r"model\.keras: not a readable model"):
+        storage.load(path)
+    with pytest.raises(StageError):
+        read_json(path)
+
+
+def test_shares_of_a_batch_come_back_in_order_whatever_its_size(images, model_with):
+    model = architectures.build(model_with(), SHAPE, CLASSES)
+    expected = model(images).numpy()
+    for threads, count in ((1, 64), (2, 63), (3, 64), (4, 2), (4, 1)):
+        found = portable.make_portable(model, threads)(images[:count]).numpy()
+        assert found.shape == (count, CLASSES)
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-6)
+
+
+def test_predictions_are_traced_once_for_batches_of_any_size(images, model_with):
+    twin = portable.make_portable(architectures.build(model_with(), SHAPE, CLASSES), 2)
+    whole = twin.probabilities(images, len(images))
+    for size in (1, 7, 33, 100):
+        np.testing.assert_allclose(twin.probabilities(images, size), whole, rtol=1e-4, atol=1e-6)
+    assert twin.main_output.experimental_get_tracing_count() == 1
+
+
+def test_cross_entropy_of_shares_is_computed_from_what_softmax_was_given(images, model_with):
+    model = architectures.build(model_with(), SHAPE, CLASSES)
+    kernel, bias = model.get_layer("main").get_weights()
+    model.get_layer("main").set_weights([1000 * kernel, bias])
+    labels = np.eye(CLASSES, dtype=np.float32)[np.arange(64) % CLASSES]
+    loss = keras.losses.CategoricalCrossentropy()
+    found = float(loss(labels, portable.make_portable(model, 2)(images)))
+    assert found > -np.log(1e-7)  # what probabilities alone could say at the most
+    assert found == pytest.approx(float(loss(labels, model(images))), rel=1e-3)
+
+
+@pytest.mark.parametrize("api", ["sequential", "functional"])
+def test_an_ensemble_averages_its_members_and_is_a_plain_keras_model(
+    images, model_with, tmp_path, api
+):
+    members = [
+        architectures.build(model_with(seed=seed, api=api), SHAPE, CLASSES) for seed in (1, 2)
+    ]
+    model = ensemble.average_members(members)
+    storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
+    opened = storage.load(tmp_path / "model.keras")
+    mean = sum(member(images).numpy() for member in members) / 2
+    np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        calibration.predict_probabilities(opened, images, 64, 2), mean, rtol=1e-4, atol=1e-6
+    )
+
+
+def views(images):
+    """Return the pictures themselves, and moved down, up, right and left by a pixel."""
+    framed, here = np.pad(images, ((0, 0), (1, 1), (1, 1))), slice(1, -1)
+    down, up = framed[:, :-2, here], framed[:, 2:, here]
+    right, left = framed[:, here, :-2], framed[:, here, 2:]
+    return [images, down, up, right, left]
+
+
+@pytest.mark.parametrize("api", ["sequential", "functional"])
+def test_a_mean_over_shifts_is_that_and_a_plain_keras_model(images, model_with, tmp_path, api):
+    member = architectures.build(model_with(api=api), SHAPE, CLASSES)
+    model = ensemble.average_over_shifts(member)
+    storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
+    opened = storage.load(tmp_path / "model.keras")
+    mean = sum(member(view).numpy() for view in views(images)) / 5
+    np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        calibration.predict_probabilities(opened, images, 64, 2), mean, rtol=1e-4, atol=1e-6
+    )
+    assert np.abs(mean - member(images)).max() > 1e-3
+
+
+def test_both_outputs_of_a_branched_network_are_averaged_over_shifts(images, model_with):
+    member = architectures.build(model_with(architecture="branched"), SHAPE, CLASSES)
+    found, each = ensemble.average_over_shifts(member)(images), [*map(member, views(images))]
+    assert found.keys() == {"main", "auxiliary"}
+    for name in found:
+        mean = sum(outputs[name].numpy() for outputs in each) / 5
+        np.testing.assert_allclose(found[name], mean, rtol=1e-5)
+
+
+def test_calibration_undoes_what_smoothed_labels_do_to_probabilities(model_with):
+    # Right 9 times in 10, and always just 0.4 sure: as sure as it is right is what fits best.
+    rng = np.random.default_rng(0)
+    images = rng.random((200, *SHAPE), np.float32)
+    model = architectures.build(model_with(), SHAPE, CLASSES)
+    before = calibration.predict_probabilities(model, images, 200, 2)
+    named = before.argmax(axis=1)
+    wrong = np.arange(200) % 10 == 0
+    labels = np.eye(CLASSES, dtype=np.float32)[(named + wrong) % CLASSES]
+    twin = portable.make_portable(model, 2)
+    calibration.calibrate(twin, images, labels, 200)
+    after = twin.probabilities(images, 200)
+    assert after.argmax(axis=1).tolist() == named.tolist()
+
+    def cross_entropy(probabilities):
+        return -np.log((probabilities * labels).sum(axis=1)).mean()
+
+    assert cross_entropy(after) < cross_entropy(before)
+    assert cross_entropy(after) < cross_entropy(before**1.05 / (before**1.05).sum(1, keepdims=True))
+
+
+# Files that `save` did not write
+
+
+@pytest.fixture
+def saved(model_with, tmp_path):
+    path = tmp_path / "model.keras"
+    storage.save(
+        architectures.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path
+    )
+    return path
+
+
+def repack(path, change, compression=zipfile.ZIP_STORED):
+    """Write the archive at `path` anew, with what `change` does to its members."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def refusal(path):
+    with pytest.raises(StageError, match=f"^{path}: not a readable model: ") as caught:
+        storage.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_code_in_a_model_is_refused_and_not_run(project):
+    inputs = keras.Input((2,))
+    code = keras.layers.Lambda(lambda x: (__import__("pathlib").Path("ran").touch(), x)[1])
+    keras.Model(inputs, code(inputs)).save("model.keras")
+    Path("ran").unlink()  # building it ran it
+    assert "keras.__lambda__ is no part of the networks" in refusal(Path("model.keras"))
+    assert not Path("ran").exists()
+    keras.models.load_model("model.keras", safe_mode=False)
+    assert Path("ran").exists()  # so it would have
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"module": "os", "class_name": "system", "config": "touch ran"},
+        {"module": "builtins", "class_name": "function", "config": "eval"},
+        {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {}},
+        {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "."}},
+        {"module": "keras.layers", "class_name": "StringLookup", "config": {"vocabulary": "/etc"}},
+        {"module": "keras.src.utils", "class_name": "get_file", "config": {}},
+        {"module": "mine", "class_name": "Dense", "config": {}},
+        {"class_name": "__lambda__", "config": {"value": ""}},
+        {"class_name": ["Dense"], "config": {}},
+    ],
+    ids=lambda stranger: str(stranger["class_name"]),
+)
+def test_an_object_that_no_network_here_has_is_refused(saved, stranger, project):
+    def change(members):
+        config = json.loads(members["config.json"])
+        config["config"]["layers"][2]["config"]["kernel_initializer"] = stranger
+        members["config.json"] = json.dumps(config).encode()
+
+    repack(saved, change)
+    refusal(saved)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda members: members.update({"assets/../../out": b""}), "expected config.json, meta"),
+        (lambda members: members.pop("model.weights.h5"), "expected config.json, metadata.json, "),
+        (lambda members: members.update({"config.json": b"{}"}), ""),
+        (lambda members: members.update({"config.json": b"[" * 100_000}), "maximum recursion"),
+        (lambda members: members.update({"config.json": b"\xff"}), "codec can't decode"),
+        (lambda members: members.update({"model.weights.h5": b""}), ""),
+    ],
+    ids=["member outside", "no weights", "no configuration", "too deep", "no text", "no HDF5"],
+)
+def test_an_archive_that_save_did_not_write_is_refused(saved, change, message):
+    repack(saved, change)
+    assert message in refusal(saved)
+
+
+def test_a_compressed_bomb_is_refused(saved):
+    big = {"model.weights.h5": bytes(100_000_000)}
+    repack(saved, lambda members: members.update(big), zipfile.ZIP_DEFLATED)
+    assert "model.weights.h5 would unpack to 100000000 bytes" in refusal(saved)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(saved):
+    content = bytearray(saved.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    saved.write_bytes(content)
+    assert "model.weights.h5 is damaged" in refusal(saved)
+
+
+def test_a_missing_model_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(StageError, match=r"model\.keras: not found; run `dvc repro`"):
+        storage.load(tmp_path / "model.keras")

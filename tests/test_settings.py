@@ -1,0 +1,344 @@
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from dvc.utils.serialize import parse_yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from stages.core.errors import StageError, run
+from stages.core.settings import Section, read_yaml
+from stages.download import DownloadParameters
+from stages.model.settings import ModelParameters, TrainParameters
+from stages.preprocess import PreprocessParameters
+from tools.recipe import SECTIONS, check
+
+PARAMETERS = Path(__file__).parents[1] / "params.yaml"
+VALUES = read_yaml(PARAMETERS)
+
+
+class Inner(BaseModel):
+    model_config = Section.model_config
+
+    every: int = Field(ge=1)
+
+
+class Example(Section):
+    """A section with a key of each kind."""
+
+    section: ClassVar = "example"
+
+    count: int
+    rate: float = Field(gt=0, lt=1)
+    enabled: bool
+    inner: Inner
+
+
+RIGHT = {"count": 3, "rate": 0.5, "enabled": True, "inner": {"every": 1}}
+SECTION = "example: {count: %s, rate: %s, enabled: %s, inner: {every: 1}}\n"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "params.yaml"
+
+
+def refusal(call) -> str:
+    with pytest.raises(StageError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_projects_parameters_are_valid():
+    check(read_yaml(PARAMETERS))
+    assert list(VALUES) == [section.section for section in SECTIONS]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": 1}, "example.rates is not a known key; they are count, rate, enabled, inner"),
+        (
+            {"inner": {"every": 1, "evry": 2}},
+            "example.inner.evry is not a known key; they are every",
+        ),
+        ({"count": "3"}, "example.count is '3': Input should be a valid integer"),
+        ({"count": 3.0}, "example.count is 3.0: Input should be a valid integer"),
+        ({"count": True}, "example.count is True: Input should be a valid integer"),
+        ({"count": None}, "example.count is None: Input should be a valid integer"),
+        ({"rate": "0.5"}, "example.rate is '0.5': Input should be a valid number"),
+        ({"rate": True}, "example.rate is True: Input should be a valid number"),
+        ({"rate": 1}, "example.rate is 1: Input should be less than 1"),
+        ({"rate": 0.0}, "example.rate is 0.0: Input should be greater than 0"),
+        ({"enabled": 1}, "example.enabled is 1: Input should be a valid boolean"),
+        ({"enabled": "yes"}, "example.enabled is 'yes': Input should be a valid boolean"),
+        (
+            {"inner": {"every": 0}},
+            "example.inner.every is 0: Input should be greater than or equal",
+        ),
+        ({"inner": 3}, "example.inner is 3: Input should be a valid dictionary"),
+        ({"inner": {}}, "example.inner.every is missing"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(changes, message):
+    found = refusal(partial(Example.check, RIGHT | changes))
+    assert found.startswith(f"params.yaml: {message}")
+
+
+def test_every_wrong_key_is_named_at_once():
+    found = refusal(partial(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1}))
+    assert found.count("example.") == 3
+
+
+@pytest.mark.parametrize("key", RIGHT)
+def test_a_missing_key_is_named(key):
+    values = {name: value for name, value in RIGHT.items() if name != key}
+    assert refusal(partial(Example.check, values)) == f"params.yaml: example.{key} is missing"
+
+
+def test_a_valid_section_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        Example.check(RIGHT).count = 4
+
+
+# Each section's own limits
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "allowed"),
+    [
+        (DownloadParameters, "dataset", "mnst", "'mnist', 'fashion_mnist', 'digits' or 'custom'"),
+        (DownloadParameters, "folder", 3, "valid string"),
+        (PreprocessParameters, "validation_fraction", 0, "greater than 0"),
+        (PreprocessParameters, "validation_fraction", 1, "less than 1"),
+        (PreprocessParameters, "validation_fraction", float("nan"), "finite number"),
+        (PreprocessParameters, "seed", -1, "greater than or equal to 0"),
+        (PreprocessParameters, "seed", 2**32, "less than 4294967296"),
+        (ModelParameters, "filters", [], "at least 1 item"),
+        (ModelParameters, "dropout", 1, "less than 1"),
+        (TrainParameters, "epochs", 0, "greater than or equal to 1"),
+        (TrainParameters, "learning_rate", float("inf"), "finite number"),
+        (TrainParameters, "optimizer", "Adam", "'adam'"),
+        (TrainParameters, "replicas", 0, "greater than or equal to 1"),
+    ],
+)
+def test_what_a_stage_cannot_use_is_refused(section, key, value, allowed):
+    found = refusal(lambda: section.check(VALUES[section.section] | {key: value}))
+    assert f"{section.section}.{key} is {value!r}: " in found
+    assert allowed in found
+
+
+@pytest.mark.parametrize(
+    ("groups", "named"),
+    [
+        ([24, 48], "model.filters.0 is 24: Input should be a valid list"),
+        ([[24], []], "model.filters.1 is []: List should have at least 1 item"),
+        ([[24], [0]], "model.filters.1.0 is 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_groups_of_convolutions_that_cannot_be_are_refused(groups, named):
+    assert named in refusal(lambda: ModelParameters.check(VALUES["model"] | {"filters": groups}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("shift", -1.0, "greater than or equal to 0"),
+        ("rotation", 181.0, "less than or equal to 180"),
+        ("zoom", 1.0, "less than 1"),
+    ],
+)
+def test_augmentation_beyond_its_limits_is_refused(key, value, allowed):
+    values = VALUES["train"] | {"augmentation": VALUES["train"]["augmentation"] | {key: value}}
+    found = refusal(lambda: TrainParameters.check(values))
+    assert f"train.augmentation.{key} is {value!r}: " in found
+    assert allowed in found
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "named"),
+    [
+        (DownloadParameters, {"dataset": "custom", "folder": None}, "download.folder"),
+        (ModelParameters, {"architecture": "branched", "api": "sequential"}, "model.api"),
+        (ModelParameters, {"dropout": 0.5, "hidden_units": []}, "model.hidden_units"),
+        (TrainParameters, {"optimizer": "adam", "momentum": 0.9}, "train.momentum"),
+        (
+            TrainParameters,
+            {"optimizer": "sgd", "momentum": 0.0, "nesterov": True},
+            "train.nesterov",
+        ),
+        (
+            TrainParameters,
+            {"loss": "mean_squared_error", "label_smoothing": 0.1},
+            "train.label_smoothing",
+        ),
+        (TrainParameters, {"batch_size": 1, "replicas": 2}, "train.batch_size"),
+        (TrainParameters, {"metrics": ["recall", "recall"]}, "train.metrics"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused(section, changes, named):
+    assert named in refusal(lambda: section.check(VALUES[section.section] | changes))
+
+
+# The file
+
+
+def test_a_section_is_read_without_the_others(path):
+    path.write_text("example: {count: 3, rate: 0.5, enabled: true, inner: {every: 1}}\nelse: [1]\n")
+    assert Example.read(path).model_dump() == RIGHT
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001"])
+def test_a_number_with_an_exponent_is_a_number_as_in_dvc(path, text):
+    path.write_text(SECTION % (3, text, "true"))
+    assert Example.read(path).rate == 0.001
+    assert parse_yaml(path.read_text(), str(path))["example"]["rate"] == 0.001
+
+
+def test_the_projects_parameters_are_read_as_dvc_reads_them():
+    assert parse_yaml(PARAMETERS.read_text(encoding="utf-8"), str(PARAMETERS)) == VALUES
+
+
+def test_what_yaml_1_1_took_for_true_or_sixty_is_a_string_as_in_dvc(path):
+    path.write_text("a: yes\nb: 1:00\nc: 010\n")
+    assert read_yaml(path) == {"a": "yes", "b": "1:00", "c": 10}
+    assert read_yaml(path) == parse_yaml(path.read_text(), str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected sections of keys, found NoneType"),
+        (b"- 1\n", "expected sections of keys, found list"),
+        (b"other: {a: 1}\n", "section 'example' is missing or holds no keys"),
+        (b"example:\n", "section 'example' is missing or holds no keys"),
+        (b"example: [1, 2]\n", "section 'example' is missing or holds no keys"),
+        (b"example: {count: 3\n", "not readable as YAML: while parsing a flow mapping"),
+        (b"example:\n\tcount: 3\n", "not readable as YAML: while scanning"),
+        (b"a: 1\na: 2\n", 'not readable as YAML: .* found duplicate key "a"'),
+        (b"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> b\n", "not readable as YAML: "),
+        (b"example: {count: 2001-99-99}\n", "not readable as YAML: month must be in 1..12"),
+        (b"example: !!python/object:os.system x\n", "not readable as YAML: could not determine"),
+        (b"example: !!float ''\n", "not readable as YAML: string index out of range"),
+        (b"[" * 1000, "not readable as YAML: maximum recursion depth exceeded"),
+        (b"example: {count: '\xff'}\n", "not readable as YAML: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_file_that_is_no_set_of_sections_is_named_in_one_line(path, content, message):
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=f"^{path}: {message}") as caught:
+        Example.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def complaint(call) -> str:
+    """What a StageError says, or nothing where there is none."""
+    try:
+        call()
+    except StageError as error:
+        return str(error)
+    return ""
+
+
+@st.composite
+def damaged(draw):
+    """The section with some characters changed, and perhaps cut short."""
+    text = list(SECTION % (3, 0.5, "true"))
+    characters = st.sampled_from('\0\t\n !"%&*-.0<>?@Ee[]|~\x85\ufeff') | st.characters(
+        codec="utf-8"
+    )
+    for at, character in draw(st.lists(st.tuples(st.integers(0, len(text) - 1), characters))):
+        text[at] = character
+    return "".join(text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text)
+
+
+@given(damaged())
+def test_any_text_gives_the_section_or_the_one_error(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert "\n" not in complaint(partial(Example.read, path))
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+)
+
+
+@given(st.sampled_from([ModelParameters, TrainParameters, DownloadParameters]), st.data())
+def test_any_value_is_taken_or_named_in_the_one_error(section, data):
+    key = data.draw(st.sampled_from(list(section.model_fields)))
+    values = VALUES[section.section] | {key: data.draw(VALUE)}
+    found = complaint(partial(section.check, values))
+    assert "\n" not in found
+    assert not found or f"{section.section}.{key}" in found
+
+
+def test_a_value_too_long_to_print_is_shortened(path):
+    lines = ["a0: &a0 [lol]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    path.write_text("\n".join([*lines, SECTION % ("*a19", 0.5, "true")]))
+    assert len(refusal(partial(Example.read, path))) < 500
+
+
+def test_a_missing_file_is_named_with_what_to_do(path):
+    expected = f"{path}: not found; run from the project's folder"
+    assert refusal(partial(Example.read, path)) == expected
+
+
+# What the user of a stage sees
+
+
+@pytest.mark.parametrize("error", [StageError("raw: bad"), OSError("raw: bad")])
+def test_a_fault_outside_the_code_ends_the_process_with_one_line(error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(fail)
+    assert caught.value.code == "error: raw: bad"
+
+
+def test_an_interrupt_ends_the_process_with_one_line():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run(interrupt)
+    assert caught.value.code == "error: interrupted"
+
+
+def test_a_fault_of_the_code_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "line"),
+    [
+        (
+            "download",
+            "download: {dataset: cifar, folder: null}",
+            "error: params.yaml: download.dataset is 'cifar': Input should be 'mnist', ",
+        ),
+        (
+            "preprocess",
+            "preprocess: {validation_fraction: 1.5, seed: 42, stratify: true}",
+            "error: params.yaml: preprocess.validation_fraction is 1.5: Input should be less",
+        ),
+        ("preprocess", "preprocess: {", "error: params.yaml: not readable as YAML: "),
+    ],
+)
+def test_a_stage_with_a_wrong_value_says_so_in_one_line_and_writes_nothing(
+    run_python, tmp_path, stage, text, line
+):
+    (tmp_path / "params.yaml").write_text(text)
+    ended = run_python("-m", f"stages.{stage}")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith(line)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

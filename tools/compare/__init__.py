@@ -1,0 +1,1 @@
+"""The command `python -m tools.compare`: compare the results of two revisions."""

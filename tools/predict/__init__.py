@@ -1,0 +1,1 @@
+"""The command `python -m tools.predict`: classify image files with the trained model."""

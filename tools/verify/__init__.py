@@ -1,0 +1,1 @@
+"""The command `python -m tools.verify`: reproduce a commit in a fresh clone and compare."""

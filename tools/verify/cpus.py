@@ -1,0 +1,220 @@
+"""Train and predict with every kind of network under other processors, and compare the bytes.
+
+QEMU's user-mode emulation (Debian's package qemu-user) runs the same program with another
+processor's instructions, model number and caches. Each case is a short training on made-up
+pictures and a prediction, its hash that of the weights, the history and the probabilities; the
+last is of metrics, predictions and pictures. The table goes to reports/cpus.md; exits with 1 where
+a hash differs from this machine's own.
+
+    python -m tools.verify.cpus [CPU ...]
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from stages import evaluate, plot
+from stages.core.errors import StageError, run
+from stages.core.files import write_text
+from stages.core.paths import PARAMETERS
+from stages.core.settings import read_yaml
+from stages.model.settings import ModelParameters, TrainParameters
+from stages.train import trained
+
+CPUS = ("Haswell", "EPYC-Milan")  # of each maker one, half an hour each
+REPORT = Path("reports/cpus.md")
+BATCHES = 1.5  # of training an epoch: a whole one, and a part of one
+# Of every case but params.yaml's own: what goes with any optimizer, and batches that an emulator is
+# done with in half a minute.
+PLAIN = {"batch_size": 64, "momentum": 0.0, "nesterov": False, "label_smoothing": 0.0}
+
+# On top of params.yaml: each architecture, API, optimizer, schedule and loss at least once.
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "params.yaml": {},
+    "dense, adam, batch 32": {
+        "model": {"architecture": "dense", "api": "sequential", "batch_normalization": False},
+        "train": {"optimizer": "adam", "batch_size": 32, "schedule": {"name": "constant"}},
+    },
+    "dense, sgd, squared error": {
+        "model": {"architecture": "dense", "dropout": 0.3},
+        "train": {"optimizer": "sgd", "loss": "mean_squared_error", "schedule": {"name": "step"}},
+    },
+    "dense, lion": {"model": {"architecture": "dense"}, "train": {"optimizer": "lion"}},
+    "dense, muon": {"model": {"architecture": "dense"}, "train": {"optimizer": "muon"}},
+    "convolutional, nesterov": {
+        "train": {
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            "nesterov": True,
+            "schedule": {"name": "exponential"},
+        }
+    },
+    "convolutional, rmsprop, dropout": {
+        "model": {"dropout": 0.3},
+        "train": {"optimizer": "rmsprop", "schedule": {"name": "plateau"}},
+    },
+    "convolutional, adamw, squared error": {
+        "train": {"optimizer": "adamw", "loss": "mean_squared_error"}
+    },
+    "convolutional, adagrad, no batch normalization": {
+        "model": {"batch_normalization": False},
+        "train": {"optimizer": "adagrad"},
+    },
+    "convolutional, cropped, two members over shifts": {
+        "model": {"crop": 2, "members": 2, "test_time_augmentation": True},
+    },
+    "branched, nadam": {
+        "model": {"architecture": "branched", "api": "functional"},
+        "train": {"optimizer": "nadam"},
+    },
+    "branched, adamax, squared error": {
+        "model": {"architecture": "branched", "api": "functional"},
+        "train": {"optimizer": "adamax", "loss": "mean_squared_error"},
+    },
+    "branched, adadelta, dropout": {
+        "model": {"architecture": "branched", "api": "functional", "dropout": 0.3},
+        "train": {"optimizer": "adadelta"},
+    },
+}
+
+REPORTING = "metrics and pictures"
+NAMES = [*CASES, REPORTING]
+
+
+def probe() -> None:
+    """Print each case's name and hash as a line of JSON; this is what runs under emulation."""
+    from stages.model import calibration
+
+    content = read_yaml(PARAMETERS)
+    rng = np.random.default_rng(0)
+    for name, changes in CASES.items():
+        model_values = content["model"] | changes.get("model", {})
+        plain = {} if name == "params.yaml" else PLAIN
+        train_values = content["train"] | {"epochs": 2} | plain | changes.get("train", {})
+        schedule = changes.get("train", {}).get("schedule", {})
+        train_values["schedule"] = content["train"]["schedule"] | schedule
+        parameters = TrainParameters.check(train_values)
+        count = int(BATCHES * parameters.batch_size)
+        images = rng.random((count, 28, 28), np.float32)
+        labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
+        digits = images, labels
+        model, history = trained(ModelParameters.check(model_values), parameters, digits, digits)
+        probabilities = calibration.predict_probabilities(
+            model, images, parameters.batch_size, parameters.replicas
+        )
+        digest = hashlib.sha256(history.to_csv().encode())
+        for array in (*model.get_weights(), probabilities):
+            digest.update(array.tobytes())
+        print(json.dumps({name: digest.hexdigest()}), flush=True)
+    print(json.dumps({REPORTING: reporting()}), flush=True)
+
+
+def reporting() -> str:
+    """Return the hash of what the last two stages make of made-up predictions and a history."""
+    rng = np.random.default_rng(1)
+    actual, predicted = rng.integers(0, 10, 500), rng.integers(0, 10, 500)
+    classes = list(map(str, range(10)))
+    probabilities = rng.random((500, 10), np.float32)
+    predictions = evaluate.prediction_table(actual, probabilities, classes)
+    columns = ("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate")
+    history = pd.DataFrame({"epoch": range(1, 6), **{name: rng.random(5) for name in columns}})
+    history["chosen"] = [0, 0, 0, 1, 0]
+    figures = {
+        "samples": plot.draw_samples(rng.random((10, 28, 28)), actual[:10], classes),
+        "curves": plot.draw_curves(history),
+        "confusion": plot.draw_confusion(predictions["actual"], predictions["predicted"], classes),
+        "mistakes": plot.draw_mistakes(rng.random((500, 28, 28)), predictions, 20),
+    }
+    metrics = [
+        evaluate.scores(actual, predicted, 10),
+        evaluate.class_scores(actual, predicted, classes),
+        evaluate.accuracy_interval(497, 500),
+    ]
+    digest = hashlib.sha256((json.dumps(metrics) + predictions.to_csv()).encode())
+    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(plot.STYLE):
+        for name, figure in figures.items():
+            plot.save(figure, Path(folder) / name, 120)
+            digest.update((Path(folder) / name).read_bytes())
+    return digest.hexdigest()
+
+
+def hashes(cpu: str | None) -> dict[str, str]:
+    """Return the probe's hashes on this machine, or under emulation of `cpu`."""
+    interpreter = str(Path(sys.executable).resolve())
+    # The real interpreter does not know the virtual environment that its link lies in.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [interpreter, "-c", "from tools.verify.cpus import probe; probe()"]
+    if cpu:
+        command = [emulator(), "-cpu", cpu, *command]
+    found: dict[str, str] = {}
+    said: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("{"):
+                found |= json.loads(line)
+                print(f"  {cpu or 'this machine'}: {len(found)} of {len(NAMES)}", flush=True)
+    if len(found) < len(NAMES):
+        raise StageError(f"the probe failed on {cpu or 'this machine'}:\n{''.join(said)}")
+    return found
+
+
+def emulator() -> str:
+    """Return the path of QEMU's user-mode emulator for x86-64."""
+    for name in ("qemu-x86_64", "qemu-x86_64-static"):
+        if path := shutil.which(name):
+            return path
+    print("skipped: qemu-x86_64 is not on the PATH (Debian: apt-get install qemu-user)")
+    sys.exit(0)
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    """Return the hashes as Markdown, the first eight digits of each, one row a case."""
+    lines = ["| case | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    native = next(iter(results.values()))
+    for case in NAMES:
+        cells = [
+            f"`{found[case][:8]}`" + ("" if found[case] == native[case] else " ≠")
+            for found in results.values()
+        ]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compare this machine with each emulated processor."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cpus", nargs="*", default=CPUS, metavar="CPU", help=f"default: {CPUS}")
+    cpus = parser.parse_args().cpus
+    emulator()
+    results = {}
+    for cpu in (None, *cpus):
+        start = time.monotonic()
+        results[cpu or "this machine"] = hashes(cpu)
+        print(f"{cpu or 'this machine'}: {time.monotonic() - start:.0f} s", flush=True)
+        write_text(REPORT, table(results))
+    print(f"\n{table(results)}")
+    native = results["this machine"]
+    if different := [cpu for cpu, found in results.items() if found != native]:
+        raise StageError(f"other bytes on {', '.join(different)}")
+    print("identical on all")
+
+
+if __name__ == "__main__":
+    run(main)
