@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the `python` that DVC calls.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test compare seeds draw model-card export benchmark verify verify-cpus lock-check doctor \
+.PHONY: help repro test test-quick compare seeds draw model-card export benchmark verify verify-cpus lock-check doctor \
 	lint requirements
 .DEFAULT_GOAL := help
 
@@ -19,6 +19,9 @@ repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with 
 
 test: lint ## Check the style and the types, then run every test.
 	@$(BIN)/pytest
+
+test-quick: .venv/development ## Run the tests that need no network, no browser and only a few seconds each.
+	@$(BIN)/pytest -m 'not slow and not network and not browser'
 
 compare: .venv/runtime ## Is what is here really better or worse than BASE=main? HEAD=revision, MAX_DROP=0.001.
 	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP))
