@@ -201,7 +201,7 @@ def mounting():
 
 @pytest.mark.usefixtures("mounting")
 def test_a_disk_full_at_any_write_is_named_and_leaves_nothing_half_written(project):
-    ended = project.run(*NAMESPACE, "python", "tests/helpers/fill_disk.py")
+    ended = project.run(*NAMESPACE, "python", "-m", "tests.helpers.fill_disk")
     said = json.loads(ended.stdout.splitlines()[-1])
     expected = [output for stage in graph().values() for output in outputs(stage)]
     assert sorted(said) == sorted(expected)

@@ -139,15 +139,51 @@ def test_same_bytes_in_another_clone(project, tmp_path):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dvc_yaml_lists_what_the_stage_really_uses(project, name):
+def test_dvc_yaml_lists_what_the_stage_uses(project, name):
     stage = graph()[name]
-    for output in outputs(stage):  # an output that is there already would hide a write
+    for output in outputs(stage):  # the spy would not see a write to an output that is there
         (project.folder / output).unlink()
     found = used(project, name)
     project.restore()
-    # datasets/ is for pictures of one's own, in tests/test_sharing.py.
     assert found == {
+        # datasets holds your own images, which tests/test_sharing.py downloads.
         "deps": [path for path in stage["deps"] if path != "datasets"],
         "outputs": outputs(stage),
         "params": stage["params"],
     }
+
+
+# Each line makes the stage plot use something that dvc.yaml does not list for it.
+UNLISTED = """
+import ruamel.yaml
+from stages.model.settings import TrainParameters
+TrainParameters.read()
+open("data/evaluation/metrics.json").close()
+open("data/plots/extra.txt", "w").close()
+ruamel.yaml.YAML().load(open("params.yaml").read())
+"""
+
+
+def test_spy_finds_unlisted_and_unused_entries(project):
+    script = project.folder / "stages/plot.py"
+    script.write_text(script.read_text() + UNLISTED)
+    graph_file = project.folder / "dvc.yaml"
+    text = graph_file.read_text()
+    unused = text.replace("- stages/plot.py", "- recipes\n      - stages/plot.py")
+    graph_file.write_text(unused.replace("      - plot\n", "      - evaluate\n      - plot\n"))
+    listed = graph(project.folder)["plot"]
+    found = used(project, "plot")
+    project.restore()
+    (project.folder / "data/plots/extra.txt").unlink()
+    assert set(found["deps"]) - set(listed["deps"]) == {
+        "data/evaluation/metrics.json",
+        "stages/model/__init__.py",
+        "stages/model/settings.py",
+    }
+    assert set(listed["deps"]) - set(found["deps"]) == {"recipes"}
+    assert set(found["outputs"]) - set(outputs(listed)) == {"data/plots/extra.txt"}
+    assert set(found["params"]) - set(listed["params"]) == {
+        "params.yaml, not by a section",
+        "train",
+    }
+    assert set(listed["params"]) - set(found["params"]) == {"evaluate"}

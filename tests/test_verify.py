@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from helpers.project import ROOT, STAGES, Project, used
+from helpers.project import ROOT, STAGES, Project
 from PIL import Image
 
 from stages.core.files import read_json, write_json
@@ -186,47 +186,6 @@ def test_changed_raw_byte_is_caught(project):
     code, printed, _ = verify(project)
     assert code == 1
     assert "data/raw/train-labels-idx1-ubyte: not the bytes of digits" in printed
-
-
-def test_undeclared_dependency_is_caught(project):
-    assert "data/evaluation/metrics.json" not in used(project, "plot")["deps"]
-    replace(
-        project,
-        "stages/plot.py",
-        "    parameters = PlotParameters.read()",
-        "    parameters = PlotParameters.read()\n"
-        '    read_json(Path("data/evaluation/metrics.json"))',
-    )
-    replace(project, "stages/plot.py", "read_csv, read_digits", "read_csv, read_digits, read_json")
-    assert "data/evaluation/metrics.json" in used(project, "plot")["deps"]
-
-
-@pytest.mark.parametrize(
-    ("statement", "found"),
-    [
-        ("TrainParameters.read().seed", "train.seed"),
-        (
-            "__import__('ruamel.yaml').yaml.YAML().load(Path('params.yaml'))",
-            "params.yaml, past its",
-        ),
-    ],
-)
-def test_undeclared_parameter_is_caught(project, statement, found):
-    before = used(project, "preprocess")["params"]
-    replace(
-        project,
-        "stages/preprocess.py",
-        "    parameters = PreprocessParameters.read()",
-        f"    parameters = PreprocessParameters.read()\n    {statement}",
-    )
-    replace(
-        project,
-        "stages/preprocess.py",
-        "from stages.parameters",
-        "from stages.hyperparameters import TrainParameters\nfrom stages.parameters",
-    )
-    new = set(used(project, "preprocess")["params"]) - set(before)
-    assert any(found in name for name in new)
 
 
 # Without its pins the result does depend on the instruction set and on the shares of a batch: were

@@ -1,20 +1,18 @@
-"""Run every stage on a disk that is full at each of its writes, and print what it then said.
+"""Run every stage with the disk full at each of its writes; print each output's error message.
 
-`unshare --mount --map-root-user python tests/helpers/fill_disk.py` in a small clone of the project: `data`
-becomes a small file system of its own, which nobody else sees. Prints JSON: {output: message}.
+Run `unshare --mount --map-root-user python -m tests.helpers.fill_disk` in a small clone of the
+project. `data` becomes a small file system that only this process sees. Prints JSON:
+{output: message}.
 """
 
 import importlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "tests")]
-
-from helpers.project import STAGES, graph, outputs
-from stages.core.errors import StageError  # before Keras: it sets what that reads when loaded
+from stages.core.errors import StageError  # before Keras, which reads the variables that it sets
+from tests.helpers.project import STAGES, graph, outputs
 
 import keras  # isort: skip
 

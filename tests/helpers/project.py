@@ -11,7 +11,6 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["download", "preprocess", "train", "evaluate", "plot"]
 AUTHOR = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
 SMALL = {
     "download.dataset": "digits",
@@ -89,11 +88,24 @@ def outputs(stage: dict) -> list[str]:
     return sorted(next(iter(out)) if isinstance(out, dict) else out for out in listed)
 
 
-def graph() -> dict[str, dict]:
-    return YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+def graph(folder: Path = ROOT) -> dict[str, dict]:
+    """Return the stages of dvc.yaml, by name."""
+    return YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
+
+
+STAGES = list(graph())  # in the order in which they run
 
 
 def used(project: Project, stage: str) -> dict[str, list[str]]:
-    """Return what a stage really used, in the form in which dvc.yaml lists it."""
-    result = project.run("python", "tests/helpers/spy.py", f"stages.{stage}")
-    return json.loads(re.search(r"^USED (.*)$", result.stdout, re.M)[1])
+    """Return what a stage really used, in the form in which dvc.yaml lists it.
+
+    A file in a folder that dvc.yaml lists counts as that folder.
+    """
+    result = project.run("python", "-m", "tests.helpers.spy", f"stages.{stage}")
+    found = json.loads(re.search(r"^USED (.*)$", result.stdout, re.M)[1])
+    listed = graph(project.folder)[stage]["deps"]
+    deps = {
+        next((dep for dep in listed if path == dep or path.startswith(f"{dep}/")), path)
+        for path in found["deps"]
+    }
+    return found | {"deps": sorted(deps)}

@@ -1,7 +1,7 @@
-"""Run a stage and print, as JSON, what it really used: `python tests/helpers/spy.py stages.train`.
+"""Run a stage and print, as JSON, what it really used: `python -m tests.helpers.spy stages.train`.
 
-It watches every file that Python opens, every module loaded and every section of params.yaml that
-is read, so it also finds what reading the code would not.
+It watches every file that Python opens, every module that is loaded and every section of
+params.yaml that is read, so it also finds what a reader of the code would miss.
 """
 
 import json
@@ -12,58 +12,72 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path.cwd()
-opened = {"reads": Counter(), "writes": Counter()}
+READS: Counter[str] = Counter()
+WRITES: set[str] = set()
 
 
 def watch_files(event, arguments):
-    if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
-        path = Path(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100  # links stay links
-        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if path.is_relative_to(ROOT) and (writes or path.is_file()):
-            name = path.relative_to(ROOT).as_posix().removesuffix(".part")
-            opened["writes" if writes else "reads"][name] += 1
+    """Count each file of the project that is opened; a hook for sys.addaudithook."""
+    if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
+        return
+    path = Path(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100  # links stay links
+    writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if path.is_relative_to(ROOT) and (writes or path.is_file()):
+        name = path.relative_to(ROOT).as_posix().removesuffix(".part")
+        if writes:
+            WRITES.add(name)
+        else:
+            READS[name] += 1
+
+
+def watch_sections(section_class):
+    """Return a list; each section that is read from params.yaml from now on adds its name to it."""
+    names = []
+    read = section_class.read.__func__
+
+    def watched_read(section, *arguments):
+        names.append(section.section)
+        return read(section, *arguments)
+
+    section_class.read = classmethod(watched_read)
+    return names
+
+
+def loaded_modules():
+    """Return the files of the project's loaded modules, and the file that pins its libraries."""
+    paths = {Path(getattr(module, "__file__", None) or "/") for module in sys.modules.values()}
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for path in paths
+        if path.is_relative_to(ROOT) and path.suffix == ".py"
+    }
+    if any("site-packages" in path.parts for path in paths):
+        modules.add("requirements.txt")
+    return modules
 
 
 def main(stage):
     sys.dont_write_bytecode = True
-    sys.path.insert(0, str(ROOT))
     from stages.core.settings import Section
 
-    declared = set()
-    read, check = Section.read.__func__, Section.check.__func__
-    sections_read = []
-
-    def watched_read(section, *arguments):
-        sections_read.append(section.section)
-        return read(section, *arguments)
-
-    def watched_check(section, *arguments):
-        declared.update(f"{section.section}.{name}" for name in section.model_fields)
-        return check(section, *arguments)
-
-    Section.read = classmethod(watched_read)
-    Section.check = classmethod(watched_check)
+    sections = watch_sections(Section)
     sys.addaudithook(watch_files)
     runpy.run_module(stage, run_name="__main__", alter_sys=True)
 
-    modules = {stage.replace(".", "/") + ".py"}
-    for module in list(sys.modules.values()):
-        file = Path(getattr(module, "__file__", None) or "/")
-        if file.is_relative_to(ROOT) and file.suffix == ".py" and "tests" not in file.parts:
-            modules.add(file.relative_to(ROOT).as_posix())
-    # Every look into params.yaml must go through a section, or its keys would not be declared.
-    beside = opened["reads"].pop("params.yaml") - len(sections_read)
-    data = {name for name in opened["reads"] if not name.endswith((".py", ".pyc"))}
-    print(
-        "USED",
-        json.dumps(
-            {
-                "deps": sorted({*modules, *data, "requirements.txt"} - set(opened["writes"])),
-                "outputs": sorted(opened["writes"]),
-                "params": sorted(declared) + ["params.yaml, past its section"] * beside,
-            }
-        ),
-    )
+    modules = loaded_modules() | {stage.replace(".", "/") + ".py"}
+    # A stage that reads params.yaml other than by a section could use keys of any section.
+    other_reads = READS.pop("params.yaml", 0) - len(sections)
+    files = {
+        name
+        for name in modules | set(READS)
+        if not name.startswith("tests/") and not name.endswith(".pyc")
+    }
+    used = {
+        "deps": sorted(files - WRITES),
+        "outputs": sorted(WRITES),
+        "params": sorted({*sections}) + ["params.yaml, not by a section"] * (other_reads > 0),
+    }
+    print("USED", json.dumps(used))
 
 
 if __name__ == "__main__":
