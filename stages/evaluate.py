@@ -102,7 +102,7 @@ def main() -> None:
     metrics: dict[str, Any] = {}
     for name in ("validation", "test"):  # one after the other, to hold one in memory
         images, labels = read_split(PROCESSED / f"{name}.npz")
-        probabilities = twin.probabilities(images, parameters.batch_size)
+        probabilities = twin.predict_probabilities(images, parameters.batch_size)
         loss = calibration.mean_loss(model, labels, probabilities)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)
         metrics[name] = {"loss": loss, **scores(actual, predicted, len(classes))}

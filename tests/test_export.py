@@ -5,6 +5,7 @@ import pytest
 
 from stages.core.errors import StageError
 from stages.core.files import write_json, write_npz
+from stages.model import portable
 from tools.export import FORMATS, compare, main, single
 
 RANDOM = np.random.default_rng(0)
@@ -22,7 +23,7 @@ RANDOM = np.random.default_rng(0)
 def test_every_kind_of_network_predicts_alike_in_every_format(
     model_with, tmp_path, architecture, shape, classes, averaged
 ):
-    from stages.model import architectures, calibration, ensemble, storage
+    from stages.model import architectures, ensemble, storage
 
     model = architectures.build(model_with(architecture=architecture), shape, classes)
     # As if trained: the averages that batch normalization keeps are no longer 0 and 1.
@@ -33,7 +34,7 @@ def test_every_kind_of_network_predicts_alike_in_every_format(
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     model = storage.load(tmp_path / "model.keras")
     images = RANDOM.random((7, *shape), np.float32)
-    expected = calibration.predict_probabilities(model, images, 3, 2)
+    expected = portable.make_portable(model, 2).predict_probabilities(images, 3)
     assert (np.ptp(expected, axis=0) / expected.mean(axis=0)).max() > 0.05  # images do matter
     for name, (write, predict) in FORMATS.items():
         write(single(model), tmp_path / name)

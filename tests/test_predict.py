@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from stages.core.errors import StageError
 from stages.core.files import write_json
-from stages.model import architectures, calibration, portable, storage
+from stages.model import architectures, portable, storage
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from tools.benchmark import picture_sets
@@ -126,7 +126,9 @@ def test_what_is_not_there_is_named(project):
 
 def test_answers_are_those_of_the_evaluate_stage(here, mnist):
     images = idx.read(mnist / TEST_IMAGES, 3, 512) / np.float32(255)
-    expected = calibration.predict_probabilities(storage.load(here / predict.MODEL), images, 512, 2)
+    expected = portable.make_portable(storage.load(here / predict.MODEL), 2).predict_probabilities(
+        images, 512
+    )
     assert loading.load_classifier().probabilities(images).tobytes() == expected.tobytes()
 
 

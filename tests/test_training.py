@@ -10,7 +10,6 @@ import pytest
 from stages.core.errors import StageError
 from stages.model import architectures, optimizer, portable, training
 from stages.model.settings import EarlyStopping, ModelParameters, Schedule, TrainParameters
-from stages.train import trained
 
 pytestmark = pytest.mark.usefixtures("settled")
 
@@ -20,7 +19,7 @@ def rates(parameters, steps, count):
     return [float(schedule(step)) for step in range(count)]
 
 
-def test_constant_schedule_is_the_rate_itself(train_with):
+def test_constant_schedule(train_with):
     assert optimizer.make_learning_rate(train_with(learning_rate=0.1), 10) == 0.1
 
 
@@ -32,29 +31,29 @@ def test_step_schedule_drops_between_epochs(train_with):
     assert rates(parameters, 3, 15) == pytest.approx([0.8] * 6 + [0.4] * 6 + [0.2] * 3)
 
 
-def test_exponential_schedule_has_fallen_by_the_factor_after_every_epochs(train_with):
+def test_exponential_schedule_falls_by_the_factor(train_with):
     parameters = train_with(
         epochs=4, learning_rate=0.8, schedule={"name": "exponential", "every": 2, "factor": 0.25}
     )
-    # 2 steps an epoch, so by 0.25 in 4 steps: by the square root of a half a step.
+    # 2 steps an epoch: a factor of 0.25 in 4 steps, so sqrt(0.5) a step.
     expected = [0.8 * math.sqrt(0.5) ** step for step in range(9)]
     assert expected[4] == pytest.approx(0.2)
     assert rates(parameters, 2, 9) == pytest.approx(expected)
 
 
-def test_cosine_schedule_warms_up_in_a_line_and_comes_down_to_zero(train_with):
+def test_cosine_schedule_warms_up_and_falls_to_zero(train_with):
     parameters = train_with(epochs=2, learning_rate=1.0, schedule={"name": "cosine", "warmup": 0.2})
     # 10 steps in all: up in 2, then half a cosine over 8.
     down = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]
     assert rates(parameters, 5, 11) == pytest.approx([0.0, 0.5, *down], abs=1e-7)
 
 
-def test_cosine_schedule_without_warmup_starts_at_the_top(train_with):
+def test_cosine_schedule_without_warmup(train_with):
     parameters = train_with(epochs=1, learning_rate=1.0, schedule={"name": "cosine", "warmup": 0.0})
     assert rates(parameters, 2, 3) == pytest.approx([1.0, 0.5, 0.0], abs=1e-7)
 
 
-def test_warmup_leaves_a_step_to_come_down_in(train_with):
+def test_warmup_leaves_at_least_one_step(train_with):
     parameters = train_with(epochs=1, learning_rate=1.0, schedule={"name": "cosine", "warmup": 0.9})
     assert rates(parameters, 2, 2) == pytest.approx([0.0, 1.0])
     assert float(optimizer.make_learning_rate(parameters, 1)(0)) == pytest.approx(1.0)
@@ -65,7 +64,7 @@ def test_warmup_leaves_a_step_to_come_down_in(train_with):
     [
         ({"name": "constant"}, [0.8, 0.8, 0.8]),
         ({"name": "step", "every": 1, "factor": 0.5}, [0.8, 0.4, 0.2]),
-        # The rate of each epoch's last step: 2 steps an epoch, by sqrt(0.5) a step.
+        # The rate of each epoch's last step: 2 steps an epoch, a factor of sqrt(0.5) a step.
         (
             {"name": "exponential", "every": 1, "factor": 0.5},
             [0.8 * 0.5**x for x in (0.5, 1.5, 2.5)],
@@ -76,7 +75,7 @@ def test_warmup_leaves_a_step_to_come_down_in(train_with):
         ),
     ],
 )
-def test_history_records_the_rate_of_each_epochs_last_step(
+def test_history_has_the_rate_of_the_last_step(
     train_with, tiny_model, small_split, schedule, expected
 ):
     parameters = train_with(
@@ -86,28 +85,26 @@ def test_history_records_the_rate_of_each_epochs_last_step(
     assert history["learning_rate"].tolist() == pytest.approx(expected)
 
 
-def test_a_member_of_an_ensemble_leaves_nothing_behind_in_memory(
-    train_with, model_with, small_split, monkeypatch
-):
+def test_trained_members_leave_memory(train_with, model_with, small_split, monkeypatch):
     left, fit_one = weakref.WeakSet(), training.fit
 
-    def watched(twin, *arguments):
+    def watched(model, *arguments):
         assert not left
-        history = fit_one(twin, *arguments)
-        left.add(twin)
+        history = fit_one(model, *arguments)
+        left.add(model)
         return history
 
     monkeypatch.setattr(training, "fit", watched)
     parameters = model_with(architecture="dense", members=2)
-    model, history = trained(parameters, train_with(), small_split, small_split)
+    model, history = training.train_members(parameters, train_with(), small_split, small_split)
     assert not left
     assert len(history) == 1
-    assert len(model.layers) == 4  # the picture, two members and their mean
+    assert len(model.layers) == 4  # the input, two members and their mean
 
 
-def test_training_holds_the_digits_once(train_with, model_with, small_split, monkeypatch):
-    digits, fit_one = [array.copy() for array in small_split], training.fit
-    left = [weakref.ref(array) for array in digits]
+def test_training_holds_the_images_once(train_with, model_with, small_split, monkeypatch):
+    arrays, fit_one = [array.copy() for array in small_split], training.fit
+    left = [weakref.ref(array) for array in arrays]
 
     def watched(*arguments):
         assert [array() for array in left] == [None, None]
@@ -115,13 +112,11 @@ def test_training_holds_the_digits_once(train_with, model_with, small_split, mon
 
     monkeypatch.setattr(training, "fit", watched)
     parameters = model_with(architecture="dense")
-    trained(parameters, train_with(), (digits.pop(0), digits.pop()), small_split)
+    training.train_members(parameters, train_with(), (arrays.pop(0), arrays.pop()), small_split)
 
 
-def test_plateau_schedule_lowers_the_rate_once_the_validation_loss_stalls(
-    train_with, tiny_model, small_split
-):
-    # At such a rate no epoch improves on the first: it stalls in 2 and 3, and again in 4 and 5.
+def test_plateau_schedule_lowers_the_rate(train_with, tiny_model, small_split):
+    # The rate is too low for any improvement: epochs 2 and 3 stall, then 4 and 5.
     parameters = train_with(
         epochs=6,
         learning_rate=1e-12,
@@ -137,10 +132,10 @@ def test_plateau_schedule_lowers_the_rate_once_the_validation_loss_stalls(
 @pytest.mark.parametrize(
     ("losses", "patience", "min_delta", "stopped", "best"),
     [
-        ([0.9, 0.5, 0.6, 0.7, 0.1], 2, 0.0, 4, 2),  # two epochs without improvement end it
-        ([0.9, 0.5, 0.6, 0.4, 0.5, 0.6], 2, 0.0, 6, 4),  # an improvement starts the count anew
+        ([0.9, 0.5, 0.6, 0.7, 0.1], 2, 0.0, 4, 2),  # two epochs without improvement
+        ([0.9, 0.5, 0.6, 0.4, 0.5, 0.6], 2, 0.0, 6, 4),  # an improvement resets the count
         ([0.9, 0.8, 0.7], 2, 0.0, None, 3),
-        ([0.90, 0.89, 0.88], 1, 0.05, 2, 1),  # improvements, but too small ones
+        ([0.90, 0.89, 0.88], 1, 0.05, 2, 1),  # improvements that are too small
     ],
 )
 def test_early_stopping_on_a_constructed_history(
@@ -163,14 +158,14 @@ def test_early_stopping_on_a_constructed_history(
     rule.on_train_end()
     assert found == stopped
     assert rule.best_epoch + 1 == best
-    assert {w.flat[0] for w in model.get_weights()} == {best - 1}  # that epoch's weights are back
+    assert {w.flat[0] for w in model.get_weights()} == {best - 1}  # weights of the best epoch
 
 
-def test_chosen_epoch_is_the_one_whose_weights_the_model_holds(train_with, tiny_model, small_split):
+def test_model_holds_the_weights_of_the_chosen_epoch(train_with, tiny_model, small_split):
     parameters = train_with(
         epochs=40,
         optimizer="sgd",
-        learning_rate=20.0,  # so high that it gets worse
+        learning_rate=20.0,  # too high, so that the loss rises
         early_stopping={"enabled": True, "patience": 2},
     )
     model = tiny_model()
@@ -188,7 +183,7 @@ def test_without_early_stopping_the_last_epoch_is_chosen(train_with, tiny_model,
     assert history["chosen"].tolist() == [0, 0, 1]
 
 
-def test_every_metric_asked_for_is_followed(train_with, tiny_model, small_split):
+def test_every_metric_is_in_the_history(train_with, tiny_model, small_split):
     parameters = train_with(metrics=["accuracy", "precision", "recall"])
     history = training.fit(tiny_model(), small_split, small_split, parameters)
     for name in ("accuracy", "precision", "recall", "loss"):
@@ -196,13 +191,13 @@ def test_every_metric_asked_for_is_followed(train_with, tiny_model, small_split)
         assert history[f"val_{name}"].item() >= 0
 
 
-def test_loss_that_is_no_number_stops_the_stage(train_with, tiny_model, small_split):
+def test_infinite_loss_stops_the_stage(train_with, tiny_model, small_split):
     parameters = train_with(epochs=3, optimizer="sgd", learning_rate=1e38)
     with pytest.raises(StageError, match=r"lower train\.learning_rate, now 1e\+38"):
         training.fit(tiny_model(), small_split, small_split, parameters)
 
 
-def test_an_epoch_sees_every_digit_once_in_an_order_of_its_own(train_with, small_split):
+def test_each_epoch_has_every_image_in_its_own_order(train_with, small_split):
     images, labels = small_split
     numbered = (np.arange(len(images), dtype=np.float32), labels)
     dataset = training.make_batches(numbered, train_with(batch_size=10, seed=1), False)
@@ -216,7 +211,7 @@ def test_an_epoch_sees_every_digit_once_in_an_order_of_its_own(train_with, small
         assert (again.tolist() == epochs[0].tolist()) == (seed == 1)
 
 
-def test_labels_stay_with_their_digits(train_with, small_split):
+def test_labels_stay_with_their_images(train_with, small_split):
     images, labels = small_split
     for batch_images, batch_labels in training.make_batches(
         small_split, train_with(batch_size=7), False
@@ -226,14 +221,14 @@ def test_labels_stay_with_their_digits(train_with, small_split):
             assert labels[index].tolist() == label.tolist()
 
 
-def test_augmentation_moves_each_digit_anew_each_epoch(train_with, small_split):
+def test_augmentation_differs_between_epochs(train_with, small_split):
     images, _ = small_split
     parameters = train_with(
         batch_size=64, augmentation={"shift": 2.0, "rotation": 20.0, "zoom": 0.1}
     )
     dataset = training.make_batches(small_split, parameters, False)
     first, second = (next(iter(dataset))[0].numpy() for _ in range(2))
-    assert not any((picture == images).all(axis=(1, 2)).any() for picture in first)
+    assert not any((image == images).all(axis=(1, 2)).any() for image in first)
     assert first.tobytes() != second.tobytes()
     assert first.min() >= 0
     assert first.max() <= images.max()
@@ -249,7 +244,7 @@ def test_two_trainings_give_the_same_bytes(train_with, tiny_model, small_split):
     assert runs[0] == runs[1]
 
 
-def test_digits_too_few_to_share_sit_the_epoch_out(train_with, small_split):
+def test_last_batch_smaller_than_replicas_is_left_out(train_with, small_split):
     def sizes(batch_size, train=True):
         parameters = train_with(batch_size=batch_size, replicas=2)
         return [
@@ -257,63 +252,63 @@ def test_digits_too_few_to_share_sit_the_epoch_out(train_with, small_split):
             for images, _ in training.make_batches(small_split, parameters, False, train)
         ]
 
-    assert sizes(21) == [21, 21, 21]  # of 64, one is left over: half a digit for each thread
+    assert sizes(21) == [21, 21, 21]  # of 64 images, one is left over
     assert sizes(31) == [31, 31, 2]
     assert sizes(21, train=False) == [21, 21, 21, 1]
 
 
-def test_the_schedule_ends_with_the_last_step_taken(train_with, tiny_model, small_split):
+def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
     schedule = {"name": "cosine", "every": 1, "factor": 0.5, "warmup": 0.0}
     parameters = train_with(epochs=2, batch_size=21, replicas=2, schedule=schedule)
     model = tiny_model()
     training.fit(model, small_split, small_split, parameters)
-    assert model.optimizer.iterations == 6  # 3 an epoch: the one digit left over makes none
+    assert model.optimizer.iterations == 6  # 3 an epoch: the image left over makes no batch
     assert float(model.optimizer.learning_rate) == 0.0
 
 
-def test_fewer_digits_than_threads_are_refused(train_with, tiny_model, small_split):
+def test_fewer_images_than_replicas_are_refused(train_with, tiny_model, small_split):
     few = tuple(array[:3] for array in small_split)
-    with pytest.raises(StageError, match=r"train\.replicas is 4 and there are 3 training digits"):
+    with pytest.raises(StageError, match=r"train\.replicas is 4 and there are 3 training images"):
         training.fit(tiny_model(), few, small_split, train_with(replicas=4))
 
 
-def test_smoothed_labels_are_learned_instead_of_hard_ones(train_with):
-    hard, smooth = (training.make_loss(train_with(label_smoothing=share)) for share in (0.0, 0.2))
+def test_loss_smooths_labels(train_with):
+    hard, smooth = (training.make_loss(train_with(label_smoothing=value)) for value in (0.0, 0.2))
     labels = np.eye(4, dtype=np.float32)[:1]
     probabilities = np.array([[0.7, 0.1, 0.1, 0.1]], np.float32)
     assert float(hard(labels, probabilities)[0]) == pytest.approx(-math.log(0.7), rel=1e-5)
-    # 0.2 spread over four classes: 0.8 + 0.05 for the right one.
+    # 0.2 is spread over four classes: 0.8 + 0.05 for the right one.
     expected = -0.85 * math.log(0.7) - 3 * 0.05 * math.log(0.1)
     assert float(smooth(labels, probabilities)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (60, 8)])
-def test_muon_steps_equally_far_in_every_direction_of_a_kernel(shape):
+def test_muon_step_is_nearly_orthogonal(shape):
     rule = optimizer.Muon(0.1, weight_decay=None, adam_weight_decay=None)
     kernel = keras.Variable(np.zeros(shape, np.float32), name="kernel")
     gradient = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     rule.apply([keras.ops.convert_to_tensor(gradient)], [kernel])
     step = -np.asarray(kernel).reshape(-1, shape[-1])
     rows, columns = step.shape
-    # Each of its singular values is near 1, times the rate and 0.2 times the root of its length.
+    # All singular values are near 1, times the rate and 0.2 times the root of the length.
     values = np.linalg.svd(step, compute_uv=False) / (0.1 * 0.2 * math.sqrt(max(rows, columns)))
     assert (values > 0.6).all()
     assert (values < 1.3).all()
-    # In the directions of the gradient, by the exact decomposition.
+    # The step agrees with the exact decomposition of the gradient.
     u, _, v = np.linalg.svd(gradient.reshape(-1, shape[-1]), full_matrices=False)
     assert np.corrcoef((u @ v).ravel(), step.ravel())[0, 1] > 0.95
 
 
-def test_muon_leaves_the_classifier_and_normalisation_to_adam(train_with, model_with):
+def test_muon_uses_adam_for_classifier_and_normalisation(train_with, model_with):
     model = architectures.build(model_with(), (28, 28), 10)
-    twin = portable.make_portable(model, 2)
+    portable_model = portable.make_portable(model, 2)
     rule = optimizer.make_optimizer(train_with(optimizer="muon"), 10)
-    rule.build(twin.trainable_variables)
-    by_adam = {v.path for v in twin.trainable_variables if rule._should_use_adamw(v)}
-    kernels = {v.path for v in twin.trainable_variables if v.path.endswith("kernel")}
+    rule.build(portable_model.trainable_variables)
+    by_adam = {v.path for v in portable_model.trainable_variables if rule._should_use_adamw(v)}
+    kernels = {v.path for v in portable_model.trainable_variables if v.path.endswith("kernel")}
     assert len(kernels) == 4
     assert {path.split("/")[-2] for path in kernels & by_adam} == {"main"}
-    assert {v.path for v in twin.trainable_variables} - kernels <= by_adam
+    assert {v.path for v in portable_model.trainable_variables} - kernels <= by_adam
 
 
 def literal(model, field):
@@ -396,11 +391,11 @@ def test_any_combination_of_valid_values_trains(choice, model_with, train_with, 
         (28, 28),
         10,
     )
-    twin = portable.make_portable(model, 1)  # one share: half the graph to trace
-    before = [w.numpy() for w in twin.trainable_variables]
-    history = training.fit(twin, small_split, small_split, parameters)
+    portable_model = portable.make_portable(model, 1)  # one share: half the graph to trace
+    before = [w.numpy() for w in portable_model.trainable_variables]
+    history = training.fit(portable_model, small_split, small_split, parameters)
     assert set(history) >= {"epoch", "learning_rate", "loss", "val_loss", "chosen"}
     assert set(history) >= {*choice["metrics"], *(f"val_{name}" for name in choice["metrics"])}
-    after = [w.numpy() for w in twin.trainable_variables]
+    after = [w.numpy() for w in portable_model.trainable_variables]
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
     keras.backend.clear_session()

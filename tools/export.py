@@ -26,6 +26,7 @@ from stages.core.files import atomic, write_text
 from stages.core.paths import DATASET, MODEL, TEST
 from stages.core.prepared import read_classes, read_split
 from stages.evaluate import EvaluateParameters
+from stages.model import portable
 
 EXPORT = Path("data/export")
 
@@ -133,12 +134,12 @@ def main() -> None:
     if not (MODEL).is_file():
         raise StageError(f"{MODEL}: not found; run `make repro` to make it")
 
-    from stages.model import calibration, runtime, storage
+    from stages.model import runtime, storage
 
     runtime.configure_tensorflow(parameters.threads)
     model = storage.load(MODEL)
-    expected = calibration.predict_probabilities(
-        model, images, parameters.batch_size, parameters.threads
+    expected = portable.make_portable(model, parameters.threads).predict_probabilities(
+        images, parameters.batch_size
     )
     with tempfile.TemporaryDirectory() as scratch:
         for name, (write, predict) in FORMATS.items():

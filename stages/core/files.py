@@ -18,6 +18,7 @@ import pandas as pd
 from stages.core.errors import StageError
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 
 @contextmanager

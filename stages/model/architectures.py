@@ -1,32 +1,28 @@
-"""The networks that `model` in params.yaml describes, built from Keras's standard layers."""
+"""Build the networks that `model` in params.yaml describes, from Keras's standard layers."""
 
 from collections.abc import Iterable
 
 import keras
-import numpy as np
-import numpy.typing as npt
 
 from stages.core.errors import StageError
 from stages.model.settings import ModelParameters
 
-Floats = npt.NDArray[np.float32]
-
 Layers = list[keras.Layer]
 
-MAIN, AUXILIARY = "main", "auxiliary"  # the outputs of the branched network
+MAIN, AUXILIARY = "main", "auxiliary"  # names of the outputs of the branched network
 
 
 def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
     """Return an untrained network from images (n, *shape) in [0, 1] to probabilities (n, classes).
 
-    The branched network returns a dictionary of two such outputs, `main` and `auxiliary`. Raises
-    StageError where the pictures are too small for so many convolutions.
+    The branched network returns a dictionary with two such outputs, `main` and `auxiliary`. Raises
+    StageError if the images are too small for the convolutions.
     """
     if parameters.architecture != "dense" and remaining_side(parameters, min(shape)) < 1:
         raise StageError(
-            f"model.crop is {parameters.crop} and model.filters {parameters.filters}: of pictures "
-            f"of {shape[0]}x{shape[1]} pixels nothing would be left; crop less, or take "
-            "convolutions away"
+            f"model.crop is {parameters.crop} and model.filters {parameters.filters}: images of "
+            f"{shape[0]}x{shape[1]} pixels are too small for that; crop less or use fewer "
+            "convolutions"
         )
     keras.utils.set_random_seed(parameters.seed)
     inputs = keras.Input(shape, name="images")
@@ -46,9 +42,10 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
 
 
 def remaining_side(parameters: ModelParameters, side: int) -> int:
-    """Return what the convolutions leave of a picture's `side`, in pixels; less than 1 for nothing.
+    """Return the output width after all convolutions of an image `side` pixels wide.
 
-    Without zeros around it, a convolution takes its width less one; between groups, half remains.
+    A result below 1 means that the image is too small. A convolution without padding removes its
+    kernel size less one; pooling between two groups halves.
     """
     first, *rest = parameters.filters
     side -= 2 * parameters.crop
@@ -60,12 +57,12 @@ def remaining_side(parameters: ModelParameters, side: int) -> int:
 
 
 def has_two_outputs(model: keras.Model) -> bool:
-    """Return whether `model` has an auxiliary output beside the main one."""
+    """Return whether `model` has an auxiliary output as well as the main one."""
     return len(model.outputs) == 2
 
 
 def input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
-    """Return what makes of images (n, *shape) the pictures, of one channel, to convolve."""
+    """Return the input layers: add a channel axis to images (n, *shape), then crop."""
     layers: Layers = [keras.layers.Reshape((*shape, 1))]
     if parameters.crop:
         layers.append(keras.layers.Cropping2D(parameters.crop))
@@ -75,7 +72,7 @@ def input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
 def convolutional_layers(
     parameters: ModelParameters, shape: tuple[int, int], classes: int
 ) -> Layers:
-    """Return groups of convolutions, then dense layers."""
+    """Return groups of convolutions followed by dense layers."""
     return [
         *input_layers(parameters, shape),
         *convolution_groups(parameters.filters, parameters.batch_normalization, width=5),
@@ -88,16 +85,16 @@ def convolutional_layers(
 def branched_outputs(
     parameters: ModelParameters, shape: tuple[int, int], classes: int, inputs: keras.KerasTensor
 ) -> dict[str, keras.KerasTensor]:
-    """Return the outputs of a network that looks at two scales and is judged at two depths.
+    """Return the main and the auxiliary output of a network with two branches.
 
-    The first group of convolutions exists twice, of different width; both see the same picture, and
-    what they find is merged. An auxiliary classifier reads the merged features and gives the early
-    layers a short path for their gradient, as in Szegedy et al., "Going deeper with convolutions",
-    2015.
+    The first group of convolutions exists twice, with kernel sizes 3 and 5. Both see the same
+    image, and their features are concatenated. An auxiliary classifier reads these features, which
+    gives the early layers a short path for their gradient: Szegedy et al., "Going deeper with
+    convolutions", 2015.
     """
     first, *rest = parameters.filters
     images = apply_layers(input_layers(parameters, shape), inputs)
-    # Zeros around the picture, so that both widths leave maps of the same size.
+    # Padding, so that both kernel sizes return feature maps of the same size.
     branches = [
         apply_layers(
             convolution_group(first, parameters.batch_normalization, width, "same", bool(rest)),
@@ -107,7 +104,11 @@ def branched_outputs(
     ]
     merged = keras.layers.Concatenate()(branches)
     features = apply_layers(convolution_groups(rest, parameters.batch_normalization), merged)
-    trunk = [keras.layers.Flatten(), *dense_layers(parameters), classifier_layer(classes, MAIN)]
+    trunk = [
+        keras.layers.Flatten(),
+        *dense_layers(parameters),
+        classifier_layer(classes, MAIN),
+    ]
     side = [keras.layers.GlobalAveragePooling2D(), classifier_layer(classes, AUXILIARY)]
     return {MAIN: apply_layers(trunk, features), AUXILIARY: apply_layers(side, merged)}
 
@@ -115,11 +116,14 @@ def branched_outputs(
 def convolution_groups(
     filters: list[list[int]], batch_normalization: bool, width: int = 3
 ) -> Layers:
-    """Return groups of convolutions, `width` that of the first of all; all but the last halve."""
+    """Return groups of convolutions with pooling between them.
+
+    `width` is the kernel size of the very first convolution; all others have kernel size 3.
+    """
     layers: Layers = []
     for position, group in enumerate(filters, start=1):
-        halve = position < len(filters)
-        layers += convolution_group(group, batch_normalization, width, halve=halve)
+        pool = position < len(filters)
+        layers += convolution_group(group, batch_normalization, width, pool=pool)
         width = 3
     return layers
 
@@ -129,18 +133,19 @@ def convolution_group(
     batch_normalization: bool,
     width: int = 3,
     padding: str = "valid",
-    halve: bool = True,
+    pool: bool = True,
 ) -> Layers:
-    """Return one convolution after another, `width` that of the first; the last may halve.
+    """Return a group of convolutions; the last may be followed by pooling.
 
-    Pooling first leaves the normalisation and the activation a quarter of the work.
+    `group` holds the number of filters of each, `width` is the kernel size of the first. Pooling
+    comes before normalisation and activation, which then have a quarter of the work.
     """
     layers: Layers = []
     for position, filters in enumerate(group, start=1):
         layers.append(
             keras.layers.Conv2D(filters, width, padding=padding, use_bias=not batch_normalization)
         )
-        if halve and position == len(group):
+        if pool and position == len(group):
             layers.append(keras.layers.MaxPooling2D())
         if batch_normalization:
             layers.append(keras.layers.BatchNormalization(momentum=0.9))
@@ -150,7 +155,7 @@ def convolution_group(
 
 
 def dense_layers(parameters: ModelParameters) -> Layers:
-    """Return the hidden dense layers, each normalised and followed by dropout where asked for."""
+    """Return the hidden dense layers, with batch normalisation and dropout if they are on."""
     layers: Layers = []
     for units in parameters.hidden_units:
         layers.append(keras.layers.Dense(units, use_bias=not parameters.batch_normalization))
@@ -163,12 +168,12 @@ def dense_layers(parameters: ModelParameters) -> Layers:
 
 
 def classifier_layer(classes: int, name: str) -> keras.Layer:
-    """Return the layer that ends in a probability for each class."""
+    """Return the last layer: one probability for each class."""
     return keras.layers.Dense(classes, activation="softmax", name=name)
 
 
 def apply_layers(layers: Iterable[keras.Layer], tensor: keras.KerasTensor) -> keras.KerasTensor:
-    """Return what `layers`, one after another, make of `tensor`."""
+    """Return the output of `layers`, applied to `tensor` one after another."""
     for layer in layers:
         tensor = layer(tensor)
     return tensor

@@ -1,4 +1,4 @@
-"""Move pictures at random, so that a network sees each digit a little differently every time."""
+"""Rotate, zoom and shift training images at random."""
 
 import math
 
@@ -8,11 +8,12 @@ from stages.model.settings import Augmentation
 
 
 def augment(images: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
-    """Return `images` (n, height, width), each turned, zoomed and shifted by its own amounts.
+    """Return `images` (n, height, width), each rotated, zoomed and shifted by random amounts.
 
-    The amounts are uniform between minus and plus those of `augmentation`, the zoom of each axis
-    by itself, and follow from `seed`, two int64. Around the centre, between pixels by bilinear
-    interpolation, with 0 beyond the edge.
+    Each amount is uniform between minus and plus the value in `augmentation`; the two axes are
+    zoomed independently. The amounts depend on `seed`, two int64, and nothing else. Images are
+    transformed around their centre with bilinear interpolation; pixels from outside the image are
+    0.
     """
     count, height, width = tf.unstack(tf.shape(images))
     amounts = tf.random.stateless_uniform((5, count), seed, -1.0, 1.0)
@@ -22,14 +23,14 @@ def augment(images: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> t
     cosine, sine = tf.cos(angle), tf.sin(angle)
     centre_y, centre_x = (tf.cast(side - 1, tf.float32) / 2 for side in (height, width))
 
-    # The new picture's pixel (x, y) comes from the old one's (a x + b y + c, d x + e y + f).
+    # Pixel (x, y) of the new image comes from (a x + b y + c, d x + e y + f) of the old one.
     a, b, d, e = cosine * zoom_x, -sine * zoom_y, sine * zoom_x, cosine * zoom_y
     c = centre_x - a * centre_x - b * centre_y + shift_x
     f = centre_y - d * centre_x - e * centre_y + shift_y
-    none = tf.zeros_like(angle)
+    zeros = tf.zeros_like(angle)
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images[..., tf.newaxis],
-        transforms=tf.stack([a, b, c, d, e, f, none, none], axis=1),
+        transforms=tf.stack([a, b, c, d, e, f, zeros, zeros], axis=1),
         output_shape=[height, width],
         fill_value=0.0,
         interpolation="BILINEAR",

@@ -1,40 +1,34 @@
-"""TODO stages.model.calibration."""
+"""Measure and correct the probabilities of a trained network."""
 
 import keras
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from stages.model.architectures import MAIN, Floats, has_two_outputs
+from stages.core.files import Floats
+from stages.model.architectures import MAIN, has_two_outputs
 from stages.model.parallel import DataParallel
-from stages.model.portable import make_portable
-
-
-def predict_probabilities(
-    model: keras.Model, images: Floats, batch_size: int, threads: int
-) -> Floats:
-    """Return the main output's probabilities (n, classes) float32 for `images`."""
-    return make_portable(model, threads).probabilities(images, batch_size)
 
 
 def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> float:
-    """Return the mean loss of `probabilities`, both (n, classes), by the loss in the model's file.
+    """Return the mean loss of `probabilities` for one-hot `labels`, both (n, classes).
 
-    That is the one trained with, of the main output, without the smoothing of labels.
+    The loss is the one that the model's file names, of the main output and without label smoothing.
     """
     loss = model.loss[MAIN] if has_two_outputs(model) else model.loss
     losses = np.asarray(keras.losses.get(loss)(labels, probabilities))
     return float(losses.mean(dtype=np.float64))
 
 
-def calibrate(twin: DataParallel, images: Floats, labels: Floats, batch_size: int) -> None:
-    """Scale the main classifier's weights so that its probabilities fit `labels` best.
+def calibrate(model: DataParallel, images: Floats, labels: Floats, batch_size: int) -> None:
+    """Scale the weights of the main classifier so that its probabilities fit `labels` best.
 
-    Smoothed labels make a network less sure than it has reason to be. One factor for all undoes
-    that and changes no prediction: Guo et al., "On calibration of modern neural networks", 2017.
+    Label smoothing makes a network less confident than its accuracy justifies. One factor for all
+    logits corrects that and changes no prediction: Guo et al., "On calibration of modern neural
+    networks", 2017.
     """
-    found = twin.probabilities(images, batch_size)
-    logits = np.log(np.maximum(found, 1e-30, dtype=np.float64))
+    probabilities = model.predict_probabilities(images, batch_size)
+    logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
 
     def cross_entropy(factor: float) -> float:
         return float(
@@ -42,6 +36,6 @@ def calibrate(twin: DataParallel, images: Floats, labels: Floats, batch_size: in
         )
 
     best = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded").x
-    factor = np.float32(round(best, 2))  # the last digits are the machine's
-    classifier = twin.network.get_layer(MAIN)
+    factor = np.float32(round(best, 2))  # later digits differ between machines
+    classifier = model.network.get_layer(MAIN)
     classifier.set_weights([factor * weights for weights in classifier.get_weights()])

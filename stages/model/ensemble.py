@@ -1,4 +1,4 @@
-"""TODO stages.model.ensemble."""
+"""Average the probabilities of several networks, or of one network over shifted images."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ import keras
 
 
 def average_members(members: list[keras.Model]) -> keras.Model:
-    """Return the network of the members' mean probabilities; of a single one, that itself."""
+    """Return a network whose probabilities are the means of its members'.
+
+    A single member is returned as it is.
+    """
     if len(members) == 1:
         return members[0]
     inputs = keras.Input(members[0].input_shape[1:], name="images")
@@ -14,11 +17,11 @@ def average_members(members: list[keras.Model]) -> keras.Model:
 
 
 def average_over_shifts(model: keras.Model) -> keras.Model:
-    """Return the network of `model`'s mean probabilities of a picture and of its shifts by a pixel.
+    """Return a network that averages `model`'s probabilities over an image and four shifts of it.
 
-    Up, down, left and right, with 0 moved in, all five weighing the same: an average at test time
-    as in Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural
-    networks", 2012, section 4.1.
+    The shifts are one pixel up, down, left and right, filled with 0; all five have equal weight.
+    This is test-time augmentation as in Krizhevsky, Sutskever and Hinton, "ImageNet classification
+    with deep convolutional neural networks", 2012, section 4.1.
     """
     height, width = model.input_shape[1:]
     inputs = keras.Input((height, width), name="images")
@@ -31,5 +34,5 @@ def average_over_shifts(model: keras.Model) -> keras.Model:
 
 
 def average_outputs(outputs: list[Any]) -> Any:
-    """Return the mean of what several calls of networks with the same outputs returned."""
+    """Return the mean of several networks' outputs, one by one if there are two each."""
     return keras.tree.map_structure(lambda *each: keras.layers.Average()(each), *outputs)

@@ -1,4 +1,4 @@
-"""TODO stages.model.optimizer."""
+"""Create the optimizer and its learning rate schedule."""
 
 import keras
 import tensorflow as tf
@@ -9,7 +9,7 @@ from stages.model.settings import TrainParameters
 
 
 def make_optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.Optimizer:
-    """Return Keras's optimizer of that name, with its learning rate or schedule."""
+    """Return the optimizer that `parameters` name; `steps` is the number of steps in an epoch."""
     momentum: dict[str, float] = {}
     if parameters.momentum:
         momentum["momentum"] = parameters.momentum
@@ -26,9 +26,9 @@ def make_optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.
 def make_learning_rate(
     parameters: TrainParameters, steps: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """Return the learning rate, or how it follows from the step; `steps` is those of one epoch.
+    """Return the learning rate or its schedule; `steps` is the number of steps in an epoch.
 
-    The plateau schedule has none: a callback lowers the rate when the validation loss stalls.
+    The plateau schedule is a callback instead, because it depends on the validation loss.
     """
     rate, schedule = parameters.learning_rate, parameters.schedule
     schedules = keras.optimizers.schedules
@@ -37,7 +37,7 @@ def make_learning_rate(
             drops = range(1, -(-parameters.epochs // schedule.every))
             if not drops:
                 return rate
-            # The rate changes after the boundary's step, and steps count from 0.
+            # Steps count from 0, and the rate changes after the step that the boundary names.
             boundaries = [drop * schedule.every * steps - 1 for drop in drops]
             rates = [rate * schedule.factor**drop for drop in (0, *drops)]
             return schedules.PiecewiseConstantDecay(boundaries, rates)
@@ -56,37 +56,38 @@ def make_learning_rate(
 
 
 class RecordLearningRate(keras.callbacks.Callback):
-    """Add to each epoch's logs the learning rate of its last step."""
+    """Add the learning rate of the last step to the logs of each epoch."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:  # noqa: ARG002  # Keras's signature
-        """Ask the schedule for the step before the one that comes next."""
+        """Evaluate the schedule at the step before the next one."""
         optimizer = self.model.optimizer
-        rate = optimizer._learning_rate  # the public property is of the next step
+        rate = optimizer._learning_rate  # the public property is that of the next step
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = rate(optimizer.iterations - 1)
         logs["learning_rate"] = float(rate)
 
 
 class Muon(keras.optimizers.Muon):
-    """Keras's optimizer, for the kernels of convolutions as well, and the same on all processors.
+    """Keras's Muon, extended to the kernels of convolutions and portable across processors.
 
-    It steps along a matrix with the directions of the momentum and equal lengths in each. Keras
-    takes dense kernels alone; a convolution's is a matrix too, from all it looks at to its filters,
-    as in K. Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/. Classifiers,
-    biases and normalisation take Adam's steps.
+    Muon replaces the momentum of each weight matrix with the nearest orthogonal matrix and takes a
+    step along it. Keras does so for dense kernels only. The kernel of a convolution is a matrix
+    too: from its inputs (height, width and channels together) to its filters. See K. Jordan et al.,
+    "Muon", 2024, https://kellerjordan.github.io/posts/muon/. Classifiers, biases and normalisation
+    use Adam.
     """
 
     def _should_use_adamw(self, variable: keras.Variable) -> bool:
         return len(variable.shape) != 4 and super()._should_use_adamw(variable)
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
-        """Return the kernel `x`, as a matrix, with all singular values near 1."""
+        """Return the kernel `x` as a matrix whose singular values are all near 1."""
         matrix = tf.reshape(x, (-1, x.shape[-1]))
         rows, columns = matrix.shape
-        # Zeros do not change the result; whole blocks of rows are why, see network.PortableDense.
+        # Zeros do not change the result; portable.PortableDense says why full blocks matter.
         padded = tf.pad(matrix, [[0, -rows % ROWS], [0, -columns % ROWS]])
-        equalised = super().zeropower_via_newtonschulz5(padded, steps)
-        return tf.reshape(equalised[:rows, :columns], x.shape)
+        orthogonal = super().zeropower_via_newtonschulz5(padded, steps)
+        return tf.reshape(orthogonal[:rows, :columns], x.shape)
 
     def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
         """Return the step `x` of a kernel, scaled by the size of its matrix."""

@@ -1,4 +1,4 @@
-"""TODO stages.model.portable."""
+"""Layers whose arithmetic gives the same bytes on every processor."""
 
 from typing import Any
 
@@ -7,22 +7,22 @@ import tensorflow as tf
 
 from stages.model.parallel import DataParallel
 
-ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels take at a time
+ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels process at a time
 
 
-def make_portable(model: keras.Model, threads: int) -> "DataParallel":
-    """Return a twin of `model`, same weights, whose arithmetic is the same on every processor.
+def make_portable(model: keras.Model, replicas: int) -> DataParallel:
+    """Return a copy of `model`, with the same weights, that computes the same bytes everywhere.
 
-    Train and predict with the twin, which uses `threads`; save the original, whose standard layers
-    open anywhere.
+    Train and predict with the copy, which splits each batch over `replicas`. Save the original:
+    its standard layers open in plain Keras.
     """
-    twin = keras.models.clone_model(model, clone_function=make_portable_layer, recursive=True)
-    twin.set_weights(model.get_weights())
-    return DataParallel(twin, threads)
+    network = keras.models.clone_model(model, clone_function=make_portable_layer, recursive=True)
+    network.set_weights(model.get_weights())
+    return DataParallel(network, replicas)
 
 
 def make_portable_layer(layer: keras.Layer) -> keras.Layer:
-    """Return a copy of `layer`, of the portable kind where there is one."""
+    """Return a copy of `layer`, using the portable class if there is one."""
     kinds: dict[Any, Any] = {
         keras.layers.BatchNormalization: PortableBatchNormalization,
         keras.layers.Dense: PortableDense,
@@ -32,10 +32,10 @@ def make_portable_layer(layer: keras.Layer) -> keras.Layer:
 
 
 class PortableBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer with a square root and a division.
+    """Keras's batch normalisation, computed with a square root and a division.
 
-    Keras multiplies by a reciprocal square root, for which processors have a fast approximation
-    that differs between makers.
+    Keras multiplies by a reciprocal square root. Processors approximate it in hardware, and the
+    approximation differs between vendors.
     """
 
     def call(
@@ -56,11 +56,11 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
 
 
 class PortableDense(keras.layers.Dense):
-    """Keras's layer with its matrices padded to round numbers of rows.
+    """Keras's dense layer, with its matrices padded to full blocks of rows.
 
-    The last rows of a product, where they are no whole block of the kernel's, are summed by another
-    kernel, which rounds differently. Without such a rest, an output does not depend on what else
-    is in the batch, nor the weights' gradient, whose rows are the input features, on the processor.
+    Rows left over after the last full block go through a different kernel, which rounds
+    differently. Padding to full blocks avoids that. An output then does not depend on the other
+    images in the batch, and the gradient of the weights does not depend on the processor.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:  # noqa: ARG002  # Keras's signature

@@ -1,4 +1,4 @@
-"""Settle what TensorFlow would otherwise decide by the machine it runs on."""
+"""Configure TensorFlow so that results do not depend on the machine."""
 
 import os
 
@@ -6,18 +6,26 @@ import keras
 import tensorflow as tf
 
 from stages.core import environment
+from stages.core.errors import StageError
 
 
 def configure_tensorflow(threads: int) -> None:
-    """Make every later operation deterministic, computed by one thread of up to `threads`.
+    """Make every later operation deterministic, and run up to `threads` operations at a time.
 
-    An operation split over threads would sum in another order on other numbers of them; instead,
-    network.DataParallel gives each thread operations of its own. Call this before any other use of
-    TensorFlow.
+    Each operation runs in one thread: if it were split over several, it would add numbers in an
+    order that depends on how many there are. `parallel.DataParallel` runs several operations side
+    by side instead. Call this before any other use of TensorFlow.
+
+    Raises StageError if TensorFlow was loaded before the variables that it reads were set.
     """
-    for name, value in environment.PINS.items():
-        assert os.environ[name] == value, f"{name} was changed after stages was imported"
-    # The user's own keras.json and environment may say otherwise.
+    changed = [name for name, value in environment.PINS.items() if os.environ.get(name) != value]
+    if changed or environment.TENSORFLOW_LOADED_BEFORE_PINS:
+        raise StageError(
+            "TensorFlow was loaded with other settings than this project's; run `import stages` "
+            "before `import tensorflow`"
+            + (f" and do not change {', '.join(changed)}" if changed else "")
+        )
+    # A user's own keras.json and environment may hold other values.
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
     keras.config.set_image_data_format("channels_last")
@@ -27,6 +35,7 @@ def configure_tensorflow(threads: int) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.experimental.enable_op_determinism()
-    # TensorFlow's rewriting of graphs would turn x / sqrt(y) into x * rsqrt(y), whose hardware
-    # approximation differs between makers of processors; nor does it repay the second it takes.
+    # Grappler would rewrite x / sqrt(y) as x * rsqrt(y). Processors approximate rsqrt in hardware,
+    # and the approximation differs between vendors. Grappler also costs a second at start-up
+    # without a speed-up.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

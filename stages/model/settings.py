@@ -1,6 +1,6 @@
-"""The sections `model` and `train` of params.yaml: what the network is and how it learns.
+"""The sections `model` and `train` of params.yaml: the network and its training.
 
-Apart from the code that uses them, so that they can be checked without loading TensorFlow.
+They are in a module of their own so that they can be checked without loading TensorFlow.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -21,10 +21,11 @@ class Seeded(Section):
 
     seed: Seed
 
-    def of_member(self, number: int) -> Self:
-        """Return the same section with the seed of that member of an ensemble; 0 is the first.
+    def for_member(self, number: int) -> Self:
+        """Return the same section with the seed of an ensemble member; the first has number 0.
 
-        They lie 10,000 apart, so that ensembles of neighbouring seeds have no member in common.
+        The seeds of members are 10,000 apart, so that ensembles whose seeds are close share no
+        member.
         """
         return self.model_copy(update={"seed": (self.seed + 10_000 * number) % 2**32})
 
@@ -45,24 +46,24 @@ class ModelParameters(Seeded):
     test_time_augmentation: bool
 
     @model_validator(mode="after")
-    def fits(self) -> Self:
-        """Refuse what the network cannot be."""
+    def check_combination(self) -> Self:
+        """Reject combinations that no network can have."""
         if self.architecture == "branched" and self.api == "sequential":
             raise ValueError(
                 "model.architecture is 'branched' and model.api 'sequential': a Sequential model "
-                "is one chain of layers, and this network branches and has two outputs; use "
+                "is one chain of layers, but this network has branches and two outputs; use "
                 "api: functional"
             )
         if self.dropout and not self.hidden_units:
             raise ValueError(
                 f"model.dropout is {self.dropout} and model.hidden_units is empty: dropout follows "
-                "hidden dense layers; add one, or set dropout to 0"
+                "hidden dense layers; add one or set dropout to 0"
             )
         return self
 
 
 class Schedule(Section):
-    """How the learning rate changes while training."""
+    """How the learning rate changes during training."""
 
     section: ClassVar = "train.schedule"
 
@@ -73,13 +74,13 @@ class Schedule(Section):
 
 
 class Augmentation(Section):
-    """How far training digits are moved at random, anew each time they are seen."""
+    """The largest random changes of a training image."""
 
     section: ClassVar = "train.augmentation"
 
-    shift: float = Field(ge=0)
-    rotation: float = Field(ge=0, le=180)
-    zoom: float = Field(ge=0, lt=1)
+    shift: float = Field(ge=0)  # pixels
+    rotation: float = Field(ge=0, le=180)  # degrees
+    zoom: float = Field(ge=0, lt=1)  # fraction of the size
 
 
 class EarlyStopping(Section):
@@ -93,7 +94,7 @@ class EarlyStopping(Section):
 
 
 class TrainParameters(Seeded):
-    """How the network learns."""
+    """How the network is trained."""
 
     section: ClassVar = "train"
 
@@ -115,37 +116,37 @@ class TrainParameters(Seeded):
     replicas: Replicas
 
     @model_validator(mode="after")
-    def fits(self) -> Self:
-        """Refuse settings that do not go together, and metrics named twice."""
+    def check_combination(self) -> Self:
+        """Reject values that do not go together, and metrics that are listed twice."""
         if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
             raise ValueError(
                 f"train.momentum is {self.momentum} and train.optimizer {self.optimizer!r}: only "
-                "sgd and rmsprop take a momentum; set it to 0"
+                "sgd and rmsprop have a momentum; set it to 0"
             )
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
             raise ValueError(
                 f"train.nesterov is true, train.optimizer {self.optimizer!r} and train.momentum "
-                f"{self.momentum}: Nesterov's rule needs sgd with a momentum above 0"
+                f"{self.momentum}: Nesterov momentum needs sgd with a momentum above 0"
             )
         if self.label_smoothing and self.loss != "categorical_crossentropy":
             raise ValueError(
                 f"train.label_smoothing is {self.label_smoothing} and train.loss {self.loss!r}: "
-                "only categorical_crossentropy smooths labels; set it to 0"
+                "only categorical_crossentropy can smooth labels; set it to 0"
             )
         if self.batch_size < self.replicas:
             raise ValueError(
                 f"train.batch_size is {self.batch_size} and train.replicas {self.replicas}: each "
-                "thread computes a share of the batch, of one picture at least"
+                "replica needs at least one image of a batch"
             )
         if len(set(self.metrics)) < len(self.metrics):
-            raise ValueError(f"train.metrics names one twice: {', '.join(self.metrics)}")
+            raise ValueError(f"train.metrics lists a metric twice: {', '.join(self.metrics)}")
         return self
 
 
 def check_together(model: ModelParameters, train: TrainParameters) -> None:
-    """Raise StageError where the two sections, each valid by itself, do not go together."""
+    """Raise StageError if the two sections, each valid by itself, do not go together."""
     if model.members > 1 and train.early_stopping.enabled:
         raise StageError(
             f"model.members is {model.members} and train.early_stopping.enabled true: members that "
-            "stop after different epochs have no common history; turn one of the two off"
+            "stop after different epochs have no common history; turn off one of the two"
         )

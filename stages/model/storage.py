@@ -1,4 +1,4 @@
-"""TODO stages.model.storage."""
+"""Save a model as a `.keras` file with the same bytes every time, and load it safely."""
 
 import json
 import tempfile
@@ -12,26 +12,33 @@ from stages.core.errors import StageError
 from stages.core.files import atomic, open_zip_member, reject_zip_bombs
 from stages.model.architectures import AUXILIARY, MAIN, has_two_outputs
 
-# What a model file holds, and the kinds of objects that its configuration may name: all that this
-# module puts there. A new kind of layer is to be added here, or `load` refuses it.
-MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
-PARTS = {
-    *("Functional", "Sequential", "InputLayer", "__keras_tensor__", "DTypePolicy", "SGD"),
-    *("GlorotUniform", "Zeros", "Ones"),
-    *("Reshape", "Cropping2D", "ZeroPadding2D", "Conv2D", "MaxPooling2D", "BatchNormalization"),
-    *("ReLU", "Flatten", "Dense", "Dropout", "Concatenate", "GlobalAveragePooling2D", "Average"),
+MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # of a `.keras` file
+
+# Modules whose classes a configuration may name, and names that Keras handles by itself.
+MODULES = {"keras", "keras.layers", "keras.initializers", "keras.optimizers"} | {
+    "keras.regularizers",
+    "keras.constraints",
+    "keras.src.models.functional",
+    "keras.src.models.sequential",
+}
+TENSOR = "__keras_tensor__"
+# Classes of these modules that run code from the file, import other libraries or read other files.
+UNSAFE = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"} | {
+    "StringLookup",
+    "IntegerLookup",
+    "TextVectorization",
 }
 
 
 def save(model: keras.Model, loss: str, path: Path) -> None:
-    """Write `model` and the loss it was trained with as a `.keras` file, same bytes every time.
+    """Write `model` and the loss it was trained with as a `.keras` file.
 
-    Keras notes the date, in the archive and in its entries' time stamps, and memory addresses, by
-    which it tells what layers share. The dates are left out, the addresses numbered.
+    Keras writes the date into the file, and memory addresses that show which layers share weights.
+    To write the same bytes every time, the dates are left out and the addresses are numbered.
     """
     addresses: dict[int, int] = {}
 
-    def numbered(entry: dict[str, Any]) -> dict[str, Any]:
+    def replace_dates_and_addresses(entry: dict[str, Any]) -> dict[str, Any]:
         entry.pop("date_saved", None)
         if "shared_object_id" in entry:
             address = entry["shared_object_id"]
@@ -39,14 +46,15 @@ def save(model: keras.Model, loss: str, path: Path) -> None:
         return entry
 
     two = has_two_outputs(model)
-    # Plain SGD keeps no state, so the file holds the network and its loss and nothing else.
+    # Plain SGD has no state, so the file holds only the network and its loss.
     model.compile("sgd", loss=dict.fromkeys((MAIN, AUXILIARY), loss) if two else loss)
     with tempfile.TemporaryDirectory() as scratch:
         model.save(Path(scratch) / path.name)
         with zipfile.ZipFile(Path(scratch) / path.name) as archive:
             members = {name: archive.read(name) for name in sorted(archive.namelist())}
     for name in ("config.json", "metadata.json"):
-        members[name] = json.dumps(json.loads(members[name], object_hook=numbered)).encode()
+        content = json.loads(members[name], object_hook=replace_dates_and_addresses)
+        members[name] = json.dumps(content).encode()
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, content in members.items():
             with open_zip_member(archive, name, len(content)) as stream:
@@ -56,8 +64,8 @@ def save(model: keras.Model, loss: str, path: Path) -> None:
 def load(path: Path) -> keras.Model:
     """Return the network in a `.keras` file that `save` wrote.
 
-    Raises StageError where it is missing, damaged, or holds anything that `build` does not make:
-    that is looked for before Keras makes objects of what the file names.
+    Raises StageError if the file is missing or damaged, or if its configuration names a class that
+    could run code. This is checked before Keras creates any object.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,23 +75,25 @@ def load(path: Path) -> keras.Model:
                 raise ValueError(f"expected {', '.join(MEMBERS)} in it, found {', '.join(found)}")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
-            json.loads(archive.read("config.json"), object_hook=reject_foreign_layers)
+            json.loads(archive.read("config.json"), object_hook=reject_unsafe_class)
         return keras.models.load_model(path, safe_mode=True)
     except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
-    except Exception as error:  # whatever zipfile, h5py and Keras stumble over in a damaged file
+        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
+    except Exception as error:  # zipfile, h5py and Keras raise many types for a damaged file
         cause = " ".join(str(error).split())
         raise StageError(
-            f"{path}: not a readable model: {cause}; delete it, `dvc repro`"
+            f"{path}: not a readable model: {cause}; delete it and run `dvc repro`"
         ) from error
 
 
-def reject_foreign_layers(entry: dict[str, Any]) -> None:
-    """Raise ValueError where an object in a model's configuration is none that `build` makes.
+def reject_unsafe_class(entry: dict[str, Any]) -> dict[str, Any]:
+    """Raise ValueError if an object in a model's configuration could run code; else return it.
 
-    Keras has layers that carry code (Lambda), unpickle it (TorchModuleWrapper) or read files, and
-    imports what a configuration names; its safe mode is the second line of defence.
+    Only Keras's own layers and their settings are allowed, without those that carry code (Lambda),
+    unpickle it (TorchModuleWrapper) or read other files. Keras's safe mode is a second check.
     """
-    name, module = entry.get("class_name"), entry.get("module", "keras")
-    if "class_name" in entry and (name not in PARTS or str(module).split(".")[0] != "keras"):
-        raise ValueError(f"{module}.{name} is no part of the networks built here")
+    name = entry.get("class_name", TENSOR)
+    module = entry.get("module")
+    if name != TENSOR and (module not in MODULES or name in UNSAFE or not name[:1].isupper()):
+        raise ValueError(f"{module}.{name} is not a layer that a model may use here")
+    return entry

@@ -1,22 +1,25 @@
-"""Fit a network: the order of the digits, the optimizer, the learning rate, when to stop."""
+"""Train a network: data order, loss, metrics, callbacks, and the members of an ensemble."""
 
+import gc
 import re
 import sys
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
 from stages.core.errors import StageError
-from stages.model.architectures import AUXILIARY, MAIN, has_two_outputs
+from stages.core.files import Floats
+from stages.model.architectures import AUXILIARY, MAIN, build, has_two_outputs
 from stages.model.augmentation import augment
+from stages.model.calibration import calibrate
+from stages.model.ensemble import average_members, average_over_shifts
 from stages.model.optimizer import RecordLearningRate, make_optimizer
 from stages.model.parallel import DataParallel
-from stages.model.settings import EarlyStopping, TrainParameters
+from stages.model.portable import make_portable
+from stages.model.settings import EarlyStopping, ModelParameters, TrainParameters
 
-Floats = npt.NDArray[np.float32]
 # Images (n, height, width) and labels (n, classes), as arrays or as TensorFlow's copies of them.
 Split = tuple[Floats | tf.Tensor, Floats | tf.Tensor]
 
@@ -27,19 +30,52 @@ METRICS = {
 }
 
 
+def train_members(
+    model_parameters: ModelParameters, parameters: TrainParameters, train: Split, validation: Split
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Return the trained network and its history, whose columns `fit` describes.
+
+    Each member of an ensemble has its own seeds; the history is the mean of theirs.
+    """
+    images, labels = train
+    shape, classes = images.shape[1:], labels.shape[1]
+    # TensorFlow's copy serves all members. Drop the NumPy arrays to free memory.
+    train = tf.constant(images), tf.constant(labels)
+    del images, labels
+    members, histories = [], []
+    for number in range(model_parameters.members):
+        model = build(model_parameters.for_member(number), shape, classes)
+        if number == 0:
+            model.summary()
+        if model_parameters.members > 1:
+            print(f"Member {number + 1} of {model_parameters.members}", flush=True)
+        portable = make_portable(model, parameters.replicas)
+        histories.append(fit(portable, train, validation, parameters.for_member(number)))
+        if parameters.label_smoothing:
+            calibrate(portable, *validation, parameters.batch_size)
+        model.set_weights(portable.get_weights())
+        members.append(model)
+        # The portable model and its optimizer refer to each other, so only gc frees them.
+        del portable
+        gc.collect()
+    history = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})
+    model = average_members(members)
+    if model_parameters.test_time_augmentation:
+        model = average_over_shifts(model)
+    return model, history
+
+
 def fit(
     model: DataParallel, train: Split, validation: Split, parameters: TrainParameters
 ) -> pd.DataFrame:
-    """Train `model`, a portable twin, in place and return its history, one row an epoch.
+    """Train `model`, a portable model, in place and return its history, one row for each epoch.
 
     Columns: epoch (from 1); learning_rate, of the epoch's last step; loss and each metric on the
-    training digits as they were seen, and with the prefix val_ on the validation digits after the
-    epoch; chosen, 1 for the epoch whose weights the model holds in the end.
+    training images as augmented; the same with the prefix val_ on the validation images after the
+    epoch; chosen, 1 for the epoch whose weights the model ends with. A branched network also has
+    main_loss and auxiliary_loss.
 
-    A branched network's has main_loss and auxiliary_loss too.
-
-    Raises StageError where the training digits are fewer than threads, and where the loss stops
-    being a number.
+    Raises StageError if there are fewer training images than replicas, or if the loss becomes NaN.
     """
     keras.utils.set_random_seed(parameters.seed)
     two = has_two_outputs(model.network)
@@ -47,11 +83,11 @@ def fit(
     steps = int(training.cardinality())
     if not steps:
         raise StageError(
-            f"train.replicas is {parameters.replicas} and there are {len(train[0])} training digits: "
-            "each thread needs one at least; lower train.replicas"
+            f"train.replicas is {parameters.replicas} and there are {len(train[0])} training "
+            "images: each replica needs at least one; lower train.replicas"
         )
     compile_model(model, parameters, steps)
-    # Now, since TensorFlow traces a step that makes variables twice, which takes seconds.
+    # Create the optimizer's variables now, or TensorFlow traces the step twice.
     model.optimizer.build(model.trainable_variables)
     stopping = make_early_stopping(parameters.early_stopping)
     history = model.fit(
@@ -59,19 +95,22 @@ def fit(
         validation_data=make_batches(validation, parameters, two, training=False),
         epochs=parameters.epochs,
         callbacks=[*make_callbacks(parameters), *stopping],
-        shuffle=False,  # batches() does
+        shuffle=False,  # make_batches does
         verbose="auto" if sys.stdout.isatty() else 2,
     ).history
     epochs = len(history.get("val_loss", []))
     if not epochs or not np.isfinite(history["loss"] + history["val_loss"]).all():
         raise StageError(
-            f"the loss is no longer a number after {epochs} epochs: lower train.learning_rate, "
+            f"the loss is NaN or infinite after {epochs} epochs: lower train.learning_rate, "
             f"now {parameters.learning_rate:g}, or use another train.optimizer"
         )
-    # Of the two outputs the main one is judged: its metrics go by their plain names.
+    # Metrics are of the main output, so they need no prefix.
     table = pd.DataFrame({re.sub(f"{MAIN}_(?!loss)", "", name): history[name] for name in history})
     table.insert(0, "epoch", range(1, epochs + 1))
     chosen = stopping[0].best_epoch + 1 if stopping else epochs
+    if stopping:
+        ended = "early stopping after" if epochs < parameters.epochs else "trained all"
+        print(f"{ended} {epochs} epochs; the weights are those of epoch {chosen}", flush=True)
     table["chosen"] = (table["epoch"] == chosen).astype(int)
     return table
 
@@ -79,11 +118,11 @@ def fit(
 def make_batches(
     split: Split, parameters: TrainParameters, two_outputs: bool, training: bool = True
 ) -> tf.data.Dataset:
-    """Return batches in the order of `split`, or for training in one drawn anew each epoch.
+    """Return batches of images and labels, for training in a new random order each epoch.
 
-    What is shuffled is the indices; each batch is gathered from the arrays in memory and its images
-    moved as `parameters.augmentation` says. Two outputs each get the labels, by name. Digits left
-    over for the last batch that are fewer than threads sit that epoch out.
+    Only indices are shuffled; each batch is gathered from the arrays in memory, and its images are
+    augmented as `parameters.augmentation` says. A network with two outputs gets the labels for both
+    by name. In training, a last batch with fewer images than replicas is left out.
     """
     images, labels = (tf.constant(array) for array in split)
     count, seed, augmentation = len(split[0]), parameters.seed, parameters.augmentation
@@ -91,10 +130,10 @@ def make_batches(
     def gather(
         batch: tf.Tensor, draw: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
-        pictures, targets = tf.gather(images, batch), tf.gather(labels, batch)
+        batch_images, targets = tf.gather(images, batch), tf.gather(labels, batch)
         if draw is not None:
-            pictures = augment(pictures, draw, augmentation)
-        return pictures, dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
+            batch_images = augment(batch_images, draw, augmentation)
+        return batch_images, dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
 
     indices = tf.data.Dataset.range(count)
     if training:
@@ -103,19 +142,19 @@ def make_batches(
         indices = indices.take(count - rest if rest < parameters.replicas else count)
     dataset = indices.batch(parameters.batch_size)
     if training and any(augmentation.model_dump().values()):
-        # Two numbers for each batch, other ones each epoch, decide how its pictures are moved.
+        # Two random numbers for each batch of each epoch decide how its images are augmented.
         draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
         dataset = tf.data.Dataset.zip(dataset, draws)
-    # Plain operations: looking for Python's loops in them, to convert, would take time.
+    # No Python control flow here, so skip AutoGraph, which is slow.
     dataset = dataset.map(tf.autograph.experimental.do_not_convert(gather))
-    # What TensorFlow tunes is fixed above, and its tuner can hold up an epoch's end for seconds.
+    # Nothing here is left to tune, and tf.data's tuner can delay the end of an epoch by seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)
 
 
 def compile_model(model: DataParallel, parameters: TrainParameters, steps: int) -> None:
-    """Set the loss, the optimizer and the metrics of `model`; `steps` is those of one epoch."""
+    """Compile `model` with its loss, optimizer and metrics; an epoch has `steps` steps."""
     metrics = [METRICS[name](name=name) for name in parameters.metrics]
     two = has_two_outputs(model.network)
     model.compile(
@@ -129,9 +168,9 @@ def compile_model(model: DataParallel, parameters: TrainParameters, steps: int) 
 
 
 def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
-    """Return Keras's loss of that name.
+    """Return the loss that `parameters` name.
 
-    Smoothed labels: Szegedy et al., "Rethinking the Inception architecture", 2016.
+    Label smoothing: Szegedy et al., "Rethinking the Inception architecture", 2016.
     """
     if parameters.label_smoothing:
         return keras.losses.CategoricalCrossentropy(label_smoothing=parameters.label_smoothing)
@@ -139,21 +178,21 @@ def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
 
 
 def make_callbacks(parameters: TrainParameters) -> list[keras.callbacks.Callback]:
-    """Return what runs beside training: the rate's record, a stop at NaN, the plateau's rule."""
-    watchers = [RecordLearningRate(), keras.callbacks.TerminateOnNaN()]
+    """Return the callbacks that record the learning rate, stop at NaN, and lower the rate."""
+    result = [RecordLearningRate(), keras.callbacks.TerminateOnNaN()]
     if parameters.schedule.name == "plateau":
-        watchers.append(
+        result.append(
             keras.callbacks.ReduceLROnPlateau(
                 factor=parameters.schedule.factor,
                 patience=parameters.schedule.every,
                 min_delta=0.0,
             )
         )
-    return watchers
+    return result
 
 
 def make_early_stopping(parameters: EarlyStopping) -> list[keras.callbacks.EarlyStopping]:
-    """Return Keras's rule that stops when the validation loss stalls, or nothing."""
+    """Return a list with Keras's early stopping, or an empty list if it is off."""
     if not parameters.enabled:
         return []
     return [

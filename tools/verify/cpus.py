@@ -31,8 +31,8 @@ from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import PARAMETERS
 from stages.core.settings import read_yaml
+from stages.model import portable
 from stages.model.settings import ModelParameters, TrainParameters
-from stages.train import trained
 
 CPUS = ("Haswell", "EPYC-Milan")  # of each maker one, half an hour each
 REPORT = Path("reports/cpus.md")
@@ -96,7 +96,8 @@ NAMES = [*CASES, REPORTING]
 
 def probe() -> None:
     """Print each case's name and hash as a line of JSON; this is what runs under emulation."""
-    from stages.model import calibration
+    from stages.model.runtime import configure_tensorflow
+    from stages.model.training import train_members
 
     content = read_yaml(PARAMETERS)
     rng = np.random.default_rng(0)
@@ -111,9 +112,12 @@ def probe() -> None:
         images = rng.random((count, 28, 28), np.float32)
         labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
         digits = images, labels
-        model, history = trained(ModelParameters.check(model_values), parameters, digits, digits)
-        probabilities = calibration.predict_probabilities(
-            model, images, parameters.batch_size, parameters.replicas
+        configure_tensorflow(parameters.replicas)
+        model, history = train_members(
+            ModelParameters.check(model_values), parameters, digits, digits
+        )
+        probabilities = portable.make_portable(model, parameters.replicas).predict_probabilities(
+            images, parameters.batch_size
         )
         digest = hashlib.sha256(history.to_csv().encode())
         for array in (*model.get_weights(), probabilities):
