@@ -4,7 +4,7 @@ Most sets are MNIST's test digits, changed as a camera, a scanner, another pen o
 would. The others have nothing to do with MNIST: fonts, the digits that scikit-learn ships, and
 strokes of a pen.
 
-    python -m tools.picture_sets
+    python -m tools.benchmark.picture_sets
 """
 
 import io

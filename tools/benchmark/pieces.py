@@ -22,7 +22,7 @@ import numpy as np
 
 from stages.core.environment import PINS
 from stages.core.errors import run
-from stages.core.paths import PROCESSED
+from stages.core.paths import DATASET, PROCESSED, RAW
 from stages.core.prepared import read_classes, read_split
 from stages.model.settings import ModelParameters, TrainParameters
 from stages.sources import idx
@@ -50,7 +50,6 @@ def train(record: Path, pins: str = "pinned") -> None:
         kept = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA") if pins == "like" else ()
         for name in PINS.keys() - set(kept):
             del os.environ[name]
-    sys.modules.update(UNUSED)  # as the stage does
 
     # All that takes seconds to load, before the clock runs.
     import tensorflow as tf
@@ -164,12 +163,12 @@ def step(record: Path) -> None:
     import keras
     import tensorflow as tf
 
-    from stages.core.paths import RAW, normalise, one_hot
     from stages.model import architectures, portable, runtime
+    from stages.preprocess import normalise, one_hot
 
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
     runtime.configure_tensorflow(parameters.replicas)
-    count, classes = parameters.batch_size, len(read_classes(RAW / "dataset.json"))
+    count, classes = parameters.batch_size, len(read_classes(DATASET))
     images = normalise(idx.read(RAW / TRAIN_IMAGES, 3, count))
     labels = one_hot(idx.read(RAW / TRAIN_LABELS, 1, count), classes)
     model = architectures.build(model_parameters, images.shape[1:], classes)
@@ -255,7 +254,6 @@ def grow(record: Path, factor: str) -> None:
     """Make the raw training digits `factor` times as many, by copies that are moved at random."""
     import tensorflow as tf
 
-    from stages.core.paths import RAW
     from stages.model.augmentation import augment
 
     augmentation = TrainParameters.read().augmentation
