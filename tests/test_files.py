@@ -1,3 +1,5 @@
+"""The files that stages exchange: their bytes, and what happens if they are damaged."""
+
 import io
 import json
 import os
@@ -22,13 +24,13 @@ from stages.core.prepared import check_split, read_split
 
 IMAGES = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 LABELS = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
-DIGITS = {"images": IMAGES, "labels": LABELS}
+SPLIT = {"images": IMAGES, "labels": LABELS}
 NAN = IMAGES + np.float32("nan")
 
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "digits.npz"
+    return tmp_path / "split.npz"
 
 
 def names(folder: Path) -> list[str]:
@@ -38,35 +40,36 @@ def names(folder: Path) -> list[str]:
 # Arrays
 
 
-def test_digits_are_read_back_as_written(path):
-    write_npz(path, DIGITS)
+def test_split_is_read_back_as_written(path):
+    write_npz(path, SPLIT)
     images, labels = read_split(path)
     np.testing.assert_array_equal(images, IMAGES, strict=True)
     np.testing.assert_array_equal(labels, LABELS, strict=True)
 
 
-def test_plain_numpy_reads_them_too(path):
-    write_npz(path, DIGITS)
+def test_numpy_reads_a_split(path):
+    write_npz(path, SPLIT)
     with np.load(path, allow_pickle=False) as arrays:
         assert list(arrays) == ["images", "labels"]
         np.testing.assert_array_equal(arrays["images"], IMAGES, strict=True)
 
 
-def test_neither_the_day_nor_the_umask_shows_in_the_bytes(tmp_path, monkeypatch):
+def test_npz_does_not_depend_on_date_or_umask(tmp_path, monkeypatch):
     first, second = tmp_path / "first.npz", tmp_path / "second.npz"
     before = os.umask(0o022)
     try:
-        write_npz(first, DIGITS)
+        write_npz(first, SPLIT)
         os.umask(0o077)
         with monkeypatch.context() as later:
             later.setattr(time, "time", lambda: 2e9)
-            write_npz(second, DIGITS)
+            write_npz(second, SPLIT)
     finally:
         os.umask(before)
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_object_arrays_are_neither_written_nor_read(path):
+def test_object_arrays_are_refused(path):
+    """Python objects are pickled in an `.npz`, and a pickle can run code."""
     array = np.array([{"a": 1}], object)
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         write_npz(path, {"images": array})
@@ -76,19 +79,19 @@ def test_object_arrays_are_neither_written_nor_read(path):
         read_split(path)
 
 
-def test_a_compressed_array_that_would_grow_is_refused(path):
+def test_zip_bomb_is_refused(path):
     np.savez_compressed(path, images=np.zeros((10_000, 28, 28), np.float32), labels=LABELS)
     with pytest.raises(StageError, match=r"npz: images.npy would unpack to 31360128 bytes"):
         read_split(path)
 
 
-def test_a_missing_array_is_named(path):
+def test_missing_array_is_named(path):
     write_npz(path, {"images": IMAGES})
     with pytest.raises(StageError, match=f"{path}: expected the arrays images.*labels.npy"):
         read_split(path)
 
 
-def test_a_missing_file_is_named_with_what_to_do(path):
+def test_missing_file_is_named_with_the_fix(path):
     for read in (read_split, read_json, read_csv):
         with pytest.raises(StageError, match=f"{path}: not found; run `dvc repro`"):
             read(path)
@@ -105,16 +108,17 @@ def array_file() -> bytes:
     [b"", b"PK\x03\x04", b"<html>", array_file()],
     ids=["empty", "start of a zip", "web page", "single array"],
 )
-def test_a_file_that_is_no_npz_is_named_with_what_to_do(path, content):
+def test_other_file_is_named_with_the_fix(path, content):
     path.write_bytes(content)
     with pytest.raises(
-        StageError, match=f"{path}: not a readable .npz: .*; delete it, `dvc repro`"
+        StageError, match=f"{path}: not a readable .npz: .*; delete it and run `dvc repro`"
     ):
         read_split(path)
 
 
-def test_wherever_a_file_ends_too_early_it_is_refused(path):
-    write_npz(path, DIGITS)
+def test_truncated_split_is_refused(path):
+    """At every fourth byte, and without its last byte."""
+    write_npz(path, SPLIT)
     content = path.read_bytes()
     for length in (*range(0, len(content), 4), len(content) - 1):
         path.write_bytes(content[:length])
@@ -122,8 +126,9 @@ def test_wherever_a_file_ends_too_early_it_is_refused(path):
             read_split(path)
 
 
-def test_whichever_byte_is_damaged_the_digits_are_right_or_refused(path):
-    write_npz(path, DIGITS)
+def test_split_with_a_flipped_bit_is_right_or_refused(path):
+    """Once for every byte of the file."""
+    write_npz(path, SPLIT)
     content = path.read_bytes()
     refused = 0
     for position in range(len(content)):
@@ -134,7 +139,7 @@ def test_whichever_byte_is_damaged_the_digits_are_right_or_refused(path):
             images, labels = read_split(path)
         except StageError:
             refused += 1
-        else:  # in what the zip says of itself, and nobody reads
+        else:  # the bit is in a part of the zip header that is not read
             assert images.tobytes() + labels.tobytes() == IMAGES.tobytes() + LABELS.tobytes()
     assert refused > IMAGES.nbytes + LABELS.nbytes
 
@@ -153,15 +158,20 @@ def test_whichever_byte_is_damaged_the_digits_are_right_or_refused(path):
         (NAN, LABELS, r"pixels in \[0, 1\], found \[nan, nan\]"),
         (IMAGES * 255, LABELS, r"pixels in \[0, 1\], found \[0.0, 255.0\]"),
         (-IMAGES, LABELS, r"pixels in \[0, 1\], found \[-1.0, -?0.0\]"),
-        (IMAGES, LABELS * 0, "one-hot labels, found a row that is not"),
-        (IMAGES, LABELS * 2, "one-hot labels, found a row that is not"),
-        (IMAGES, np.ones_like(LABELS), "one-hot labels, found a row that is not"),
-        (IMAGES, np.maximum(LABELS, np.float32(0.5)), "one-hot labels, found a row that is not"),
-        (IMAGES, LABELS * np.float32("nan"), "one-hot labels, found a row that is not"),
-        (IMAGES, LABELS[:, :0], "one-hot labels, found a row that is not"),
+        (IMAGES, LABELS * 0, "one-hot labels, found a row that is not one-hot"),
+        (IMAGES, LABELS * 2, "one-hot labels, found a row that is not one-hot"),
+        (IMAGES, np.ones_like(LABELS), "one-hot labels, found a row that is not one-hot"),
+        (
+            IMAGES,
+            np.maximum(LABELS, np.float32(0.5)),
+            "one-hot labels, found a row that is not one-hot",
+        ),
+        (IMAGES, LABELS * np.float32("nan"), "one-hot labels, found a row that is not one-hot"),
+        (IMAGES, LABELS[:, :0], "one-hot labels, found a row that is not one-hot"),
     ],
 )
-def test_anything_but_digits_is_refused_with_expected_and_found(path, images, labels, message):
+def test_other_arrays_are_refused(path, images, labels, message):
+    """The message says what was expected and what was found."""
     with pytest.raises(StageError, match=f"^{path}: expected {message}$"):
         check_split(path, images, labels)
     write_npz(path, {"images": images, "labels": labels})
@@ -172,7 +182,8 @@ def test_anything_but_digits_is_refused_with_expected_and_found(path, images, la
 # Text
 
 
-def test_json_is_sorted_full_precision_and_ends_its_lines_with_lf(path):
+def test_json_has_these_bytes(path):
+    """Sorted keys, full precision and LF at the end of each line."""
     write_json(path, {"b": 0.1 + 0.2, "a": ["é"]})
     expected = b'{\n  "a": [\n    "\\u00e9"\n  ],\n  "b": 0.30000000000000004\n}\n'
     assert path.read_bytes() == expected
@@ -180,7 +191,7 @@ def test_json_is_sorted_full_precision_and_ends_its_lines_with_lf(path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_never_holds_nan_and_the_earlier_file_stays(path, value):
+def test_json_refuses_nan_and_keeps_the_old_file(path, value):
     write_json(path, {"loss": 1})
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(path, {"loss": value})
@@ -198,7 +209,7 @@ def test_damaged_json_is_named(path, text, message):
         read_json(path)
 
 
-def test_a_table_is_read_back_as_written(path):
+def test_csv_is_read_back_as_written(path):
     table = pd.DataFrame({"loss": [0.1 + 0.2, 1e-30], "name": ["01", "NA"]})
     write_csv(path, table)
     assert path.read_bytes() == b"loss,name\n0.30000000000000004,01\n1e-30,NA\n"
@@ -206,7 +217,7 @@ def test_a_table_is_read_back_as_written(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n3,4,5\n", b"a\n\xff\n"])
-def test_a_damaged_table_is_named(path, content):
+def test_damaged_csv_is_named(path, content):
     path.write_bytes(content)
     with pytest.raises(StageError, match=f"{path}: not readable as CSV: "):
         read_csv(path)
@@ -216,7 +227,7 @@ def test_a_damaged_table_is_named(path, content):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_write_that_breaks_off_leaves_the_earlier_file_and_nothing_else(path, error):
+def test_interrupted_write_keeps_the_old_file(path, error):
     path.write_text("old")
 
     def break_off():
@@ -230,7 +241,7 @@ def test_a_write_that_breaks_off_leaves_the_earlier_file_and_nothing_else(path, 
     assert names(path.parent) == [path.name]
 
 
-def test_a_name_shows_only_the_complete_file(path):
+def test_file_is_replaced_only_when_complete(path):
     path.write_text("old")
     with atomic(path) as part:
         part.write_text("new")
@@ -240,7 +251,7 @@ def test_a_name_shows_only_the_complete_file(path):
 
 
 @pytest.mark.parametrize("name", ["file/x.json", "file/folder/x.json"])
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
+def test_folder_that_cannot_be_created_is_named(tmp_path, name):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
         StageError, match=f"^{tmp_path / name}: cannot be written: .*: {tmp_path}/fi"
@@ -249,7 +260,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_folder_in_the_files_place_is_named_and_kept(tmp_path):
+def test_folder_in_place_of_the_file_is_kept(tmp_path):
     (tmp_path / "x.json").mkdir()
     with pytest.raises(StageError, match=r"x\.json: cannot be written: Is a directory"):
         write_text(tmp_path / "x.json", "")
@@ -275,9 +286,8 @@ run(lambda: write[sys.argv[1]](Path("old")))
 
 
 @pytest.mark.parametrize("kind", ["npz", "csv", "json"])
-def test_on_a_full_disk_one_line_names_the_file_and_the_earlier_one_stays(
-    run_python, tmp_path, kind
-):
+def test_full_disk_keeps_the_old_file(run_python, tmp_path, kind):
+    """The process ends with one line that names the file."""
     pytest.importorskip("resource", reason="limits the size of files")
     (tmp_path / "old").write_text("old")
     ended = run_python("-c", FILL_THE_DISK, kind)

@@ -1,4 +1,4 @@
-"""Datasets of one's own, as real files in a folder."""
+"""Custom datasets, as real files in a folder."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def fill(folder: Path, changes: dict[str, np.ndarray] | None = None) -> None:
 
 
 def draw(folder: Path, names, part="train", count=2, size=(3, 4)) -> None:
-    """Save pictures of noise for each class; `size` is width and height."""
+    """Save images of noise for each class. `size` is width and height."""
     for name in names:
         (folder / part / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -49,7 +49,7 @@ def draw(folder: Path, names, part="train", count=2, size=(3, 4)) -> None:
 
 
 def raw(folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in the four IDX files that a folder becomes."""
+    """Return the arrays in the four IDX files that a folder becomes, by their names."""
     _, payloads = read_folder(folder)
     for name, payload in payloads.items():
         (folder.parent / name).write_bytes(payload)
@@ -71,7 +71,7 @@ def refusal(folder: Path) -> str:
 # IDX files
 
 
-def test_idx_files_pass_through_plain_or_gzipped(folder):
+def test_idx_files_may_be_plain_or_gzipped(folder):
     fill(folder)
     for name in (TRAIN_IMAGES, TEST_LABELS):
         path = folder / name
@@ -82,14 +82,14 @@ def test_idx_files_pass_through_plain_or_gzipped(folder):
         np.testing.assert_array_equal(found[name], array, strict=True)
 
 
-def test_classes_of_idx_files_are_their_labels_or_the_lines_of_classes_txt(folder):
+def test_idx_classes_are_labels_or_classes_txt(folder):
     fill(folder)
     assert classes(folder) == ("0", "1", "2")
     (folder / "classes.txt").write_bytes("\ufeffcat\r\n개\r\ndog\r\n".encode())
     assert classes(folder) == ("cat", "개", "dog")
 
 
-def test_a_missing_idx_file_is_named(folder):
+def test_missing_idx_file_is_named(folder):
     fill(folder)
     (folder / TEST_LABELS).unlink()
     expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz, and no train/<class>/*.png"
@@ -99,7 +99,7 @@ def test_a_missing_idx_file_is_named(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({TRAIN_LABELS: LABELS[:5]}, "has 6 train images and 5 labels"),
+        ({TRAIN_LABELS: LABELS[:5]}, "has 6 train images but 5 labels"),
         ({TEST_LABELS: LABELS[:2], TEST_IMAGES: FILES[TEST_IMAGES][:2]}, "has no test image of '2"),
         ({TEST_LABELS: LABELS[:3] + 1}, "has no train image of '3'"),
         ({TRAIN_LABELS: LABELS * 2, TEST_LABELS: LABELS[:3] * 2}, "has no train image of '1', '3'"),
@@ -112,7 +112,7 @@ def test_a_missing_idx_file_is_named(folder):
         ),
     ],
 )
-def test_idx_files_that_are_no_whole_dataset_are_refused(folder, changes, message):
+def test_incomplete_idx_dataset_is_refused(folder, changes, message):
     fill(folder, changes)
     assert refusal(folder).startswith(f"{folder}: {message}")
 
@@ -120,20 +120,20 @@ def test_idx_files_that_are_no_whole_dataset_are_refused(folder, changes, messag
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("a\nb\n", f"{TRAIN_LABELS} has label 2, and there are names for the labels 0 to 1"),
+        ("a\nb\n", f"{TRAIN_LABELS} has label 2, but there are only names for the labels 0 to 1"),
         ("a\nb\na\n", "two classes have the name 'a'"),
-        ("a\n\nb\n", "'' cannot be the name of a class: use plain text"),
-        ("a\nb\x07\nc\n", r"'b\x07' cannot be the name of a class: use plain text"),
+        ("a\n\nb\n", "'' cannot be a class name; use plain text"),
+        ("a\nb\x07\nc\n", r"'b\x07' cannot be a class name; use plain text"),
         ("a\nb\nc\nd\n", "has no train image of 'd'"),
     ],
 )
-def test_class_names_that_cannot_be_are_refused(folder, names, message):
+def test_invalid_class_names_are_refused(folder, names, message):
     fill(folder)
     (folder / "classes.txt").write_text(names)
     assert refusal(folder) == f"{folder}: {message}"
 
 
-def test_class_names_that_are_no_text_are_refused(folder):
+def test_classes_txt_must_be_utf_8(folder):
     fill(folder)
     (folder / "classes.txt").write_bytes(b"\xff\n")
     assert refusal(folder).startswith(f"{folder}/classes.txt: not readable as UTF-8: ")
@@ -148,17 +148,18 @@ def test_class_names_that_are_no_text_are_refused(folder):
     ],
     ids=["web page", "plain", "cut short"],
 )
-def test_a_damaged_file_is_named(folder, content, message):
+def test_damaged_idx_file_is_named(folder, content, message):
     fill(folder)
     (folder / TRAIN_IMAGES).unlink()
     (folder / f"{TRAIN_IMAGES}.gz").write_bytes(content)
     assert refusal(folder).startswith(f"{folder}/{TRAIN_IMAGES}.gz: {message}")
 
 
-# Pictures
+# Images
 
 
-def test_pictures_come_class_by_class_in_turn_with_their_names_and_labels(folder):
+def test_images_of_the_classes_alternate(folder):
+    """Each image has its class's label, and number names are sorted by value."""
     draw(folder, ["10", "9", "a b", "$x$"], size=(5, 7))
     draw(folder, ["10", "9", "a b", "$x$"], part="test", count=1, size=(5, 7))
     found = raw(folder)
@@ -168,11 +169,11 @@ def test_pictures_come_class_by_class_in_turn_with_their_names_and_labels(folder
     assert found[TRAIN_IMAGES].shape == (8, 7, 5)
     for label, name in enumerate(names):
         for i in range(2):
-            with Image.open(folder / "train" / name / f"{i}.png") as picture:
-                np.testing.assert_array_equal(found[TRAIN_IMAGES][4 * i + label], picture)
+            with Image.open(folder / "train" / name / f"{i}.png") as image:
+                np.testing.assert_array_equal(found[TRAIN_IMAGES][4 * i + label], image)
 
 
-def test_256_classes_are_enough(folder):
+def test_at_most_256_classes(folder):
     names = [str(i) for i in range(256)]
     for part in ("train", "test"):
         draw(folder, names, part, count=1, size=(2, 2))
@@ -181,12 +182,12 @@ def test_256_classes_are_enough(folder):
     assert refusal(folder) == f"{folder}: has 257 classes, expected 2 to 256"
 
 
-def test_hidden_files_are_no_pictures(folder):
+def test_hidden_files_are_ignored(folder):
     draw(folder, ["a", "b"])
     draw(folder, ["a", "b"], part="test")
     (folder / "train/a/.DS_Store").write_bytes(b"x")
     (folder / "train/.hidden").mkdir()
-    (folder / "README.txt").write_text("beside the two parts, anything may lie")
+    (folder / "README.txt").write_text("other files beside the two parts are ignored")
     assert raw(folder)[TRAIN_IMAGES].shape == (4, 4, 3)
 
 
@@ -220,28 +221,28 @@ def file_among_classes(folder):
     (folder / "train/notes.txt").write_text("x")
 
 
-def no_picture(folder):
+def other_file(folder):
     draw(folder, ["a", "b"])
     (folder / "train/b/Thumbs.db").write_text("x")
 
 
-def folder_among_pictures(folder):
+def folder_among_images(folder):
     draw(folder, ["a", "b"])
     (folder / "train/b/more.png").mkdir()
 
 
-def picture_cut_short(folder):
+def truncated_image(folder):
     draw(folder, ["a", "b"], size=(40, 40))
     path = folder / "train/b/1.png"
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def jpeg_in_disguise(folder):
+def jpeg_named_png(folder):
     draw(folder, ["a", "b"])
     Image.new("L", (3, 4)).save(folder / "train/b/1.png", format="JPEG")
 
 
-def name_in_other_bytes(folder):
+def name_that_is_not_utf_8(folder):
     draw(folder, ["a", "b\udcff"])
     draw(folder, ["a", "b\udcff"], part="test")
 
@@ -253,22 +254,22 @@ def name_in_other_bytes(folder):
         (class_not_in_test, ": has no test image of 'c'"),
         (class_not_in_train, ": has no train image of 'c'"),
         (empty_class, ": has no test image of 'b'"),
-        (other_size, "/test/a/0.png: 4x4 pixels, and {0}/train/a/0.png has 3x4: make all"),
-        (file_among_classes, "/train/notes.txt: expected a folder with the pictures of one class"),
-        (no_picture, "/train/b/Thumbs.db: not a readable PNG picture: cannot identify"),
-        (folder_among_pictures, "/train/b/more.png: not a readable PNG picture: "),
-        (picture_cut_short, "/train/b/1.png: not a readable PNG picture: "),
-        (jpeg_in_disguise, "/train/b/1.png: not a readable PNG picture: cannot identify"),
-        (name_in_other_bytes, r": 'b\udcff' cannot be the name of a class: use plain text"),
+        (other_size, "/test/a/0.png: 4x4 pixels, but {0}/train/a/0.png has 3x4; all images"),
+        (file_among_classes, "/train/notes.txt: expected a folder with the images of one class"),
+        (other_file, "/train/b/Thumbs.db: not a readable PNG image: cannot identify"),
+        (folder_among_images, "/train/b/more.png: not a readable PNG image: "),
+        (truncated_image, "/train/b/1.png: not a readable PNG image: "),
+        (jpeg_named_png, "/train/b/1.png: not a readable PNG image: cannot identify"),
+        (name_that_is_not_utf_8, r": 'b\udcff' cannot be a class name; use plain text"),
     ],
 )
-def test_pictures_that_are_no_whole_dataset_are_refused(folder, make, message):
+def test_incomplete_image_dataset_is_refused(folder, make, message):
     make(folder)
     assert refusal(folder).startswith(f"{folder}{message.format(folder)}")
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         (Image.new("L", (1, 1), 77), 77),
         (Image.new("1", (1, 1), 1), 255),
@@ -283,8 +284,8 @@ def test_pictures_that_are_no_whole_dataset_are_refused(folder, make, message):
     ],
     ids=["grey", "bit", "red", "green", "blue", "clear", "faint", "opaque", "palette", "16 bits"],
 )
-def test_any_kind_of_pixel_becomes_grey_by_the_rule(tmp_path, picture, expected):
-    picture.save(tmp_path / "a.png")
+def test_every_kind_of_pixel_becomes_grey(tmp_path, image, expected):
+    image.save(tmp_path / "a.png")
     assert read_grey(tmp_path / "a.png").tolist() == [[expected]]
 
 
@@ -292,7 +293,8 @@ def test_any_kind_of_pixel_becomes_grey_by_the_rule(tmp_path, picture, expected)
 
 
 @pytest.mark.usefixtures("project")
-def test_the_stage_describes_a_dataset_of_ones_own_and_sees_what_changed(folder):
+def test_stage_reads_a_custom_dataset_again(folder):
+    """dataset.json describes the folder as it is at each run."""
     draw(folder, ["cat", "dog"])
     draw(folder, ["cat", "dog"], part="test")
     Path("params.yaml").write_text(f"download: {{dataset: custom, folder: {folder}}}\n")
@@ -310,7 +312,7 @@ def test_the_stage_describes_a_dataset_of_ones_own_and_sees_what_changed(folder)
 
 
 @pytest.mark.usefixtures("project")
-def test_files_of_two_datasets_never_lie_together(folder):
+def test_raw_folder_never_holds_two_datasets(folder):
     raw, digits = Path("data/raw"), "download: {dataset: digits, folder: null}\n"
     Path("params.yaml").write_text(digits)
     main()
@@ -318,7 +320,9 @@ def test_files_of_two_datasets_never_lie_together(folder):
     before = {path: path.read_bytes() for path in raw.iterdir()}
     with pytest.raises(StageError, match=f"^{folder}: has no {TRAIN_IMAGES}"):
         main()
-    assert {path: path.read_bytes() for path in raw.iterdir()} == before  # nothing to go on with
+    assert {
+        path: path.read_bytes() for path in raw.iterdir()
+    } == before  # because the new folder is empty
     fill(folder)
     obstacle = raw / f"{TEST_IMAGES}.part"
     obstacle.mkdir()
@@ -333,7 +337,7 @@ def test_files_of_two_datasets_never_lie_together(folder):
 
 
 @pytest.mark.usefixtures("project")
-def test_files_that_are_right_already_stay_as_they_are(folder):
+def test_right_files_are_not_written_again(folder):
     fill(folder)
     Path("params.yaml").write_text(f"download: {{dataset: custom, folder: {folder}}}\n")
     main()
@@ -346,12 +350,13 @@ def test_files_that_are_right_already_stay_as_they_are(folder):
     assert paths[-1].read_bytes() == idx.dump(FILES[TEST_LABELS])
 
 
-def test_a_folder_that_is_not_there_is_named():
+def test_missing_folder_is_named():
     with pytest.raises(StageError, match=r"^download\.folder is 'none': there is no such folder$"):
         read_folder(Path("none"))
 
 
-def test_a_clean_room_is_given_no_files_of_a_dataset_of_ones_own(tmp_path):
+def test_copy_raw_skips_a_custom_dataset(tmp_path):
+    """`make verify` gives a fresh clone only the files of catalogued datasets."""
     fill(tmp_path)
-    copy_raw(tmp_path, tmp_path / "room", DownloadParameters(dataset="custom", folder="mine"))
-    assert not (tmp_path / "room").exists()
+    copy_raw(tmp_path, tmp_path / "clone", DownloadParameters(dataset="custom", folder="mine"))
+    assert not (tmp_path / "clone").exists()

@@ -1,3 +1,5 @@
+"""The IDX format: what is written is read back, and damaged files are refused."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ def path(tmp_path_factory):
 
 
 @given(arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)))
-def test_what_was_dumped_is_read_back(path, array):
+def test_array_is_read_back_as_written(path, array):
     path.write_bytes(idx.dump(array))
     found = idx.read(path, array.ndim)
     assert found.dtype == np.uint8
@@ -24,12 +26,12 @@ def test_what_was_dumped_is_read_back(path, array):
 
 
 @given(st.integers(0, 4))
-def test_only_the_first_entries_are_read_when_asked(path, count):
+def test_count_limits_the_entries(path, count):
     path.write_bytes(idx.dump(IMAGES))
     np.testing.assert_array_equal(idx.read(path, 3, count), IMAGES[:count], strict=True)
 
 
-def test_the_header_is_as_in_the_formats_description():
+def test_header_follows_the_format_description():
     # Magic 2051 for images, then big-endian counts: train-images starts 0803 60000 28 28.
     assert idx.dump(IMAGES)[:16].hex(" ", 4) == "00000803 00000002 00000003 00000004"
     assert idx.dump(np.array([7, 9], np.uint8)).hex() == "00000801000000020709"
@@ -50,7 +52,7 @@ def test_the_header_is_as_in_the_formats_description():
         (b"\0\0\x08\x03" + b"\xff" * 12, "header says 4294967295 x 4294967295 x 4294967295 bytes"),
     ],
 )
-def test_a_file_that_is_not_what_its_header_says_is_refused(path, content, message):
+def test_file_that_contradicts_its_header_is_refused(path, content, message):
     path.write_bytes(content)
     with pytest.raises(StageError, match=message) as caught:
         idx.read(path, 3)
@@ -58,7 +60,7 @@ def test_a_file_that_is_not_what_its_header_says_is_refused(path, content, messa
 
 
 @given(st.binary(max_size=40) | st.binary(max_size=40).map(idx.dump(IMAGES)[:4].__add__))
-def test_any_bytes_give_the_array_they_are_or_the_one_error(path, content):
+def test_any_bytes_give_an_array_or_a_stage_error(path, content):
     path.write_bytes(content)
     try:
         found = idx.read(path, 3)
@@ -67,6 +69,6 @@ def test_any_bytes_give_the_array_they_are_or_the_one_error(path, content):
     assert idx.dump(found) == content
 
 
-def test_a_missing_file_is_named_with_what_to_do(tmp_path):
-    with pytest.raises(StageError, match="images: not found; run `dvc repro`"):
+def test_missing_file_is_named_with_the_fix(tmp_path):
+    with pytest.raises(StageError, match="images: not found; run `dvc repro` to create it"):
         idx.read(tmp_path / "images", 3)

@@ -1,3 +1,5 @@
+"""The plots: what they draw, not how they look."""
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ CLASSES = [f"class {i}" for i in range(3)]
 
 
 def texts(figure):
+    """Return every text in a figure that is not empty."""
     return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
 
 
@@ -38,7 +41,7 @@ def predictions():
     )
 
 
-def test_curves_show_training_against_validation_and_mark_the_chosen_epoch(history):
+def test_curves_show_both_sets_and_the_chosen_epoch(history):
     figure = plot.draw_curves(history)
     assert [axes.get_title() for axes in figure.axes] == ["accuracy", "loss", "learning rate"]
     accuracy, _, rate = figure.axes
@@ -59,16 +62,17 @@ def test_confusion_matrix_counts_actual_by_predicted(predictions):
     assert axes.get_title() == "2 of 5 test images on the diagonal"
 
 
-def test_worst_mistakes_come_first(predictions):
+def test_most_confident_mistakes_come_first(predictions):
     images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
     figure = plot.draw_mistakes(images, predictions, 2)
     drawn = [axes.images[0].get_array().max() for axes in figure.axes if axes.images]
-    assert drawn == [3, 4]  # equally sure: in their order
+    assert drawn == [3, 4]  # of equal confidence, so in their order
     assert "actual class 0\npredicted class 1\n80.0% sure" in texts(figure)
     assert "The 2 most confident of 3 mistakes on test images" in texts(figure)
 
 
-def test_each_class_has_its_own_mistakes_in_a_row_with_what_it_was_taken_for(predictions):
+def test_each_class_has_a_row_of_its_mistakes(predictions):
+    """Each image is under its predicted class, the most confident first."""
     images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
     figure = plot.draw_weaknesses(images, predictions, CLASSES)
     drawn = {
@@ -79,14 +83,14 @@ def test_each_class_has_its_own_mistakes_in_a_row_with_what_it_was_taken_for(pre
         for axes in figure.axes
         if axes.images
     }
-    taken = {3: (0, "class 1, 80%"), 4: (1, "class 0, 80%"), 1: (1, "class 2, 60%")}
-    assert drawn == taken
-    assert list(drawn) == [3, 4, 1]  # the surest first
+    expected = {3: (0, "class 1, 80%"), 4: (1, "class 0, 80%"), 1: (1, "class 2, 60%")}
+    assert drawn == expected
+    assert list(drawn) == [3, 4, 1]  # the most confident first
     rows = [text for text in texts(figure) if text.endswith("wrong")]
     assert rows == ["class 0\n1 of 2 wrong", "class 1\n2 of 2 wrong"]
 
 
-def test_of_many_classes_the_weakest_are_drawn():
+def test_at_most_twenty_classes_have_a_row():
     classes = [f"class {i}" for i in range(30)]
     actual = [classes[i] for i in range(25) for _ in range(1 + (i >= 5))]
     predictions = pd.DataFrame({"index": 0, "actual": actual, "predicted": "class 29"})
@@ -95,39 +99,41 @@ def test_of_many_classes_the_weakest_are_drawn():
     assert rows == [f"class {i}\n2 of 2 wrong" for i in range(5, 25)]
 
 
-def test_no_mistakes_is_a_picture_too(predictions, tmp_path):
+def test_figures_without_mistakes_can_be_saved(predictions, tmp_path):
     perfect = predictions.assign(predicted=predictions["actual"])
     for figure in (
         plot.draw_mistakes(np.zeros((5, 4, 4)), perfect, 2),
         plot.draw_weaknesses(np.zeros((5, 4, 4)), perfect, CLASSES),
     ):
         plot.save(figure, tmp_path / "a.png", 60)
-        with Image.open(tmp_path / "a.png") as picture:
-            assert picture.width > 100
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.width > 100
 
 
-def test_dollar_signs_in_a_class_name_are_no_formula(tmp_path):
+def test_dollar_signs_are_not_math(tmp_path):
     with mpl.rc_context(plot.STYLE):
         figure = plot.draw_samples(np.zeros((1, 4, 4)), np.array([0]), [r"$\nothing$"])
         plot.save(figure, tmp_path / "a.png", 60)
 
 
-def test_the_axes_of_many_classes_say_what_their_numbers_are():
+def test_axes_of_many_classes_are_numbered():
+    """Their labels say which numbers these are."""
     classes = [f"class {i}" for i in range(21)]
     (axes,) = plot.draw_confusion(pd.Series(classes), pd.Series(classes), classes).axes
     assert axes.get_xlabel() == "predicted, as numbered in data/raw/dataset.json"
 
 
-def test_samples_carry_their_class_names():
+def test_samples_have_class_names():
     figure = plot.draw_samples(np.zeros((3, 8, 8)), np.array([2, 0, 1]), CLASSES)
     titles = [axes.get_title() for axes in figure.axes if axes.images]
     assert titles == ["class 2", "class 0", "class 1"]
 
 
-def test_picture_has_the_same_bytes_twice_and_names_no_program(history, tmp_path):
+def test_figure_has_the_same_bytes_twice(history, tmp_path):
+    """It does not name Matplotlib's version."""
     for name in ("one", "two"):
         plot.save(plot.draw_curves(history), tmp_path / name, 60)
     one = (tmp_path / "one").read_bytes()
     assert one == (tmp_path / "two").read_bytes()
-    with Image.open(tmp_path / "one") as picture:
-        assert "Software" not in picture.text
+    with Image.open(tmp_path / "one") as image:
+        assert "Software" not in image.text

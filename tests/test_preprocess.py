@@ -1,3 +1,5 @@
+"""The stage preprocess: pixels, labels and the split, compared with the course page."""
+
 import sys
 import zipfile
 from pathlib import Path
@@ -31,7 +33,7 @@ def write_parameters(preprocess: str) -> None:
 
 @pytest.fixture
 def digits(project):
-    """A project with the raw digits of scikit-learn and the course page's split."""
+    """A project with scikit-learn's digits as raw data, and the course page's split."""
     write_parameters("{validation_fraction: 0.2, seed: 42, stratify: false}")
     stages.download.main()
     return project
@@ -39,7 +41,7 @@ def digits(project):
 
 @pytest.fixture
 def raw(project):
-    """A function that writes a raw folder of the given arrays and ten classes."""
+    """Return a function that writes the given arrays, of ten classes, to the raw folder."""
 
     def write(train_images, train_labels, test_images, test_labels):
         write_parameters("{validation_fraction: 0.2, seed: 42, stratify: true}")
@@ -63,19 +65,19 @@ def outputs() -> dict[str, bytes]:
 # Pixels and labels
 
 
-def test_pixels_from_0_to_255_become_float32_from_0_to_1():
+def test_pixels_become_float32_from_0_to_1():
     found = normalise(np.array([[[0, 51], [102, 255]]], np.uint8))
     expected = np.array([[[0, 0.2], [0.4, 1]]], np.float32)
     np.testing.assert_array_equal(found, expected, strict=True)
 
 
-def test_pixels_are_those_of_the_course_page():
+def test_pixels_equal_those_of_the_course_page():
     values = np.arange(256, dtype=np.uint8)
     page = values.astype("float32") / 255.0
     np.testing.assert_array_equal(normalise(values), page, strict=True)
 
 
-def test_labels_become_rows_with_a_single_1():
+def test_labels_become_one_hot():
     expected = np.array([[0, 0, 1], [1, 0, 0]], np.float32)
     np.testing.assert_array_equal(one_hot(np.array([2, 0], np.uint8), 3), expected, strict=True)
 
@@ -83,7 +85,7 @@ def test_labels_become_rows_with_a_single_1():
 # The split
 
 
-def test_the_split_is_the_course_pages():
+def test_split_equals_that_of_the_course_page():
     images = RANDOM.random((len(LABELS), 2, 2), np.float32)
     labels = one_hot(LABELS, 10)
     train_images, val_images, train_labels, val_labels = train_test_split(
@@ -97,20 +99,20 @@ def test_the_split_is_the_course_pages():
 
 
 @pytest.mark.parametrize("stratify", [True, False])
-def test_every_digit_is_in_exactly_one_part(stratify):
+def test_every_image_is_in_exactly_one_set(stratify):
     parts = split(LABELS, parameters(stratify=stratify), 10)
     assert [len(part) for part in parts] == [400, 100]
     assert sorted(np.concatenate(parts)) == list(range(500))
 
 
-def test_a_stratified_split_keeps_each_classs_share():
+def test_stratified_split_keeps_class_fractions():
     labels = RANDOM.permutation(np.arange(3, dtype=np.uint8).repeat([900, 90, 10]))
     train, validation = split(labels, parameters(stratify=True), 3)
     assert np.bincount(labels[train]).tolist() == [720, 72, 8]
     assert np.bincount(labels[validation]).tolist() == [180, 18, 2]
 
 
-def test_another_seed_sets_other_digits_aside():
+def test_other_seed_selects_other_images():
     first, second = (split(LABELS, parameters(seed=seed), 10)[1] for seed in (42, 43))
     assert sorted(first) != sorted(second)
 
@@ -121,9 +123,9 @@ def test_another_seed_sets_other_digits_aside():
         (
             [0] * 99 + [1],
             {},
-            r"is 0\.2: of 100 digits, no (train|valid)\w+ digit is of class 1",
+            r"is 0\.2: of 100 images, none of class 1 is in the (train|valid)\w+ set",
         ),
-        ([0] * 100, {}, r"is 0\.2: of 100 digits, no training digit is of class 1"),
+        ([0] * 100, {}, r"is 0\.2: of 100 images, none of class 1 is in the training set"),
         ([0] * 99 + [1], {"stratify": True}, r"is 0\.2: The least populated class"),
         (
             [0, 1] * 9,
@@ -134,7 +136,7 @@ def test_another_seed_sets_other_digits_aside():
     ],
     ids=["class missing", "class unknown", "class of one", "fewer than classes", "set empty"],
 )
-def test_a_split_that_leaves_a_class_or_a_set_empty_is_refused(labels, changes, message):
+def test_split_with_an_empty_class_is_refused(labels, changes, message):
     with pytest.raises(StageError, match=f"^preprocess.validation_fraction {message}") as caught:
         split(np.array(labels, np.uint8), parameters(**changes), 2)
     assert "\n" not in str(caught.value)
@@ -155,14 +157,14 @@ FOUR = np.ones((4, 2, 2), np.uint8)
     ],
     ids=["unequal counts", "label out of range", "no images", "no pixels"],
 )
-def test_images_and_labels_that_do_not_match_are_refused(tmp_path, images, labels, message):
+def test_images_and_labels_must_match(tmp_path, images, labels, message):
     (tmp_path / "images").write_bytes(idx.dump(images))
     (tmp_path / "labels").write_bytes(idx.dump(np.array(labels, np.uint8)))
     with pytest.raises(StageError, match=f"{tmp_path}/{message}"):
         read_raw(tmp_path / "images", tmp_path / "labels", 3)
 
 
-def test_training_and_test_images_of_different_shape_are_refused(raw):
+def test_train_and_test_shapes_must_match(raw):
     images = np.zeros((500, 4, 4), np.uint8)
     raw(images, LABELS, images[:, :3], LABELS)
     with pytest.raises(StageError, match=rf"{TEST_IMAGES}: expected images of \(4, 4\).*\(3, 4\)"):
@@ -170,7 +172,7 @@ def test_training_and_test_images_of_different_shape_are_refused(raw):
     assert not Path("data/processed").exists()
 
 
-def test_any_shape_of_image_passes_through(raw):
+def test_images_may_have_any_shape(raw):
     images = RANDOM.integers(0, 256, (500, 5, 7), np.uint8)
     raw(images, LABELS, images[:20], LABELS[:20])
     main()
@@ -183,7 +185,8 @@ def test_any_shape_of_image_passes_through(raw):
 
 
 @pytest.mark.usefixtures("digits")
-def test_the_stage_writes_three_splits_that_plain_numpy_reads():
+def test_stage_writes_three_splits():
+    """Plain NumPy reads them, and they are not compressed."""
     main()
     counts = {"train": 1200, "validation": 300, "test": 297}
     assert set(outputs()) == {f"{name}.npz" for name in counts}
@@ -200,7 +203,7 @@ def test_the_stage_writes_three_splits_that_plain_numpy_reads():
 
 
 @pytest.mark.usefixtures("digits")
-def test_every_image_keeps_its_label_through_the_split():
+def test_every_image_keeps_its_label():
     main()
     raw = idx.read(Path("data/raw", TRAIN_IMAGES), 3), idx.read(Path("data/raw", TRAIN_LABELS), 1)
     expected = sorted((image.tobytes(), int(label)) for image, label in zip(*raw, strict=True))
@@ -215,7 +218,7 @@ def test_every_image_keeps_its_label_through_the_split():
 
 
 @pytest.mark.usefixtures("digits")
-def test_the_stage_writes_the_same_bytes_again():
+def test_stage_writes_the_same_bytes_again():
     main()
     first = outputs()
     for path in Path("data/processed").iterdir():
@@ -225,7 +228,7 @@ def test_the_stage_writes_the_same_bytes_again():
 
 
 @pytest.mark.usefixtures("digits")
-def test_a_refused_split_leaves_the_earlier_outputs_as_they_were():
+def test_refused_split_keeps_the_old_outputs():
     main()
     first = outputs()
     write_parameters("{validation_fraction: 0.001, seed: 42, stratify: true}")
@@ -234,7 +237,8 @@ def test_a_refused_split_leaves_the_earlier_outputs_as_they_were():
     assert outputs() == first
 
 
-def test_a_damaged_raw_file_is_named_and_nothing_is_written(digits):
+def test_damaged_raw_file_is_named(digits):
+    """The stage writes nothing."""
     path = Path("data/raw", TEST_LABELS)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StageError, match=f"{path}: header says 297 bytes, found 92"):
@@ -257,7 +261,8 @@ print(kilobytes("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_at_mnists_size_stays_near_that_of_the_files(raw, run_python):
+def test_memory_stays_near_the_size_of_the_files(raw, run_python):
+    """With as many images as MNIST has."""
     images = RANDOM.integers(0, 256, (70_000, 28, 28), np.uint8)
     labels = RANDOM.integers(0, 10, 70_000, np.uint8)
     raw(images[:60_000], labels[:60_000], images[60_000:], labels[60_000:])

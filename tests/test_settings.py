@@ -1,3 +1,5 @@
+"""The sections of params.yaml: what is read, what is refused, and what the message says."""
+
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from stages.core.errors import StageError, run
+from stages.core.errors import StageError
 from stages.core.settings import Section, read_yaml
 from stages.download import DownloadParameters
 from stages.model.settings import ModelParameters, TrainParameters
@@ -53,7 +55,7 @@ def refusal(call) -> str:
     return message
 
 
-def test_the_projects_parameters_are_valid():
+def test_params_yaml_is_valid():
     check(read_yaml(PARAMETERS))
     assert list(VALUES) == [section.section for section in SECTIONS]
 
@@ -61,10 +63,13 @@ def test_the_projects_parameters_are_valid():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rates": 1}, "example.rates is not a known key; they are count, rate, enabled, inner"),
+        (
+            {"rates": 1},
+            "example.rates is not a known key; the keys are count, rate, enabled, inner",
+        ),
         (
             {"inner": {"every": 1, "evry": 2}},
-            "example.inner.evry is not a known key; they are every",
+            "example.inner.evry is not a known key; the keys are every",
         ),
         ({"count": "3"}, "example.count is '3': Input should be a valid integer"),
         ({"count": 3.0}, "example.count is 3.0: Input should be a valid integer"),
@@ -84,23 +89,23 @@ def test_the_projects_parameters_are_valid():
         ({"inner": {}}, "example.inner.every is missing"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(changes, message):
+def test_invalid_value_is_named_with_what_is_allowed(changes, message):
     found = refusal(partial(Example.check, RIGHT | changes))
     assert found.startswith(f"params.yaml: {message}")
 
 
-def test_every_wrong_key_is_named_at_once():
+def test_all_invalid_keys_are_named_at_once():
     found = refusal(partial(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1}))
     assert found.count("example.") == 3
 
 
 @pytest.mark.parametrize("key", RIGHT)
-def test_a_missing_key_is_named(key):
+def test_missing_key_is_named(key):
     values = {name: value for name, value in RIGHT.items() if name != key}
     assert refusal(partial(Example.check, values)) == f"params.yaml: example.{key} is missing"
 
 
-def test_a_valid_section_cannot_be_changed_afterwards():
+def test_section_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Example.check(RIGHT).count = 4
 
@@ -126,7 +131,7 @@ def test_a_valid_section_cannot_be_changed_afterwards():
         (TrainParameters, "replicas", 0, "greater than or equal to 1"),
     ],
 )
-def test_what_a_stage_cannot_use_is_refused(section, key, value, allowed):
+def test_value_outside_its_limits_is_refused(section, key, value, allowed):
     found = refusal(lambda: section.check(VALUES[section.section] | {key: value}))
     assert f"{section.section}.{key} is {value!r}: " in found
     assert allowed in found
@@ -140,7 +145,7 @@ def test_what_a_stage_cannot_use_is_refused(section, key, value, allowed):
         ([[24], [0]], "model.filters.1.0 is 0: Input should be greater than or equal to 1"),
     ],
 )
-def test_groups_of_convolutions_that_cannot_be_are_refused(groups, named):
+def test_invalid_filters_are_refused(groups, named):
     assert named in refusal(lambda: ModelParameters.check(VALUES["model"] | {"filters": groups}))
 
 
@@ -152,7 +157,7 @@ def test_groups_of_convolutions_that_cannot_be_are_refused(groups, named):
         ("zoom", 1.0, "less than 1"),
     ],
 )
-def test_augmentation_beyond_its_limits_is_refused(key, value, allowed):
+def test_invalid_augmentation_is_refused(key, value, allowed):
     values = VALUES["train"] | {"augmentation": VALUES["train"]["augmentation"] | {key: value}}
     found = refusal(lambda: TrainParameters.check(values))
     assert f"train.augmentation.{key} is {value!r}: " in found
@@ -180,30 +185,31 @@ def test_augmentation_beyond_its_limits_is_refused(key, value, allowed):
         (TrainParameters, {"metrics": ["recall", "recall"]}, "train.metrics"),
     ],
 )
-def test_a_combination_that_cannot_work_is_refused(section, changes, named):
+def test_invalid_combination_is_refused(section, changes, named):
     assert named in refusal(lambda: section.check(VALUES[section.section] | changes))
 
 
 # The file
 
 
-def test_a_section_is_read_without_the_others(path):
+def test_other_sections_are_not_checked(path):
     path.write_text("example: {count: 3, rate: 0.5, enabled: true, inner: {every: 1}}\nelse: [1]\n")
     assert Example.read(path).model_dump() == RIGHT
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001"])
-def test_a_number_with_an_exponent_is_a_number_as_in_dvc(path, text):
+def test_exponents_are_numbers_as_in_dvc(path, text):
     path.write_text(SECTION % (3, text, "true"))
     assert Example.read(path).rate == 0.001
     assert parse_yaml(path.read_text(), str(path))["example"]["rate"] == 0.001
 
 
-def test_the_projects_parameters_are_read_as_dvc_reads_them():
+def test_params_yaml_is_read_as_dvc_reads_it():
     assert parse_yaml(PARAMETERS.read_text(encoding="utf-8"), str(PARAMETERS)) == VALUES
 
 
-def test_what_yaml_1_1_took_for_true_or_sixty_is_a_string_as_in_dvc(path):
+def test_yaml_1_2_is_read_as_dvc_reads_it(path):
+    """In YAML 1.1, `yes` is true, `1:00` is 60 and `010` is 8."""
     path.write_text("a: yes\nb: 1:00\nc: 010\n")
     assert read_yaml(path) == {"a": "yes", "b": "1:00", "c": 10}
     assert read_yaml(path) == parse_yaml(path.read_text(), str(path))
@@ -228,15 +234,15 @@ def test_what_yaml_1_1_took_for_true_or_sixty_is_a_string_as_in_dvc(path):
         (b"example: {count: '\xff'}\n", "not readable as YAML: 'utf-8' codec can't decode"),
     ],
 )
-def test_a_file_that_is_no_set_of_sections_is_named_in_one_line(path, content, message):
+def test_invalid_file_is_named_in_one_line(path, content, message):
     path.write_bytes(content)
     with pytest.raises(StageError, match=f"^{path}: {message}") as caught:
         Example.read(path)
     assert "\n" not in str(caught.value)
 
 
-def complaint(call) -> str:
-    """What a StageError says, or nothing where there is none."""
+def message_of(call) -> str:
+    """Return the message of a StageError, or nothing if none is raised."""
     try:
         call()
     except StageError as error:
@@ -245,8 +251,8 @@ def complaint(call) -> str:
 
 
 @st.composite
-def damaged(draw):
-    """The section with some characters changed, and perhaps cut short."""
+def damaged_text(draw):
+    """Draw the section with some characters changed, and sometimes truncated."""
     text = list(SECTION % (3, 0.5, "true"))
     characters = st.sampled_from('\0\t\n !"%&*-.0<>?@Ee[]|~\x85\ufeff') | st.characters(
         codec="utf-8"
@@ -256,11 +262,11 @@ def damaged(draw):
     return "".join(text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text)
 
 
-@given(damaged())
-def test_any_text_gives_the_section_or_the_one_error(tmp_path_factory, text):
+@given(damaged_text())
+def test_damaged_file_gives_a_section_or_a_stage_error(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_text(text, encoding="utf-8", newline="")
-    assert "\n" not in complaint(partial(Example.read, path))
+    assert "\n" not in message_of(partial(Example.read, path))
 
 
 VALUE = st.recursive(
@@ -270,51 +276,20 @@ VALUE = st.recursive(
 
 
 @given(st.sampled_from([ModelParameters, TrainParameters, DownloadParameters]), st.data())
-def test_any_value_is_taken_or_named_in_the_one_error(section, data):
+def test_any_value_is_accepted_or_named(section, data):
     key = data.draw(st.sampled_from(list(section.model_fields)))
     values = VALUES[section.section] | {key: data.draw(VALUE)}
-    found = complaint(partial(section.check, values))
+    found = message_of(partial(section.check, values))
     assert "\n" not in found
     assert not found or f"{section.section}.{key}" in found
 
 
-def test_a_value_too_long_to_print_is_shortened(path):
-    lines = ["a0: &a0 [lol]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
-    path.write_text("\n".join([*lines, SECTION % ("*a19", 0.5, "true")]))
-    assert len(refusal(partial(Example.read, path))) < 500
-
-
-def test_a_missing_file_is_named_with_what_to_do(path):
+def test_missing_file_is_named_with_the_fix(path):
     expected = f"{path}: not found; run from the project's folder"
     assert refusal(partial(Example.read, path)) == expected
 
 
-# What the user of a stage sees
-
-
-@pytest.mark.parametrize("error", [StageError("raw: bad"), OSError("raw: bad")])
-def test_a_fault_outside_the_code_ends_the_process_with_one_line(error):
-    def fail():
-        raise error
-
-    with pytest.raises(SystemExit) as caught:
-        run(fail)
-    assert caught.value.code == "error: raw: bad"
-
-
-def test_an_interrupt_ends_the_process_with_one_line():
-    def interrupt():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as caught:
-        run(interrupt)
-    assert caught.value.code == "error: interrupted"
-
-
-def test_a_fault_of_the_code_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: 1 / 0)
+# The stages
 
 
 @pytest.mark.parametrize(
@@ -333,9 +308,8 @@ def test_a_fault_of_the_code_keeps_its_traceback():
         ("preprocess", "preprocess: {", "error: params.yaml: not readable as YAML: "),
     ],
 )
-def test_a_stage_with_a_wrong_value_says_so_in_one_line_and_writes_nothing(
-    run_python, tmp_path, stage, text, line
-):
+def test_stage_with_an_invalid_value_writes_nothing(run_python, tmp_path, stage, text, line):
+    """It prints one line and no traceback."""
     (tmp_path / "params.yaml").write_text(text)
     ended = run_python("-m", f"stages.{stage}")
     assert (ended.returncode, ended.stdout) == (1, "")

@@ -1,1 +1,1 @@
-"""What every stage uses: environment, errors, settings, files, prepared data and paths."""
+"""What every stage uses: environment, errors, settings, files, prepared splits, paths."""

@@ -1,4 +1,16 @@
-"""TODO stages.core.errors."""
+"""The project's exceptions, and what a command does with them.
+
+    Exception
+    ├── StageError            a mistake or fault outside the code: the user sees one line
+    │   └── PictureError      tools/predict/picture.py: a file does not show one digit
+    ├── SourceError           stages/sources/fetch.py: a source did not give the expected bytes
+    │   └── TransientError    stages/sources/fetch.py: the same, but a retry may help
+    └── CheckError            tools/doctor.py: a check found something wrong
+
+The message of a StageError names the file, key or address, what was expected and what was found.
+The other two never reach the user as exceptions: `download` tries the next source, and `doctor`
+prints the finding. Any other exception is a bug and keeps its traceback.
+"""
 
 import errno
 import sys
@@ -7,18 +19,18 @@ from collections.abc import Callable
 
 
 class StageError(Exception):
-    """A mistake or fault outside the code: its message is the one line that the user reads."""
+    """A mistake or fault outside the code. Its message is the one line that the user reads."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; end the process with one line where the fault is not the code's."""
+    """Call `main`. After a fault outside the code, print one line and exit with status 1."""
     try:
         main()
     except StageError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        # A write names no file where it finds the disk full. Those that could be told from their
-        # context have been by now; what is left is temporary.
+        # OSError has no file name when the disk is full. All other writes report theirs as a
+        # StageError, so this one is in the folder for temporary files.
         full = error.errno == errno.ENOSPC and not error.filename
         sys.exit(f"error: {error}" + (f": {tempfile.gettempdir()}" if full else ""))
     except KeyboardInterrupt:

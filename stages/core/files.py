@@ -1,7 +1,7 @@
-"""Write the files that stages hand on, so that equal content means equal bytes, and read them back.
+"""Write and read the files that stages exchange. Equal content always gives equal bytes.
 
-No time stamps, host names, or zip attributes of the operating system; sorted keys; LF line ends.
-A file appears under its name only once it is complete.
+The files hold no time stamps, no host names and no attributes of the operating system. Keys are
+sorted and lines end with LF. A file gets its name only when it is complete.
 """
 
 import json
@@ -18,14 +18,16 @@ import pandas as pd
 from stages.core.errors import StageError
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]  # raw pixels in [0, 255], raw labels
+Floats = npt.NDArray[np.float32]  # pixels in [0, 1], one-hot labels, probabilities
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path to write to beside `path`; rename it to `path` on success, else delete it.
+    """Yield the path of a temporary file, which replaces `path` at the end of the `with` block.
 
-    Raises StageError where the system refuses: a full disk, a folder without write permission.
+    After an exception in the block, `path` is unchanged and the temporary file is deleted. Raises
+    StageError if the system refuses, because the disk is full or the folder is write-protected.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -36,16 +38,16 @@ def atomic(path: Path) -> Iterator[Path]:
         where = f": {error.filename}" if error.filename else ""
         raise StageError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
     finally:
-        with suppress(OSError):  # where nothing can be written, there is nothing to delete
+        with suppress(OSError):  # it was renamed, or never created
             part.unlink()
 
 
 @contextmanager
 def open_zip_member(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[Any]:
-    """Open an uncompressed member of about `size` bytes, the same on every system and day.
+    """Open an uncompressed member of about `size` bytes for writing.
 
-    Knowing the size, zipfile writes the plain header where that will do; asked for a 64-bit one, it
-    writes other bytes before Python 3.11.4 than after.
+    Its bytes do not depend on the date, the system or the version of Python. zipfile needs `size`
+    to choose between the plain header and the 64-bit one, which Python 3.11.4 changed.
     """
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.create_system = 3
@@ -56,53 +58,61 @@ def open_zip_member(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write an uncompressed `.npz`: deflated bytes would differ between builds of zlib."""
+    """Write arrays to an uncompressed `.npz`, because compressed bytes depend on zlib's build."""
     with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, array in arrays.items():
             with open_zip_member(archive, f"{name}.npy", array.nbytes) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with its line ends as they are."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` as it is."""
     with atomic(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 and keep its line ends."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON with sorted keys and full precision; NaN is an error."""
+    """Write indented JSON with sorted keys and full precision. NaN raises ValueError."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its row names; floats in the fewest digits that read back the same."""
+    """Write a table without its index. Floats get the fewest decimals that restore the value."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_csv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return the table in a CSV file, the columns named in `text` as strings."""
+    """Return the table in a CSV file. The columns named in `text` are read as strings.
+
+    Raises StageError if the file is missing or damaged.
+    """
     try:
         return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
     except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
     except ValueError as error:
         raise StageError(f"{path}: not readable as CSV: {error}") from error
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or raise StageError where there is none."""
+    """Return the content of a JSON file. Raises StageError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
     except (ValueError, RecursionError) as error:
         raise StageError(f"{path}: not readable as JSON: {error}") from error
 
 
 def reject_zip_bombs(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise ValueError where a member of the archive at `path` would unpack to more than it holds.
+    """Raise ValueError if a member of the archive at `path` is larger than the archive itself.
 
-    The project's own archives are not compressed, so nothing in them grows.
+    The project writes its archives uncompressed, so no member of them can be larger.
     """
     size = path.stat().st_size
     for member in archive.infolist():

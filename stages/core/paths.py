@@ -1,9 +1,8 @@
-"""Every path that more than one file uses, relative to the project's folder."""
+"""Paths that more than one module uses, relative to the project's folder."""
 
 from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
-GRAPH = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
 # Written by download.

@@ -1,24 +1,30 @@
-"""TODO stages.core.prepared."""
+"""Read the prepared splits and the class names, and check that they are what training expects.
+
+A split is an `.npz` file that the stage preprocess writes. It holds two arrays of n images and
+their labels:
+
+    images    (n, height, width)    float32    pixels in [0, 1]; 0 is the background
+    labels    (n, classes)          float32    one-hot: a single 1 in each row
+"""
 
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from stages.core.errors import StageError
-from stages.core.files import Array, read_json, reject_zip_bombs
+from stages.core.files import Array, Floats, read_json, reject_zip_bombs
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> Array:
-    """Return the array in a member of an `.npz`; object arrays, which are pickles, are refused."""
+    """Return one array of an `.npz`. Arrays of Python objects, which are pickles, are refused."""
     with archive.open(name) as stream:
         array: Array = np.lib.format.read_array(stream, allow_pickle=False)
         return array
 
 
 def read_classes(path: Path) -> list[str]:
-    """Return the class names in the dataset.json that the download stage writes."""
+    """Return the class names, by label, from the dataset.json that the stage download writes."""
     content = read_json(path)
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -26,28 +32,29 @@ def read_classes(path: Path) -> list[str]:
     return classes
 
 
-def read_split(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def read_split(path: Path) -> tuple[Floats, Floats]:
     """Return the images and labels of a prepared split.
 
-    images: (n, height, width) float32 in [0, 1]; labels: (n, classes) float32 one-hot.
-    Raises StageError where the file is missing, damaged, or holds anything else.
+    Raises StageError if the file is missing or damaged, or holds anything but a prepared split.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # np.load leaves damaged files open
             reject_zip_bombs(archive, path)
             images, labels = (read_member(archive, f"{name}.npy") for name in ("images", "labels"))
     except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to make it") from None
+        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
     except KeyError as error:
         raise StageError(f"{path}: expected the arrays images and labels: {error}") from error
-    except Exception as error:  # whatever zipfile and NumPy stumble over in a damaged file
-        raise StageError(f"{path}: not a readable .npz: {error}; delete it, `dvc repro`") from error
+    except Exception as error:  # zipfile and NumPy raise many types for damaged files
+        raise StageError(
+            f"{path}: not a readable .npz: {error}; delete it and run `dvc repro`"
+        ) from error
     check_split(path, images, labels)
     return images, labels
 
 
 def check_split(path: Path, images: Array, labels: Array) -> None:
-    """Raise StageError unless `images` and `labels` are what a prepared split holds."""
+    """Raise StageError unless `images` and `labels` have a prepared split's types and values."""
 
     def expect(condition: bool, expected: str, found: object) -> None:
         if not condition:
@@ -62,4 +69,4 @@ def check_split(path: Path, images: Array, labels: Array) -> None:
     low, high = images.min(), images.max()  # NaN fails the comparison below
     expect(bool(low >= 0 and high <= 1), "pixels in [0, 1]", f"[{low}, {high}]")
     one_hot = (np.count_nonzero(labels, axis=1) == 1) & ((labels == 1).sum(axis=1) == 1)
-    expect(bool(one_hot.all()), "one-hot labels", "a row that is not")
+    expect(bool(one_hot.all()), "one-hot labels", "a row that is not one-hot")

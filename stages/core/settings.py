@@ -1,10 +1,9 @@
-"""Read one section of `params.yaml` and hold it to its type.
+"""Read one section of `params.yaml` and check its values.
 
-Each stage declares its own section as a `Section` and reads nothing else. A wrong value stops the
-stage with one line before it reads or writes any other file.
+Each stage declares its section as a subclass of `Section` and reads no other. An invalid value
+stops the stage with one line, before it reads or writes any other file.
 """
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,13 +14,9 @@ from ruamel.yaml import YAML
 from stages.core.errors import StageError
 from stages.core.paths import PARAMETERS
 
-# Aliases of aliases can make a value too long to print.
-SHORTENED = reprlib.Repr()
-SHORTENED.maxlevel, SHORTENED.maxstring = 2, 80
-
 
 class Section(BaseModel):
-    """A section of `params.yaml`: no unknown keys, no conversion between types, no changes."""
+    """A section of `params.yaml`. It allows no unknown key, no type conversion and no change."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -31,13 +26,13 @@ class Section(BaseModel):
     def read(cls, path: Path = PARAMETERS) -> Self:
         """Return this section of the YAML file at `path`.
 
-        Raises StageError, naming key, value and what is allowed, unless every value is valid.
+        Raises StageError, which names the key, the value and what is allowed, if one is invalid.
         """
         return cls.check(read_yaml(path).get(cls.section), path)
 
     @classmethod
     def check(cls, values: Any, path: Path = PARAMETERS) -> Self:
-        """Return the section that `values` describe, or raise StageError naming each wrong key."""
+        """Return the section with these values. Raises StageError, which names each invalid key."""
         if not isinstance(values, Mapping):
             raise StageError(f"{path}: section '{cls.section}' is missing or holds no keys")
         try:
@@ -47,14 +42,17 @@ class Section(BaseModel):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file, parsed as DVC parses it (YAML 1.2: `1e-3` is a number)."""
+    """Return the mapping in a YAML file, parsed as DVC does: in YAML 1.2, `1e-3` is a number.
+
+    Raises StageError if the file is missing, is not YAML or holds no mapping.
+    """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run from the project's folder") from None
-    except OSError:
+    except OSError:  # its message names the file
         raise
-    except Exception as error:  # ruamel.yaml raises more than its own: KeyError, RecursionError ...
+    except Exception as error:  # ruamel.yaml also raises KeyError, RecursionError and others
         raise StageError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StageError(f"{path}: expected sections of keys, found {type(content).__name__}")
@@ -62,6 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _describe(section: type[Section], error: ValidationError) -> str:
+    """Return one line that names every invalid key of `section`, its value and what is allowed."""
     lines = []
     for fault in error.errors():
         key = ".".join([section.section, *map(str, fault["loc"])])
@@ -73,9 +72,9 @@ def _describe(section: type[Section], error: ValidationError) -> str:
                 for name in fault["loc"][:-1]:
                     model = model.model_fields[name].annotation
                 known = ", ".join(model.model_fields)
-                lines.append(f"{key} is not a known key; they are {known}")
-            case "value_error":  # raised by a section's own check, which names the keys itself
+                lines.append(f"{key} is not a known key; the keys are {known}")
+            case "value_error":  # from a section's own check, whose message names the keys
                 lines.append(str(fault["ctx"]["error"]))
             case _:
-                lines.append(f"{key} is {SHORTENED.repr(fault['input'])}: {fault['msg']}")
+                lines.append(f"{key} is {fault['input']!r}: {fault['msg']}")
     return " ".join("; ".join(lines).split())

@@ -1,1 +1,1 @@
-"""Where raw data comes from: the catalogue of datasets and the sources of their files."""
+"""Where raw data comes from: the catalogue of datasets, and a module for each kind of source."""

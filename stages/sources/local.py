@@ -1,0 +1,48 @@
+"""Sources that need no network: a local folder, and the digits that scikit-learn contains."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from stages.sources import idx
+from stages.sources.catalogue import TEST_IMAGES, TRAIN_IMAGES, IdxFile
+from stages.sources.fetch import SourceError
+
+
+@contextmanager
+def open_local(folder: Path, file: IdxFile) -> Iterator[BinaryIO]:
+    """Open an IDX file, plain or with `.gz` added to its name, in a local folder."""
+    found = [path for path in (folder / file.name, folder / f"{file.name}.gz") if path.is_file()]
+    if not found:
+        raise SourceError(f"has no {file.name}, plain or with .gz")
+    try:
+        stream = found[0].open("rb")
+    except OSError as error:
+        raise SourceError(f"{found[0].name} cannot be opened: {error.strerror}") from error
+    with stream:
+        yield stream
+
+
+@contextmanager
+def open_digits(file: IdxFile) -> Iterator[BinaryIO]:
+    """Open one IDX file made from scikit-learn's 1,797 digits. The last 297 are the test set.
+
+    The 8x8 pixels from 0 to 16 are scaled to 255 in integers. Each becomes a square of 3x3, and a
+    margin of 2 on every side makes 28x28.
+    """
+    from sklearn.datasets import load_digits  # here, because only this dataset needs it
+
+    part = slice(None, 1500) if file.name.startswith("train") else slice(1500, None)
+    images, labels = load_digits(return_X_y=True)
+    if file.name in (TRAIN_IMAGES, TEST_IMAGES):
+        small = images[part].reshape(-1, 8, 8).astype("uint16") * 255 // 16
+        array = small.repeat(3, axis=1).repeat(3, axis=2).astype("uint8")
+        array = np.pad(array, ((0, 0), (2, 2), (2, 2)))
+    else:
+        array = labels[part].astype("uint8")
+    with io.BytesIO(idx.dump(array)) as stream:
+        yield stream

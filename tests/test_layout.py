@@ -1,0 +1,59 @@
+"""The order of the modules in stages: which may import which, and what may happen at import."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_bytes())
+    for path in (ROOT / "stages").rglob("*.py")
+}
+ALLOWED = {"core": {"core"}, "sources": {"core", "sources"}, "model": {"core", "model"}}
+
+
+def list_imports(module: str) -> set[str]:
+    """Return the modules of stages that a module imports, at the top or in a function."""
+    names = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & MODULES.keys()
+
+
+def test_imports_have_no_cycle():
+    order = list(TopologicalSorter({name: list_imports(name) for name in MODULES}).static_order())
+    assert order.index("stages.core.files") < order.index("stages.sources.fetch")
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_folder_imports_only_what_is_below_it(folder):
+    modules = [name for name in MODULES if name.startswith(f"stages.{folder}.")]
+    assert modules
+    for module in modules:
+        found = {name.split(".")[1] for name in list_imports(module)}
+        assert found <= ALLOWED[folder], module
+
+
+def test_scripts_do_not_import_each_other():
+    scripts = {name for name in MODULES if name.count(".") == 1} - {"stages.__init__"}
+    assert len(scripts) == 5
+    for script in scripts:
+        assert not list_imports(script) & scripts, script
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"stages.core.environment"}))
+def test_import_only_defines_names(module):
+    """Only stages/core/environment.py changes the process."""
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    for node in MODULES[module].body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        guard = isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING",
+            "__name__ == '__main__'",
+        )
+        assert isinstance(node, allowed) or docstring or guard, ast.unparse(node)
