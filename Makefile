@@ -1,80 +1,93 @@
-# The two commands a newcomer needs are `make repro` and `make test`.
+# Start with `make repro` and `make test`. `make help` lists everything.
 
 PYTHON ?= python3
 BIN := .venv/bin
-# For the `python` that DVC calls.
+# DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# DVC needs the user's name. A container may run under a number that has none.
+export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
-.PHONY: help repro test test-quick compare seeds draw model-card export benchmark verify verify-cpus lock-check doctor \
-	lint requirements
+.PHONY: help repro test test-quick compare seeds model-card export draw benchmark verify verify-cpus \
+	lock-check doctor lint requirements moved
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-repro: .venv/runtime ## Run what has changed of the pipeline. RECIPE=name: with that recipe's parameters.
+repro: .venv/runtime ## Run the stages that changed. RECIPE=name: use the parameters of recipes/name.yaml.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@before=$$(git hash-object dvc.lock 2>&1); $(BIN)/dvc repro && \
 		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.fingerprint; fi
 
-test: lint ## Check the style and the types, then run every test.
+test: lint ## Check style and types, then run all tests.
 	@$(BIN)/pytest
 
-test-quick: .venv/development ## Run the tests that need no network, no browser and only a few seconds each.
+test-quick: .venv/development ## Run the tests that are quick and need neither network nor browser.
 	@$(BIN)/pytest -m 'not slow and not network and not browser'
 
-compare: .venv/runtime ## Is what is here really better or worse than BASE=main? HEAD=revision, MAX_DROP=0.001.
+compare: .venv/runtime ## Compare the results with another revision. BASE=main HEAD=revision MAX_DROP=0.001
 	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP))
 
-seeds: .venv/runtime ## Train the last commit under N seeds, 5 unless you say, and report their spread.
+seeds: .venv/runtime ## Train the last commit with N different seeds (default 5) and report the spread.
 	@$(BIN)/python -m tools.seeds $(or $(N),5)
 
-model-card: .venv/runtime ## Write docs/model-card.md from what dvc.lock records.
+model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lock.
 	@$(BIN)/python -m tools.model_card
 
-export: .venv/development ## Write the trained network as ONNX and TFLite to data/export, and check both.
+export: .venv/development ## Convert the trained network to ONNX and TFLite in data/export, and check both.
 	@$(BIN)/python -m tools.export
 
-draw: .venv/runtime ## Serve a page on this machine to draw a digit on. PORT=8000.
+draw: .venv/runtime ## Serve a local web page that recognises the digit you draw. PORT=8000
 	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT))
 
-benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b TORCH=python DOCS=1.
+benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b DOCS=1
 	@$(BIN)/python -m tools.benchmark $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(PARTS),--parts $(PARTS)) $(if $(TORCH),--torch $(TORCH)) $(if $(DOCS),--docs)
+		$(if $(PARTS),--parts $(PARTS)) $(if $(DOCS),--docs)
 
-verify: .venv/development ## Reproduce the last commit in a clean room and compare. STRICT=1, PERTURB=1.
+# Only PERTURB uses a package for tests, libfaketime.
+verify: $(if $(PERTURB),.venv/development,.venv/runtime) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
 
-verify-cpus: .venv/runtime ## Train shortly under other processors, emulated by QEMU, and compare.
+verify-cpus: .venv/runtime ## Train briefly on other processors, emulated by QEMU, and compare.
 	@$(BIN)/python -m tools.verify.cpus
 
-lock-check: .venv/runtime ## Check in a second that dvc.lock is of the last commit.
+lock-check: .venv/runtime ## Check in a second that dvc.lock belongs to the last commit.
 	@$(BIN)/python -m tools.verify --lock
 
-doctor: .venv/runtime ## Say what is wrong with the environment, the data or the cache, and what mends it.
+doctor: .venv/runtime ## Check environment, data and cache, and print fixes.
 	@$(BIN)/python -m tools.doctor
 
-lint: .venv/development ## Check the style and the types alone.
+lint: .venv/development ## Check style and types.
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 
-requirements: .venv/development ## Pin the newest versions of everything in the two requirements files.
-	$(BIN)/uv pip compile $(LOCK) --upgrade pyproject.toml --output-file requirements.txt
-	$(BIN)/uv pip compile $(LOCK) --upgrade --group dev --constraints requirements.txt --output-file requirements-dev.txt
+# The first command finds versions that fit together. The others split them into three files, each
+# with all that its packages need. One set of versions serves every supported system and Python.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url
+TOGETHER := .venv/together.txt
 
-# One set of versions for every system and Python that the project supports, without addresses.
-LOCK := --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
-	--no-annotate --no-header
+requirements: .venv/runtime ## Pin the newest versions of all packages in the three requirements files.
+	$(LOCK) --upgrade pyproject.toml --group tools --group dev --output-file $(TOGETHER)
+	$(LOCK) --constraints $(TOGETHER) pyproject.toml --output-file requirements.txt
+	$(LOCK) --constraints $(TOGETHER) --group tools --output-file requirements-tools.txt
+	$(LOCK) --constraints $(TOGETHER) --group dev --output-file requirements-dev.txt
 
-.venv/runtime: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.11"; exit 1; }
-	@echo "Installing the pinned dependencies into .venv, once: 2 GB on disk"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
-	@touch $@
+.venv/runtime: requirements.txt requirements-tools.txt
+	@$(PYTHON) tools/install.py $^
+	@echo "$$(realpath .venv) $$(realpath $(BIN)/python)" > $@
 
 .venv/development: requirements-dev.txt .venv/runtime
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@$(PYTHON) tools/install.py $<
 	@touch $@
+
+# The commands in .venv start with its path and work only there, with the Python that made it.
+MADE := $(file < .venv/runtime)
+ifneq "$(MADE)" ""
+ifneq "$(MADE)" "$(realpath .venv) $(realpath $(BIN)/python)"
+.venv/runtime: moved
+moved:
+	@echo "error: .venv was made in another folder or with another Python. Delete it and try again: rm -rf .venv" >&2; exit 1
+endif
+endif

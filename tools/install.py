@@ -1,0 +1,225 @@
+"""Make .venv and install the pinned packages: `python tools/install.py requirements.txt ...`.
+
+`make` runs this before it runs anything else. It uses only the standard library, and starts as a
+file because `python -m tools.install` would import stages/ first. pip fetches the pinned uv, and uv
+installs the rest several times faster than pip would.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VENV = Path(".venv")
+PYTHON = VENV / "bin/python"
+UV = VENV / "bin/uv"
+
+# Some builds of Python lack one of these, and a stage would fail on it only after the installation.
+NEEDED = ("bz2", "ctypes", "ensurepip", "lzma", "sqlite3", "ssl", "venv", "zlib")
+
+# uv does not read pip's settings. This table says which variable of uv means the same.
+UV_VARIABLES = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+    "client-cert": "SSL_CLIENT_CERT",
+    "proxy": "ALL_PROXY",
+}
+
+# A user's settings for other projects. They would change what uv installs, or where.
+FOREIGN = (
+    "UV_CONSTRAINT",
+    "UV_EXCLUDE",
+    "UV_EXCLUDE_NEWER",
+    "UV_MANAGED_PYTHON",
+    "UV_NO_BINARY",
+    "UV_NO_BINARY_PACKAGE",
+    "UV_NO_BUILD",
+    "UV_NO_BUILD_ISOLATION",
+    "UV_NO_BUILD_PACKAGE",
+    "UV_NO_VERIFY_HASHES",
+    "UV_OVERRIDE",
+    "UV_PRERELEASE",
+    "UV_PROJECT",
+    "UV_PYTHON",
+    "UV_RESOLUTION",
+    "UV_SYSTEM_PYTHON",
+    "UV_TORCH_BACKEND",
+    "UV_WORKING_DIR",
+)
+
+
+def check_python() -> None:
+    """Stop unless this Python has a supported version and every module that is needed."""
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if version not in ("3.11", "3.12", "3.13"):
+        sys.exit(
+            f"error: {sys.executable} is Python {version}, but this project needs Python 3.11, "
+            "3.12 or 3.13. Name one: make PYTHON=python3.11"
+        )
+    missing = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing == ["ensurepip"]:  # Debian and Ubuntu have it in a package of its own
+        sys.exit(
+            f"error: {sys.executable} cannot make virtual environments. On Debian or Ubuntu, "
+            f"install the package that can: apt-get install python{version}-venv"
+        )
+    if missing:
+        sys.exit(
+            f"error: {sys.executable} was built without {', '.join(missing)}. Install the libraries"
+            " they need and build it again, or name another Python: make PYTHON=python3.11"
+        )
+
+
+def make_venv() -> None:
+    """Make .venv, unless it works already, and leave nothing behind if that fails."""
+    if PYTHON.exists():
+        tried = subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True)
+        if tried.returncode == 0:
+            return
+    # Inside an activated .venv, `python3` is a link into the folder that is about to be made.
+    base = getattr(sys, "_base_executable", sys.executable)
+    if subprocess.run([base, "-m", "venv", "--clear", VENV]).returncode:
+        shutil.rmtree(VENV, ignore_errors=True)
+        sys.exit(f"error: {base} could not make {VENV} (see above)")
+
+
+def fetch_uv(pins: str) -> None:
+    """Install uv as the requirements file `pins` pins it, unless it is there already."""
+    pin = re.search(r"^uv==([^ ]+).*\n(?:    --hash.*\n)+", pins, re.MULTILINE)
+    assert pin, "requirements-tools.txt pins uv"
+    if UV.exists():
+        installed = subprocess.run([UV, "--version"], capture_output=True, text=True).stdout
+        if installed.split()[1:2] == [pin[1]]:
+            return
+    with tempfile.TemporaryDirectory(dir=VENV) as folder:
+        requirement = Path(folder, "uv.txt")
+        requirement.write_text(pin[0], encoding="utf-8")
+        # Two steps: `download` reads where the user's index is, and cannot be told to install
+        # elsewhere. `install` can (PIP_USER, PIP_TARGET, pip.conf), so it reads no settings.
+        download = ["--require-hashes", "--only-binary", ":all:", "--dest", folder]
+        run_pip("download", *download, "--requirement", str(requirement))
+        (wheel,) = Path(folder).glob("*.whl")
+        run_pip(
+            "install",
+            "--isolated",
+            "--no-index",
+            "--no-deps",
+            str(wheel),
+            PIP_CONFIG_FILE=os.devnull,
+        )
+
+
+def run_pip(command: str, *arguments: str, **variables: str) -> None:
+    """Run .venv's pip with some more environment variables, and stop if it fails."""
+    line: list[str | Path] = [
+        PYTHON,
+        "-m",
+        "pip",
+        command,
+        "-qq",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
+    if subprocess.run(line, env={**os.environ, **variables}).returncode:
+        sys.exit(
+            f"error: pip could not {command} uv (see above). If this machine needs a proxy or a "
+            "package mirror, configure pip: uv gets the same settings"
+        )
+
+
+def read_pip_settings(listing: str) -> dict[str, str]:
+    """Return the settings in the output of `pip config list`, by name."""
+    settings = {}
+    for section in ("global.", "install.", ":env:."):  # the last one wins, as in pip
+        for line in listing.splitlines():
+            name, _, value = line.partition("=")
+            if name.startswith(section):
+                settings[name[len(section) :]] = str(ast.literal_eval(value))
+    return settings
+
+
+def uv_environment(settings: dict[str, str]) -> dict[str, str]:
+    """Return the variables for uv, with pip's `settings` where the user has none for uv."""
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    for name, variable in UV_VARIABLES.items():
+        if name in settings:
+            separator = "," if name == "find-links" else " "
+            environment.setdefault(variable, separator.join(settings[name].split()))
+    return environment
+
+
+def install(files: list[str]) -> None:
+    """Install the packages that the requirements `files` pin."""
+    listing = subprocess.run(
+        [PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    settings = read_pip_settings(listing)
+    environment = uv_environment(settings)
+    command: list[str | Path] = [
+        UV,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        PYTHON,
+        "--require-hashes",
+    ]
+    # With several indexes, take each package from the one that has the pinned version. The hashes
+    # make that safe.
+    command += ["--index-strategy", "unsafe-best-match"]
+    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        command += ["--no-index"]
+    if not has_cache(environment):
+        command += ["--no-cache"]
+    for file in files:
+        command += ["--requirement", file]
+    if subprocess.run(command, env=environment).returncode:
+        sys.exit(f"error: uv could not install the packages in {', '.join(files)} (see above)")
+
+
+def has_cache(environment: dict[str, str]) -> bool:
+    """Return whether uv can write to its cache. It stops if it cannot."""
+    shown = subprocess.run([UV, "cache", "dir"], env=environment, capture_output=True, text=True)
+    folder = Path(shown.stdout.strip())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def main() -> None:
+    """Make .venv and install the requirements files that the command line names."""
+    files = sys.argv[1:]
+    check_python()
+    if PYTHON.exists():
+        print(f"Installing the packages in {' and '.join(files)} into .venv", flush=True)
+    else:
+        print(
+            "Installing the pinned packages into .venv: 0.5 GB to download, 2 GB on disk",
+            flush=True,
+        )
+    make_venv()
+    fetch_uv(Path("requirements-tools.txt").read_text(encoding="utf-8"))
+    install(files)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
