@@ -1,5 +1,6 @@
 """What several test modules need: a folder to run in, child processes, a server on loopback."""
 
+import copy
 import fcntl
 import os
 import shutil
@@ -91,13 +92,11 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def settled():
-    """TensorFlow as the stages settle it, which can be done once a process."""
-    from stages.model import (
-        runtime,  # TensorFlow takes seconds to load: only for tests that need it
-    )
+def tensorflow():
+    """Configure TensorFlow as the stages do. A process can do this once."""
+    from stages.model.runtime import configure_tensorflow  # here, since TensorFlow loads slowly
 
-    runtime.configure_tensorflow(2)
+    configure_tensorflow(2)
 
 
 @pytest.fixture(scope="session")
@@ -131,13 +130,13 @@ def mnist(shared):
 
 
 @pytest.fixture(scope="session")
-def trained(mnist, shared):
+def trained(mnist, shared, parameters):
     """A project's folder in which the real stages trained the recipe fast on MNIST."""
     folder = shared / "trained"
     with locked(shared / "trained.lock"):
         if not folder.exists():
             folder.mkdir()
-            values = YAML(typ="safe").load(ROOT / "params.yaml")
+            values = copy.deepcopy(parameters)
             values["download"]["folder"] = str(mnist)
             for section, changes in YAML(typ="safe").load(ROOT / "recipes/fast.yaml").items():
                 values[section] |= changes
@@ -149,61 +148,67 @@ def trained(mnist, shared):
     return folder
 
 
+@pytest.fixture(scope="session")
+def parameters():
+    """The content of params.yaml. Tests replace the values that they depend on."""
+    return YAML(typ="safe").load(ROOT / "params.yaml")
+
+
 @pytest.fixture
-def model_with():
+def model_with(parameters):
     """A function that returns the parameters of a small network, with the given ones changed."""
     from stages.model.settings import ModelParameters
 
+    small = {
+        "architecture": "convolutional",
+        "api": "functional",
+        "crop": 2,
+        "filters": [[4], [6]],
+        "hidden_units": [8],
+        "batch_normalization": True,
+        "dropout": 0.0,
+        "members": 1,
+        "test_time_augmentation": False,
+        "seed": 1,
+    }
+
     def make(**changes) -> ModelParameters:
-        values = {
-            "architecture": "convolutional",
-            "api": "functional",
-            "crop": 2,
-            "filters": [[4], [6]],
-            "hidden_units": [8],
-            "batch_normalization": True,
-            "dropout": 0.0,
-            "members": 1,
-            "test_time_augmentation": False,
-            "seed": 1,
-        }
-        return ModelParameters.check(values | changes)
+        return ModelParameters.check(parameters["model"] | small | changes)
 
     return make
 
 
 @pytest.fixture
-def train_with():
-    """A function that returns parameters for one epoch, with the given ones changed."""
+def train_with(parameters):
+    """A function that returns parameters for one epoch, with the given ones changed.
+
+    A group of parameters, such as `schedule`, keeps the values that are not given.
+    """
     from stages.model.settings import TrainParameters
 
+    short = {
+        "epochs": 1,
+        "batch_size": 32,
+        "loss": "categorical_crossentropy",
+        "label_smoothing": 0.0,
+        "auxiliary_weight": 0.3,
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "momentum": 0.0,
+        "nesterov": False,
+        "metrics": ["accuracy"],
+        "seed": 1,
+        "replicas": 2,
+        "schedule": {"name": "constant", "every": 1, "factor": 0.5, "warmup": 0.25},
+        "early_stopping": {"enabled": False, "patience": 3, "min_delta": 0.0},
+        "augmentation": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},
+    }
+
     def make(**changes) -> TrainParameters:
-        values = {
-            "epochs": 1,
-            "batch_size": 32,
-            "loss": "categorical_crossentropy",
-            "label_smoothing": 0.0,
-            "auxiliary_weight": 0.3,
-            "optimizer": "adam",
-            "learning_rate": 0.01,
-            "momentum": 0.0,
-            "nesterov": False,
-            "metrics": ["accuracy"],
-            "seed": 1,
-            "replicas": 2,
-        }
-        schedule = {"name": "constant", "every": 1, "factor": 0.5, "warmup": 0.25}
-        stopping = {"enabled": False, "patience": 3, "min_delta": 0.0}
-        augmentation = {"shift": 0.0, "rotation": 0.0, "zoom": 0.0}
-        augmentation |= changes.pop("augmentation", {})
-        schedule |= changes.pop("schedule", {})
-        stopping |= changes.pop("early_stopping", {})
-        nested = {
-            "schedule": schedule,
-            "augmentation": augmentation,
-            "early_stopping": stopping,
-        }
-        return TrainParameters.check(values | nested | changes)
+        values = dict(parameters["train"])
+        for name, value in [*short.items(), *changes.items()]:
+            values[name] = values[name] | value if isinstance(value, dict) else value
+        return TrainParameters.check(values)
 
     return make
 

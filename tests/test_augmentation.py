@@ -4,7 +4,7 @@ import pytest
 from stages.model.augmentation import augment
 from stages.model.settings import Augmentation
 
-pytestmark = pytest.mark.usefixtures("settled")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 def augmented(images, seed=(1, 2), **amounts):

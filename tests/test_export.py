@@ -11,7 +11,7 @@ from tools.export import FORMATS, compare, main, single
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("tensorflow")
 @pytest.mark.parametrize(
     ("architecture", "shape", "classes", "averaged"),
     [

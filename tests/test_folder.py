@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.checks import contents, refusal, write_files
 from PIL import Image
 
 from stages.core.errors import StageError
@@ -33,10 +34,10 @@ def folder(tmp_path):
     return folder
 
 
-def fill(folder: Path, changes: dict[str, np.ndarray] | None = None) -> None:
+def write_dataset(folder: Path, changes: dict[str, np.ndarray] | None = None) -> None:
     """Write the four IDX files, some of them changed."""
-    for name, array in (FILES | (changes or {})).items():
-        (folder / name).write_bytes(idx.dump(array))
+    arrays = FILES | (changes or {})
+    write_files(folder, {name: idx.dump(array) for name, array in arrays.items()})
 
 
 def draw(folder: Path, names, part="train", count=2, size=(3, 4)) -> None:
@@ -60,19 +61,11 @@ def classes(folder: Path) -> tuple[str, ...]:
     return read_folder(folder)[0].classes
 
 
-def refusal(folder: Path) -> str:
-    with pytest.raises(StageError) as caught:
-        read_folder(folder)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 # IDX files
 
 
 def test_idx_files_may_be_plain_or_gzipped(folder):
-    fill(folder)
+    write_dataset(folder)
     for name in (TRAIN_IMAGES, TEST_LABELS):
         path = folder / name
         path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -83,17 +76,17 @@ def test_idx_files_may_be_plain_or_gzipped(folder):
 
 
 def test_idx_classes_are_labels_or_classes_txt(folder):
-    fill(folder)
+    write_dataset(folder)
     assert classes(folder) == ("0", "1", "2")
     (folder / "classes.txt").write_bytes("\ufeffcat\r\n개\r\ndog\r\n".encode())
     assert classes(folder) == ("cat", "개", "dog")
 
 
 def test_missing_idx_file_is_named(folder):
-    fill(folder)
+    write_dataset(folder)
     (folder / TEST_LABELS).unlink()
     expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz, and no train/<class>/*.png"
-    assert refusal(folder) == expected
+    assert refusal(read_folder, folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,8 +106,8 @@ def test_missing_idx_file_is_named(folder):
     ],
 )
 def test_incomplete_idx_dataset_is_refused(folder, changes, message):
-    fill(folder, changes)
-    assert refusal(folder).startswith(f"{folder}: {message}")
+    write_dataset(folder, changes)
+    assert refusal(read_folder, folder).startswith(f"{folder}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -128,15 +121,15 @@ def test_incomplete_idx_dataset_is_refused(folder, changes, message):
     ],
 )
 def test_invalid_class_names_are_refused(folder, names, message):
-    fill(folder)
+    write_dataset(folder)
     (folder / "classes.txt").write_text(names)
-    assert refusal(folder) == f"{folder}: {message}"
+    assert refusal(read_folder, folder) == f"{folder}: {message}"
 
 
 def test_classes_txt_must_be_utf_8(folder):
-    fill(folder)
+    write_dataset(folder)
     (folder / "classes.txt").write_bytes(b"\xff\n")
-    assert refusal(folder).startswith(f"{folder}/classes.txt: not readable as UTF-8: ")
+    assert refusal(read_folder, folder).startswith(f"{folder}/classes.txt: not readable as UTF-8: ")
 
 
 @pytest.mark.parametrize(
@@ -149,10 +142,10 @@ def test_classes_txt_must_be_utf_8(folder):
     ids=["web page", "plain", "cut short"],
 )
 def test_damaged_idx_file_is_named(folder, content, message):
-    fill(folder)
+    write_dataset(folder)
     (folder / TRAIN_IMAGES).unlink()
     (folder / f"{TRAIN_IMAGES}.gz").write_bytes(content)
-    assert refusal(folder).startswith(f"{folder}/{TRAIN_IMAGES}.gz: {message}")
+    assert refusal(read_folder, folder).startswith(f"{folder}/{TRAIN_IMAGES}.gz: {message}")
 
 
 # Images
@@ -179,7 +172,7 @@ def test_at_most_256_classes(folder):
         draw(folder, names, part, count=1, size=(2, 2))
     assert raw(folder)[TRAIN_LABELS].tolist() == list(range(256))
     draw(folder, ["256"], count=1, size=(2, 2))
-    assert refusal(folder) == f"{folder}: has 257 classes, expected 2 to 256"
+    assert refusal(read_folder, folder) == f"{folder}: has 257 classes, expected 2 to 256"
 
 
 def test_hidden_files_are_ignored(folder):
@@ -265,7 +258,7 @@ def name_that_is_not_utf_8(folder):
 )
 def test_incomplete_image_dataset_is_refused(folder, make, message):
     make(folder)
-    assert refusal(folder).startswith(f"{folder}{message.format(folder)}")
+    assert refusal(read_folder, folder).startswith(f"{folder}{message.format(folder)}")
 
 
 @pytest.mark.parametrize(
@@ -317,20 +310,17 @@ def test_raw_folder_never_holds_two_datasets(folder):
     Path("params.yaml").write_text(digits)
     main()
     Path("params.yaml").write_text(f"download: {{dataset: custom, folder: {folder}}}\n")
-    before = {path: path.read_bytes() for path in raw.iterdir()}
+    before = contents(raw)
     with pytest.raises(StageError, match=f"^{folder}: has no {TRAIN_IMAGES}"):
         main()
-    assert {
-        path: path.read_bytes() for path in raw.iterdir()
-    } == before  # because the new folder is empty
-    fill(folder)
+    assert contents(raw) == before  # because the new folder is empty
+    write_dataset(folder)
     obstacle = raw / f"{TEST_IMAGES}.part"
     obstacle.mkdir()
     with pytest.raises(StageError, match=f"{TEST_IMAGES}: cannot be written: Is a directory"):
         main()
     obstacle.rmdir()
-    left = {path.name: path.read_bytes() for path in raw.iterdir()}
-    assert left == {name: idx.dump(FILES[name]) for name in (TRAIN_IMAGES, TRAIN_LABELS)}
+    assert contents(raw) == {name: idx.dump(FILES[name]) for name in (TRAIN_IMAGES, TRAIN_LABELS)}
     main()
     assert json.loads((raw / "dataset.json").read_text())["title"] == "mine"
     assert {path.name for path in raw.iterdir()} == {*FILES, "dataset.json"}
@@ -338,7 +328,7 @@ def test_raw_folder_never_holds_two_datasets(folder):
 
 @pytest.mark.usefixtures("project")
 def test_right_files_are_not_written_again(folder):
-    fill(folder)
+    write_dataset(folder)
     Path("params.yaml").write_text(f"download: {{dataset: custom, folder: {folder}}}\n")
     main()
     paths = [Path("data/raw", name) for name in FILES]
@@ -357,6 +347,6 @@ def test_missing_folder_is_named():
 
 def test_copy_raw_skips_a_custom_dataset(tmp_path):
     """`make verify` gives a fresh clone only the files of catalogued datasets."""
-    fill(tmp_path)
+    write_dataset(tmp_path)
     copy_raw(tmp_path, tmp_path / "clone", DownloadParameters(dataset="custom", folder="mine"))
     assert not (tmp_path / "clone").exists()

@@ -35,7 +35,7 @@ FLOORS = dict.fromkeys(picture_sets.CHANGES, 0.84) | {
 
 
 @pytest.fixture
-def here(trained, settled, project):
+def here(trained, tensorflow, project):
     """The current folder, with the trained network in it."""
     unneeded = shutil.ignore_patterns("processed")
     return shutil.copytree(trained, project, ignore=unneeded, dirs_exist_ok=True)

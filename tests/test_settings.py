@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 from dvc.utils.serialize import parse_yaml
+from helpers.checks import refusal
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -47,14 +48,6 @@ def path(tmp_path):
     return tmp_path / "params.yaml"
 
 
-def refusal(call) -> str:
-    with pytest.raises(StageError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 def test_params_yaml_is_valid():
     check(read_yaml(PARAMETERS))
     assert list(VALUES) == [section.section for section in SECTIONS]
@@ -90,19 +83,19 @@ def test_params_yaml_is_valid():
     ],
 )
 def test_invalid_value_is_named_with_what_is_allowed(changes, message):
-    found = refusal(partial(Example.check, RIGHT | changes))
+    found = refusal(Example.check, RIGHT | changes)
     assert found.startswith(f"params.yaml: {message}")
 
 
 def test_all_invalid_keys_are_named_at_once():
-    found = refusal(partial(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1}))
+    found = refusal(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1})
     assert found.count("example.") == 3
 
 
 @pytest.mark.parametrize("key", RIGHT)
 def test_missing_key_is_named(key):
     values = {name: value for name, value in RIGHT.items() if name != key}
-    assert refusal(partial(Example.check, values)) == f"params.yaml: example.{key} is missing"
+    assert refusal(Example.check, values) == f"params.yaml: example.{key} is missing"
 
 
 def test_section_cannot_be_changed():
@@ -132,7 +125,7 @@ def test_section_cannot_be_changed():
     ],
 )
 def test_value_outside_its_limits_is_refused(section, key, value, allowed):
-    found = refusal(lambda: section.check(VALUES[section.section] | {key: value}))
+    found = refusal(section.check, VALUES[section.section] | {key: value})
     assert f"{section.section}.{key} is {value!r}: " in found
     assert allowed in found
 
@@ -146,7 +139,7 @@ def test_value_outside_its_limits_is_refused(section, key, value, allowed):
     ],
 )
 def test_invalid_filters_are_refused(groups, named):
-    assert named in refusal(lambda: ModelParameters.check(VALUES["model"] | {"filters": groups}))
+    assert named in refusal(ModelParameters.check, VALUES["model"] | {"filters": groups})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +152,7 @@ def test_invalid_filters_are_refused(groups, named):
 )
 def test_invalid_augmentation_is_refused(key, value, allowed):
     values = VALUES["train"] | {"augmentation": VALUES["train"]["augmentation"] | {key: value}}
-    found = refusal(lambda: TrainParameters.check(values))
+    found = refusal(TrainParameters.check, values)
     assert f"train.augmentation.{key} is {value!r}: " in found
     assert allowed in found
 
@@ -186,7 +179,7 @@ def test_invalid_augmentation_is_refused(key, value, allowed):
     ],
 )
 def test_invalid_combination_is_refused(section, changes, named):
-    assert named in refusal(lambda: section.check(VALUES[section.section] | changes))
+    assert named in refusal(section.check, VALUES[section.section] | changes)
 
 
 # The file
@@ -286,7 +279,7 @@ def test_any_value_is_accepted_or_named(section, data):
 
 def test_missing_file_is_named_with_the_fix(path):
     expected = f"{path}: not found; run from the project's folder"
-    assert refusal(partial(Example.read, path)) == expected
+    assert refusal(Example.read, path) == expected
 
 
 # The stages

@@ -11,7 +11,7 @@ from stages.core.errors import StageError
 from stages.model import architectures, optimizer, portable, training
 from stages.model.settings import EarlyStopping, ModelParameters, Schedule, TrainParameters
 
-pytestmark = pytest.mark.usefixtures("settled")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 def rates(parameters, steps, count):

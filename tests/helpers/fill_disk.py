@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from stages.core.errors import StageError  # before Keras, which reads the variables that it sets
+from tests.helpers.checks import contents
 from tests.helpers.project import STAGES, graph, outputs
 
 import keras  # isort: skip
@@ -20,8 +21,8 @@ DATA = Path("data")
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
-def fill(room: int) -> Path:
-    """Leave `room` bytes, whole pages, free."""
+def leave_free(room: int) -> Path:
+    """Fill the disk except for `room` bytes, whole pages; return the file that fills it."""
     ballast = DATA / "ballast"
     free = os.statvfs(DATA).f_bavail * os.statvfs(DATA).f_frsize
     with ballast.open("wb") as file:
@@ -29,37 +30,35 @@ def fill(room: int) -> Path:
     return ballast
 
 
-def content() -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in DATA.rglob("*") if path.is_file()}
-
-
 def main() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(DATA)], check=True)
-    said = {}
+    messages = {}
     for name in STAGES:
         stage = importlib.import_module(f"stages.{name}").main
         stage()
-        right = content()
-        written = sorted(
-            map(Path, outputs(graph()[name])), key=lambda path: path.stat().st_mtime_ns
-        )
+        complete = contents(DATA)
+        written = [Path(output).relative_to(DATA) for output in outputs(graph()[name])]
+        written.sort(key=lambda path: (DATA / path).stat().st_mtime_ns)
         for number, path in enumerate(written):
             for output in written:
-                output.unlink(missing_ok=True)
-            pages = sum(-(-len(right[output]) // PAGE) for output in written[: number + 1])
-            ballast = fill((pages - 1) * PAGE)
-            keras.utils.clear_session()  # it numbers layers, in a process of its own from 1 on
+                (DATA / output).unlink(missing_ok=True)
+            # There is room for the outputs up to this one, except for its last page.
+            pages = sum(-(-len(complete[str(output)]) // PAGE) for output in written[: number + 1])
+            ballast = leave_free((pages - 1) * PAGE)
+            keras.utils.clear_session()  # so that it numbers layers from 1, as in a new process
             try:
                 stage()
             except StageError as error:
-                said[str(path)] = str(error)
+                messages[str(DATA / path)] = str(error)
             ballast.unlink()
-            # What was written before is complete, and nothing else is there.
-            expected = [output for output in right if output not in written[number:]]
-            assert content() == {output: right[output] for output in expected}, path
+            # The outputs written before are complete, and there is no other file.
+            missing = {str(output) for output in written[number:]}
+            assert contents(DATA) == {
+                output: content for output, content in complete.items() if output not in missing
+            }, path
         for output in written:
-            output.write_bytes(right[output])
-    print(json.dumps(said))
+            (DATA / output).write_bytes(complete[str(output)])
+    print(json.dumps(messages))
 
 
 if __name__ == "__main__":
