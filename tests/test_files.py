@@ -4,11 +4,15 @@ import io
 import json
 import os
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.damage import damaged
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.core.errors import StageError
 from stages.core.files import (
@@ -20,7 +24,7 @@ from stages.core.files import (
     write_npz,
     write_text,
 )
-from stages.core.prepared import check_split, read_split
+from stages.core.prepared import check_split, read_classes, read_split
 
 IMAGES = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 LABELS = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
@@ -97,9 +101,10 @@ def test_missing_file_is_named_with_the_fix(path):
             read(path)
 
 
-def array_file() -> bytes:
+def array_file(array: np.ndarray = IMAGES) -> bytes:
+    """Return the content of an `.npy` file."""
     stream = io.BytesIO()
-    np.save(stream, IMAGES)
+    np.save(stream, array)
     return stream.getvalue()
 
 
@@ -179,6 +184,20 @@ def test_other_arrays_are_refused(path, images, labels, message):
         read_split(path)
 
 
+@given(damaged(array_file()))
+def test_split_with_damaged_images_is_right_or_refused(tmp_path_factory, content):
+    """Here the archive around the damaged array is intact, and so are its checksums."""
+    path = tmp_path_factory.getbasetemp() / "split.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", content)
+        archive.writestr("labels.npy", array_file(LABELS))
+    try:
+        images, labels = read_split(path)
+    except StageError:
+        return
+    check_split(path, images, labels)
+
+
 # Text
 
 
@@ -221,6 +240,24 @@ def test_damaged_csv_is_named(path, content):
     path.write_bytes(content)
     with pytest.raises(StageError, match=f"{path}: not readable as CSV: "):
         read_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [
+        (read_json, b'{"classes": ["0", "1"]}'),
+        (read_classes, b'{"classes": ["0", "1"]}'),
+        (read_csv, b"index,actual,predicted,confidence\n0,7,7,0.99\n"),
+    ],
+)
+@given(data=st.data())
+def test_damaged_text_is_read_or_refused(tmp_path_factory, read, content, data):
+    path = tmp_path_factory.getbasetemp() / "text"
+    path.write_bytes(data.draw(damaged(content)))
+    try:
+        read(path)
+    except StageError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017  # not every damage is an error
 
 
 # Writing that fails
