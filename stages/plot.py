@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import Field
 
 from stages.core.errors import run
-from stages.core.files import Array, atomic, read_csv
+from stages.core.files import Array, read_csv, write_atomically
 from stages.core.paths import DATASET, HISTORY, PLOTS, PREDICTIONS, RAW, TEST
 from stages.core.prepared import read_classes, read_split
 from stages.core.settings import Section
@@ -189,7 +189,7 @@ def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figur
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure as PNG. Matplotlib's version is left out, so that it does not change bytes."""
-    with atomic(path) as part:
+    with write_atomically(path) as part:
         figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
 
 

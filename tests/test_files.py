@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from stages.core.errors import StageError
 from stages.core.files import (
-    atomic,
     read_csv,
     read_json,
+    write_atomically,
     write_csv,
     write_json,
     write_npz,
@@ -268,7 +268,7 @@ def test_interrupted_write_keeps_the_old_file(path, error):
     path.write_text("old")
 
     def break_off():
-        with atomic(path) as part:
+        with write_atomically(path) as part:
             part.write_text("ne")
             raise error
 
@@ -280,7 +280,7 @@ def test_interrupted_write_keeps_the_old_file(path, error):
 
 def test_file_is_replaced_only_when_complete(path):
     path.write_text("old")
-    with atomic(path) as part:
+    with write_atomically(path) as part:
         part.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from stages.core.environment import PINS
 from stages.core.errors import StageError, run
-from stages.core.files import atomic, write_text
+from stages.core.files import write_atomically, write_text
 from stages.core.paths import DATASET, MODEL, TEST
 from stages.core.prepared import read_classes, read_split
 from stages.evaluate import EvaluateParameters
@@ -146,7 +146,7 @@ def main() -> None:
             path = Path(scratch) / name
             write(single(model), path)
             print(compare(name, predict(path, images), expected))
-            with atomic(EXPORT / name) as part:
+            with write_atomically(EXPORT / name) as part:
                 part.write_bytes(path.read_bytes())
     write_text(EXPORT / "classes.txt", "".join(f"{name}\n" for name in classes))
     print(f"{', '.join(FORMATS)} and classes.txt are in {EXPORT}")

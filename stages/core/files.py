@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]  # pixels in [0, 1], one-hot labels, probabilit
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces `path` at the end of the `with` block.
 
     After an exception in the block, `path` is unchanged and the temporary file is deleted. Raises
@@ -59,7 +59,7 @@ def open_zip_member(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write arrays to an uncompressed `.npz`, because compressed bytes depend on zlib's build."""
-    with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
+    with write_atomically(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, array in arrays.items():
             with open_zip_member(archive, f"{name}.npy", array.nbytes) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
@@ -67,7 +67,7 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` as it is."""
-    with atomic(path) as part:
+    with write_atomically(path) as part:
         part.write_bytes(content)
 
 

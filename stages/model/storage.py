@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from stages.core.errors import StageError
-from stages.core.files import atomic, open_zip_member, reject_zip_bombs
+from stages.core.files import open_zip_member, reject_zip_bombs, write_atomically
 from stages.model.architectures import AUXILIARY, MAIN, has_two_outputs
 
 MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # of a `.keras` file
@@ -55,7 +55,7 @@ def save(model: keras.Model, loss: str, path: Path) -> None:
     for name in ("config.json", "metadata.json"):
         content = json.loads(members[name], object_hook=replace_dates_and_addresses)
         members[name] = json.dumps(content).encode()
-    with atomic(path) as part, zipfile.ZipFile(part, "w") as archive:
+    with write_atomically(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, content in members.items():
             with open_zip_member(archive, name, len(content)) as stream:
                 stream.write(content)

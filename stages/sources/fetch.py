@@ -19,7 +19,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from stages.core.errors import StageError
-from stages.core.files import atomic, read_json
+from stages.core.files import read_json, write_atomically
 from stages.sources.catalogue import Dataset, IdxFile
 
 CHUNK = 1 << 18  # bytes
@@ -74,7 +74,7 @@ def fetch_file(
     """
     for attempt in itertools.count(1):
         try:
-            with atomic(raw / file.name) as part, source(file) as stream:
+            with write_atomically(raw / file.name) as part, source(file) as stream:
                 store(stream, file, part)
         except TransientError as error:
             if attempt == attempts:

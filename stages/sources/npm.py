@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from stages.core.files import atomic
+from stages.core.files import write_atomically
 from stages.sources.catalogue import CATALOGUE, IdxFile
 from stages.sources.fetch import CHUNK, SourceError
 
@@ -62,7 +62,7 @@ def unpack(package: Path) -> Path:
     tar = package.with_suffix(".tar")
     if tar.exists():
         return tar
-    with atomic(tar) as part:
+    with write_atomically(tar) as part:
         try:
             with gzip.open(package) as packed, part.open("wb") as target:
                 while chunk := packed.read(CHUNK):
