@@ -19,7 +19,7 @@ repro: .venv/runtime ## Run the stages that changed. RECIPE=name: use the parame
 	@before=$$(git hash-object dvc.lock 2>&1); $(BIN)/dvc repro && \
 		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.fingerprint; fi
 
-test: lint ## Check style and types, then run all tests.
+test: lint ## Run `make lint`, then all tests.
 	@$(BIN)/pytest
 
 test-quick: .venv/development ## Run the tests that are quick and need neither network nor browser.
@@ -57,10 +57,12 @@ lock-check: .venv/runtime ## Check in a second that dvc.lock belongs to the last
 doctor: .venv/runtime ## Check environment, data and cache, and print fixes.
 	@$(BIN)/python -m tools.doctor
 
-lint: .venv/development ## Check style and types.
+lint: .venv/development ## Check style and types of the code, and GitHub's workflow files.
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
+	@$(BIN)/actionlint
+	@$(BIN)/zizmor --offline -qq .github
 
 # The first command finds versions that fit together. The others split them into three files, each
 # with all that its packages need. One set of versions serves every supported system and Python.
