@@ -15,11 +15,24 @@ print(json.dumps({name: os.environ[name] for name in environment.PINS}))
 """
 
 TENSORFLOW_FIRST = """
+import os
 import tensorflow
 from stages.core import environment
+from stages.core.errors import StageError
 from stages.sources import idx
 
-print(idx.__name__, environment.TENSORFLOW_LOADED_BEFORE_PINS)
+def show_refusal():
+    from stages.model import runtime
+
+    try:
+        runtime.configure_tensorflow(1)
+    except StageError as error:
+        print(error)
+
+show_refusal()
+environment.TENSORFLOW_LOADED_BEFORE_PINS = False
+os.environ["ONEDNN_MAX_CPU_ISA"] = "SSE41"
+show_refusal()
 """
 
 
@@ -31,8 +44,10 @@ def test_import_replaces_the_users_values(run_python, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tensorflow_may_be_imported_first(run_python):
-    """A notebook can read data then; only `configure_tensorflow` refuses."""
+def test_only_configuring_tensorflow_too_late_is_refused(run_python):
+    """A notebook may import TensorFlow, then stages, and read data."""
     ended = run_python("-c", TENSORFLOW_FIRST)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "stages.sources.idx True\n"
+    too_late, changed = ended.stdout.splitlines()
+    assert too_late.endswith("run `import stages` before `import tensorflow`")
+    assert changed.endswith(" and do not change ONEDNN_MAX_CPU_ISA")

@@ -260,6 +260,7 @@ print(kilobytes("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_near_the_size_of_the_files(raw, run_python):
     """With as many images as MNIST has."""
