@@ -115,12 +115,12 @@ def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) 
     # scikit-learn has confusion_matrix for this, but takes longer to import than all the rest.
     table = pd.crosstab(actual, predicted)
     counts = table.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(6.0, 0.55 * min(len(classes), 20))
     figure = Figure(figsize=(side, side))
     axes = figure.subplots()
     # Most images are on the diagonal. The cube root makes a few mistakes beside it visible.
-    axes.imshow(np.cbrt(shares), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(np.cbrt(fractions), cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
     if len(classes) <= 20:
         ticks = range(len(classes))
@@ -130,7 +130,7 @@ def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) 
             for label in axes.get_xticklabels():
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
         for row, column in np.argwhere(counts):
-            colour = "white" if np.cbrt(shares[row, column]) > 0.6 else "black"
+            colour = "white" if np.cbrt(fractions[row, column]) > 0.6 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
     numbered = "" if len(classes) <= 20 else ", as numbered in data/raw/dataset.json"
     axes.set(xlabel=f"predicted{numbered}", ylabel=f"actual{numbered}")

@@ -238,7 +238,7 @@ def test_gzip_bomb_writes_at_most_one_extra_chunk(tmp_path):
     assert (tmp_path / "part").stat().st_size <= FILE.size + CHUNK
 
 
-# Sources in turn
+# Several sources
 
 
 def test_sources_come_nearest_first(tmp_path):

@@ -257,7 +257,7 @@ def test_damaged_text_is_read_or_refused(tmp_path_factory, read, content, data):
     try:
         read(path)
     except StageError as error:
-        assert str(error).startswith(f"{path}: ")  # noqa: PT017  # not every damage is an error
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017  # some damaged files can still be read
 
 
 # Writing that fails

@@ -1,4 +1,4 @@
-"""The stage preprocess: pixels, labels and the split, compared with the course page."""
+"""The stage preprocess: pixels, labels and the split, compared with the course page (recipes/notebook.yaml)."""
 
 import sys
 import zipfile
@@ -142,7 +142,7 @@ def test_split_with_an_empty_class_is_refused(labels, changes, message):
     assert "\n" not in str(caught.value)
 
 
-# Raw files that do not belong together
+# Raw files that do not match
 
 FOUR = np.ones((4, 2, 2), np.uint8)
 
