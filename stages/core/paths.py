@@ -1,4 +1,4 @@
-"""Paths that more than one module uses, relative to the project's folder."""
+"""The paths that stages and tools read and write, relative to the project's folder."""
 
 from pathlib import Path
 
