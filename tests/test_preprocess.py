@@ -1,4 +1,4 @@
-"""The stage preprocess: pixels, labels and the split, compared with the course page (recipes/notebook.yaml)."""
+"""The stage preprocess, compared with the course page's code (recipes/notebook.yaml)."""
 
 import sys
 import zipfile
