@@ -24,7 +24,7 @@ from stages.core.paths import LOCK
 
 # Other modules are imported where they are used: a library that is missing is to be named.
 
-REQUIREMENTS = Path("requirements.txt")
+REQUIREMENTS = (Path("requirements.txt"), Path("requirements-tools.txt"))
 ROOM = 1_000_000_000  # bytes: raw and prepared data, twice where the cache cannot be linked to
 
 
@@ -33,12 +33,13 @@ class CheckError(Exception):
 
 
 def libraries() -> str:
-    """Compare Python's libraries with the versions that requirements.txt pins."""
+    """Compare the installed packages with the pinned versions."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    text = REQUIREMENTS.read_text(encoding="utf-8")
-    pins = [Requirement(line) for line in re.findall(r"^(\w.*?) *\\?$", text, re.M)]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in REQUIREMENTS)
+    lines = sorted(set(re.findall(r"^(\w.*?) *\\?$", text, re.M)))
+    pins = [Requirement(line) for line in lines]
     here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     installed = importlib.metadata.distributions()
     found = {canonicalize_name(library.name): library.version for library in installed}
