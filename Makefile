@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# uv does not compile packages. Python does it once, when it imports them, if it may keep the result.
+unexport PYTHONDONTWRITEBYTECODE
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
