@@ -19,7 +19,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from helpers.checks import contents, write_files
-from helpers.damage import damaged
+from helpers.damage import damaged, many_examples
 from hypothesis import given
 
 from stages.core.errors import StageError
@@ -537,6 +537,7 @@ def tar_file() -> bytes:
     return stream.getvalue()
 
 
+@many_examples
 @given(damaged(tar_file()[:1024]))
 def test_damaged_package_is_read_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "package.tar"

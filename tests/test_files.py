@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.damage import damaged
+from helpers.damage import damaged, many_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,6 +108,13 @@ def array_file(array: np.ndarray = IMAGES) -> bytes:
     return stream.getvalue()
 
 
+def split_file() -> bytes:
+    """Return the content of a split."""
+    stream = io.BytesIO()
+    np.savez(stream, images=IMAGES, labels=LABELS)
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"PK\x03\x04", b"<html>", array_file()],
@@ -184,6 +191,19 @@ def test_other_arrays_are_refused(path, images, labels, message):
         read_split(path)
 
 
+@many_examples
+@given(damaged(split_file()))
+def test_damaged_split_is_right_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "split.npz"
+    path.write_bytes(content)
+    try:
+        images, labels = read_split(path)
+    except StageError:
+        return
+    check_split(path, images, labels)
+
+
+@many_examples
 @given(damaged(array_file()))
 def test_split_with_damaged_images_is_right_or_refused(tmp_path_factory, content):
     """Here the archive around the damaged array is intact, and so are its checksums."""
@@ -250,6 +270,7 @@ def test_damaged_csv_is_named(path, content):
         (read_csv, b"index,actual,predicted,confidence\n0,7,7,0.99\n"),
     ],
 )
+@many_examples
 @given(data=st.data())
 def test_damaged_text_is_read_or_refused(tmp_path_factory, read, content, data):
     path = tmp_path_factory.getbasetemp() / "text"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.damage import damaged, many_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -59,8 +60,9 @@ def test_file_that_contradicts_its_header_is_refused(path, content, message):
     assert str(caught.value).startswith(f"{path}: ")
 
 
-@given(st.binary(max_size=40) | st.binary(max_size=40).map(idx.dump(IMAGES)[:4].__add__))
-def test_any_bytes_give_an_array_or_a_stage_error(path, content):
+@many_examples
+@given(damaged(idx.dump(IMAGES)) | st.binary(max_size=40))
+def test_damaged_file_is_read_or_refused(path, content):
     path.write_bytes(content)
     try:
         found = idx.read(path, 3)

@@ -9,10 +9,14 @@ import keras
 import numpy as np
 import pytest
 from helpers.checks import refusal
+from helpers.damage import damaged
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.core.errors import StageError
 from stages.core.files import read_json
 from stages.model import architectures, calibration, ensemble, portable, storage
+from stages.model.settings import ModelParameters
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -298,6 +302,16 @@ def saved(model_with, tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def saved_file(parameters, tensorflow, tmp_path_factory):
+    """The content of the file with a small dense network."""
+    dense = {"architecture": "dense", "hidden_units": [8], "members": 1}
+    model = ModelParameters.check(parameters["model"] | dense)
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    storage.save(architectures.build(model, SHAPE, CLASSES), "categorical_crossentropy", path)
+    return path.read_bytes()
+
+
 def repack(path, change, compression=zipfile.ZIP_STORED):
     """Rewrite the archive at `path` after `change` has edited its members."""
     with zipfile.ZipFile(path) as archive:
@@ -397,6 +411,23 @@ def test_flipped_bit_in_weights_is_detected(saved):
     content[len(content) * 3 // 4] ^= 1
     saved.write_bytes(content)
     assert "model.weights.h5 is damaged" in load_error(saved)
+
+
+@given(data=st.data())
+def test_damaged_model_is_read_or_refused(saved_file, tmp_path_factory, data):
+    """The damage is in the file as a whole, or in a member of an intact archive."""
+    path = tmp_path_factory.getbasetemp() / "model.keras"
+    path.write_bytes(saved_file)
+    name = data.draw(st.sampled_from([None, "config.json", "model.weights.h5"]))
+    if name is None:
+        path.write_bytes(data.draw(damaged(saved_file)))
+    else:
+        repack(path, lambda members: members.update({name: data.draw(damaged(members[name]))}))
+    try:
+        model = storage.load(path)
+    except StageError:
+        return
+    assert isinstance(model, keras.Model)
 
 
 def test_missing_model_is_named_with_the_fix(tmp_path):

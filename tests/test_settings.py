@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 from dvc.utils.serialize import parse_yaml
 from helpers.checks import refusal
+from helpers.damage import damaged, many_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -260,6 +261,14 @@ def test_damaged_file_gives_a_section_or_a_stage_error(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     assert "\n" not in message_of(partial(Example.read, path))
+
+
+@many_examples
+@given(damaged(PARAMETERS.read_bytes()))
+def test_damaged_params_yaml_is_read_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_bytes(content)
+    assert "\n" not in message_of(partial(ModelParameters.read, path))
 
 
 VALUE = st.recursive(
