@@ -1,21 +1,22 @@
-"""What several test modules need: a folder to run in, child processes, a server on loopback."""
+"""Fixtures that several test modules use."""
 
 import copy
 import fcntl
+import json
 import os
 import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trustme
+from helpers.project import Project, spied_repro
 from helpers.server import Server, running
 from hypothesis import settings
-from playwright.sync_api import sync_playwright
 from ruamel.yaml import YAML
 
 import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
@@ -85,6 +86,8 @@ def browser():
     if path is None:
         reason = f"none of {', '.join(names)} is on the PATH; on Debian: apt-get install chromium"
         (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
@@ -114,9 +117,47 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def prepare(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make a folder in the first process that needs it; the others wait until it is complete."""
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def first_run(shared):
+    """A folder that holds a small project after its first run, for tests to copy.
+
+    `project` is the committed project and `used.json` is what each stage used in that run.
+    """
+
+    def make(folder: Path) -> None:
+        (folder / "project").mkdir()
+        project = Project.create(folder / "project")
+        used = spied_repro(project, folder / "programs")
+        (folder / "used.json").write_text(json.dumps(used))
+        project.commit("first run")
+
+    return prepare(shared / "first_run", make)
+
+
+@pytest.fixture(scope="module")
+def small_project(first_run, tmp_path_factory):
+    """A small project after its first run, for the tests of one module.
+
+    `project` in a test module is this project, with whatever its tests need besides.
+    """
+    return Project(first_run / "project").copy(tmp_path_factory.mktemp("small") / "project")
+
+
 @pytest.fixture(scope="session")
 def mnist(shared):
-    """The folder with MNIST's four IDX files: the project's, or else fetched as the stage does."""
+    """The folder with MNIST's four IDX files: the project's, or one that is downloaded once."""
     from stages.core.paths import RAW
     from stages.download import download
     from stages.sources.catalogue import CATALOGUE
@@ -124,28 +165,25 @@ def mnist(shared):
 
     if all(has_expected_hash(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
         return ROOT / RAW
-    with locked(shared / "mnist.lock"):
-        download(CATALOGUE["mnist"], None, shared / "mnist")
-    return shared / "mnist"
+    return prepare(shared / "mnist", lambda folder: download(CATALOGUE["mnist"], None, folder))
 
 
 @pytest.fixture(scope="session")
 def trained(mnist, shared, parameters):
-    """A project's folder in which the real stages trained the recipe fast on MNIST."""
-    folder = shared / "trained"
-    with locked(shared / "trained.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            values = copy.deepcopy(parameters)
-            values["download"]["folder"] = str(mnist)
-            for section, changes in YAML(typ="safe").load(ROOT / "recipes/fast.yaml").items():
-                values[section] |= changes
-            YAML().dump(values, folder / "params.yaml")
-            for stage in ("download", "preprocess", "train"):
-                command = [sys.executable, "-m", f"stages.{stage}"]
-                environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-                subprocess.run(command, cwd=folder, env=environment, check=True)
-    return folder
+    """A project's folder in which the real stages trained the recipe `fast` on MNIST."""
+
+    def make(folder: Path) -> None:
+        values = copy.deepcopy(parameters)
+        values["download"]["folder"] = str(mnist)
+        for section, changes in YAML(typ="safe").load(ROOT / "recipes/fast.yaml").items():
+            values[section] |= changes
+        YAML().dump(values, folder / "params.yaml")
+        for stage in ("download", "preprocess", "train"):
+            command = [sys.executable, "-m", f"stages.{stage}"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            subprocess.run(command, cwd=folder, env=environment, check=True)
+
+    return prepare(shared / "trained", make)
 
 
 @pytest.fixture(scope="session")

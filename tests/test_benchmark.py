@@ -26,7 +26,7 @@ def project(tmp_path_factory):
         "train.epochs": 1,
         "plot.dpi": 60,
     }
-    project = Project(tmp_path_factory.mktemp("benchmark"), values)
+    project = Project.create(tmp_path_factory.mktemp("benchmark"), values)
     for stage in STAGES[:2]:
         project.run("python", "-m", f"stages.{stage}")
     return project

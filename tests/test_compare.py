@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.project import SMALL, STAGES, Project
 
 from stages.core.errors import StageError
 from stages.core.settings import read_yaml
@@ -20,14 +19,10 @@ MAKE = ("make", "--silent", "--old-file", ".venv/runtime")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(small_project):
     """Branches: main; longer, trained for longer; redrawn, with other pictures of the same run."""
-    values = SMALL | {"model.seed": 1, "train.seed": 1}
-    project = Project(tmp_path_factory.mktemp("project"), values)
-    project.run("git", "tag", "nothing-yet")
-    project.run("git", "branch", "-M", "main")
-    assert project.repro() == STAGES
-    project.commit("first run")
+    project = small_project
+    project.run("git", "tag", "nothing-yet", "HEAD~")
     for branch, changes in [("longer", {"train.epochs": 6}), ("redrawn", {"plot.dpi": 50})]:
         project.run("git", "switch", "-q", "-c", branch, "main")
         project.set(changes)

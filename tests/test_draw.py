@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from helpers.project import ROOT, heed_interrupts
+from helpers.project import ROOT, allow_interrupts
 from PIL import Image
 
 from stages.core.errors import StageError
@@ -36,7 +36,7 @@ def served(trained):
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=allow_interrupts,
     ) as process:
         try:
             yield re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]

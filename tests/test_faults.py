@@ -1,6 +1,7 @@
-"""What befalls a run: signals, full disks, folders without permission, a second run, bad locks.
+"""Failures during a run: signals, full disks, missing permissions, a second run, damaged locks.
 
-Real DVC on a small project, real signals to real processes; docs/faults.md lists every fault.
+Real DVC runs on a small project, and real signals go to real processes. docs/faults.md lists every
+fault with its test.
 """
 
 import hashlib
@@ -15,28 +16,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.project import ROOT, SMALL, STAGES, Project, graph, heed_interrupts, outputs
+from helpers.checks import contents
+from helpers.project import ROOT, allow_interrupts, graph, outputs
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
 LONG = {"train.epochs": 100_000}
 
 
-@pytest.fixture(scope="module")
-def committed(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("project"), SMALL | {"train.epochs": 1})
-    assert project.repro() == STAGES
-    project.commit("first run")
-    return project
-
-
 @pytest.fixture
-def project(committed):
-    """The project after its first run, brought back to that afterwards."""
-    before = contents(committed)
-    yield committed
-    committed.run("git", "checkout", "-q", ".")
-    if contents(committed) != before:
-        committed.restore()
+def project(small_project):
+    """The small project after its first run; changes are undone after each test."""
+    with small_project.undo_changes():
+        yield small_project
 
 
 def start(project, *command, **environment):
@@ -50,24 +41,24 @@ def start(project, *command, **environment):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=allow_interrupts,
     )
 
 
-def ended(process):
-    """Wait until a process and all that writes to its output have failed; return the output."""
+def wait_for_failure(process):
+    """Wait until a process and all that write to its output have ended; return the output."""
     printed, _ = process.communicate()
     assert process.returncode != 0, printed
     assert "Traceback" not in printed
     return printed
 
 
-def failed(project, *command, **environment):
-    return ended(start(project, *command, **environment))
+def run_failing(project, *command, **environment):
+    return wait_for_failure(start(project, *command, **environment))
 
 
-def training(project):
-    """Start a run, and return it and the process of its stage once that trains."""
+def start_training(project):
+    """Start `dvc repro train`; return it and the process of its stage once that trains."""
     process = start(project, "dvc", "repro", "train")
     printed = []
     for line in process.stdout:
@@ -78,19 +69,16 @@ def training(project):
     pytest.fail("".join(printed))
 
 
-def contents(project):
-    return {
-        path.relative_to(project.folder): path.read_bytes()
-        for path in (project.folder / "data").rglob("*")
-        if path.is_file()
-    }
+def data(project):
+    """Return every file in data, by its path."""
+    return contents(project.folder / "data")
 
 
-# A run that is broken off
+# Interrupted runs
 
 
 def interrupt(process, stage):
-    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
 
 
 def kill_the_stage(process, stage):
@@ -104,39 +92,40 @@ def kill_the_stage(process, stage):
         (kill_the_stage, "failed to run: exec python -m stages.train, exited with -9"),
     ],
 )
-def test_after_a_training_that_was_broken_off_the_next_run_just_works(project, fault, line):
-    before = contents(project)
+def test_next_run_works_after_interrupted_training(project, fault, line):
+    before = data(project)
     project.set(LONG)
-    process, stage = training(project)
+    process, stage = start_training(project)
     fault(process, stage)
-    assert line in ended(process)
-    assert set(contents(project)) < set(before)  # no model, no part of one, no other name
+    assert line in wait_for_failure(process)
+    assert set(data(project)) < set(before)  # no model, whole or partial, and no other new file
     project.run("git", "checkout", "-q", "params.yaml")
     assert project.repro() == []  # from the cache
-    assert contents(project) == before
+    assert data(project) == before
 
 
-def test_a_stage_dies_with_its_dvc_and_the_next_run_trains(project):
-    before = contents(project)
+@pytest.mark.linux
+def test_stage_ends_when_dvc_is_killed(project):
+    before = data(project)
     project.set(LONG)
-    process, stage = training(project)
+    process, stage = start_training(project)
     process.kill()
-    ended(process)  # the stage, which held the other end of the pipe, too
+    wait_for_failure(process)  # the stage has ended too, since it held the pipe's other end
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
     part = project.folder / f"{MODEL}.part"
     part.write_bytes(b"half")  # as a kill in the middle of writing leaves it
-    project.set({"train.epochs": 2})
+    project.set({"train.epochs": 1})
     assert "Running stage 'train'" in project.run("dvc", "repro", "train").stdout
     assert not part.exists()
-    assert set(contents(project)) == set(before)
+    assert set(data(project)) == set(before)
 
 
-def test_a_second_run_at_once_is_refused_and_the_first_not_disturbed(project):
+def test_second_run_at_once_is_refused(project):
     project.set({"train.epochs": 3})
-    process, stage = training(project)
+    process, stage = start_training(project)
     stage.suspend()
     try:
-        refused = failed(project, "dvc", "repro", "train")
+        refused = run_failing(project, "dvc", "repro", "train")
     finally:
         stage.resume()
     assert f"PID {process.pid}" in refused
@@ -145,7 +134,7 @@ def test_a_second_run_at_once_is_refused_and_the_first_not_disturbed(project):
     assert len((project.folder / HISTORY).read_text().splitlines()) == 4
 
 
-# A run that refuses
+# Stages that fail
 
 
 @pytest.mark.parametrize(
@@ -159,31 +148,31 @@ def test_a_second_run_at_once_is_refused_and_the_first_not_disturbed(project):
         (
             {"train.optimizer": "sgd", "train.learning_rate": 1e38},
             "train",
-            "error: the loss is no longer a number",
+            "error: the loss is NaN or infinite",
         ),
     ],
-    ids=["empty class", "loss that is no number"],
+    ids=["empty class", "loss that is not a number"],
 )
-def test_what_dvc_removed_for_a_stage_that_fails_comes_back(project, changes, stage, line):
-    before = contents(project)
+def test_outputs_of_a_failed_stage_come_back(project, changes, stage, line):
+    before = data(project)
     project.set(changes)
-    printed = failed(project, "dvc", "repro", stage)
+    printed = run_failing(project, "dvc", "repro", stage)
     assert line in printed
     assert f"failed to reproduce '{stage}'" in printed
     for output in outputs(graph()[stage]):
         assert not (project.folder / output).exists()
     project.restore()
-    assert contents(project) == before
+    assert data(project) == before
 
 
-def test_make_refuses_a_wrong_value_before_anything_changes(project):
+def test_make_checks_parameters_before_it_runs(project):
     (project.folder / ".venv").symlink_to(Path(sys.executable).parents[1])
-    before = contents(project)
+    before = data(project)
     project.set({"preprocess.validation_fraction": 1.5})
-    printed = failed(project, "make", "--no-print-directory", "-o", ".venv/runtime", "repro")
+    printed = run_failing(project, "make", "--no-print-directory", "-o", ".venv/runtime", "repro")
     (project.folder / ".venv").unlink()
     assert printed.startswith("error: params.yaml: preprocess.validation_fraction is 1.5: ")
-    assert contents(project) == before
+    assert data(project) == before
 
 
 # Disks and folders
@@ -193,19 +182,20 @@ NAMESPACE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []
 
 @pytest.fixture(scope="session")
 def mounting():
-    """Skip where the system lets no one mount a file system of his own."""
+    """Skip where the system does not let tests mount a file system."""
     probe = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     if not shutil.which("unshare") or subprocess.run(probe, check=False).returncode:
-        pytest.skip("may not mount; other tests limit the size of files instead")
+        pytest.skip("not allowed to mount; other tests limit the size of files instead")
 
 
 @pytest.mark.usefixtures("mounting")
-def test_a_disk_full_at_any_write_is_named_and_leaves_nothing_half_written(project):
+def test_full_disk_is_named_at_every_write(project):
+    """The helper also checks that no partial file is left."""
     ended = project.run(*NAMESPACE, "python", "-m", "tests.helpers.fill_disk")
-    said = json.loads(ended.stdout.splitlines()[-1])
+    messages = json.loads(ended.stdout.splitlines()[-1])
     expected = [output for stage in graph().values() for output in outputs(stage)]
-    assert sorted(said) == sorted(expected)
-    for output, message in said.items():
+    assert sorted(messages) == sorted(expected)
+    for output, message in messages.items():
         assert message.startswith(f"{output}: cannot be written: No space left on device")
         assert "\n" not in message
 
@@ -221,9 +211,9 @@ def test_a_disk_full_at_any_write_is_named_and_leaves_nothing_half_written(proje
         (".dvc/cache", "No space left on device"),
     ],
 )
-def test_a_disk_that_was_full_needs_only_room(project, folder, line):
+def test_run_works_once_the_disk_has_room(project, folder, line):
     mount = f"mount -t tmpfs -o size=1m tmpfs {folder} && dvc repro -f -s preprocess"
-    assert line in failed(project, *NAMESPACE, "sh", "-c", mount)
+    assert line in run_failing(project, *NAMESPACE, "sh", "-c", mount)
     project.run("git", "checkout", "-q", "data")
     assert project.repro() == []
 
@@ -237,42 +227,42 @@ run(lambda: tempfile.TemporaryFile().write(bytes(1_000_000)))
 
 
 @pytest.mark.usefixtures("mounting")
-def test_a_full_disk_of_temporary_files_is_named(project):
+def test_full_disk_for_temporary_files_is_named(project):
     mount = 'mount -t tmpfs -o size=100k tmpfs /mnt && TMPDIR=/mnt python -c "$0"'
-    printed = failed(project, *NAMESPACE, "sh", "-c", mount, FILL_TEMPORARY)
+    printed = run_failing(project, *NAMESPACE, "sh", "-c", mount, FILL_TEMPORARY)
     assert printed == "error: [Errno 28] No space left on device: /mnt\n"
 
 
-def test_a_folder_without_write_permission_is_named(project):
-    before = contents(project)
+def test_folder_without_permission_is_named(project):
+    before = data(project)
     folder = project.folder / "data/processed"
-    # Root may write anywhere, unless it gives up that right.
-    powerless = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override"]
-    command = [*powerless, "dvc", "repro", "-f", "-s", "preprocess"]
+    # Root may write anywhere, unless it gives up that capability.
+    unprivileged = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override"]
+    command = [*unprivileged, "dvc", "repro", "-f", "-s", "preprocess"]
     folder.chmod(0o555)
     try:
-        printed = failed(project, *command)  # DVC, which would clear the way for the stage
-        assert contents(project) == before
+        printed = run_failing(project, *command)  # DVC itself, which would remove the outputs
+        assert data(project) == before
         assert "Permission denied" in printed
         assert "data/processed/test.npz" in printed
         folder.chmod(0o755)
         for path in folder.glob("*.npz"):
             path.unlink()
         folder.chmod(0o555)
-        printed = failed(project, *command)
+        printed = run_failing(project, *command)
     finally:
         folder.chmod(0o755)
     assert "error: data/processed/train.npz: cannot be written: Permission denied" in printed
     assert project.repro() == []
-    assert contents(project) == before
+    assert data(project) == before
 
 
-# dvc.lock, and what the doctor finds
+# A damaged dvc.lock, and the doctor
 
 
 def doctor(project, **environment):
-    """Return what the doctor calls wrong, and the command that mends it, by the check's name."""
-    printed = failed(project, "python", "-m", "tools.doctor", **environment)
+    """Return each check that found a fault, with its finding and the command that fixes it."""
+    printed = run_failing(project, "python", "-m", "tools.doctor", **environment)
     wrong = {}
     for line in printed.splitlines():
         verdict, check, finding = line.split(maxsplit=2)
@@ -284,12 +274,12 @@ def doctor(project, **environment):
 
 
 def cut_short(text):
-    """Return the lock as a kill while it is written leaves it: here in the middle of a key."""
+    """Cut the lock in the middle of a key, as a kill during writing would."""
     return text[: text.rindex("md5:") + 2]
 
 
 def merge_conflict(text):
-    """Return the lock as git leaves it where two branches have trained."""
+    """Return the lock as git leaves it after merging two branches that both trained."""
     lines = text.splitlines(keepends=True)
     at = next(number for number, line in enumerate(lines) if "model.keras" in line) + 2
     mine, theirs = lines[at], lines[at].replace("md5: ", "md5: 0")
@@ -298,22 +288,22 @@ def merge_conflict(text):
 
 
 @pytest.mark.parametrize("damage", [cut_short, merge_conflict])
-def test_a_damaged_lock_is_named_and_the_doctor_says_what_mends_it(project, damage):
+def test_doctor_fixes_a_damaged_lock(project, damage):
     lock = project.folder / "dvc.lock"
-    right, before = lock.read_text(), contents(project)
+    right, before = lock.read_text(), data(project)
     lock.write_text(damage(right))
-    assert "dvc.lock" in failed(project, "dvc", "repro")
+    assert "dvc.lock" in run_failing(project, "dvc", "repro")
     wrong = doctor(project)
     assert list(wrong) == ["pipeline"]
     finding, command = wrong["pipeline"]
     assert "dvc.lock" in finding
     project.run("sh", "-c", command)
     assert lock.read_text() == right
-    assert contents(project) == before
+    assert data(project) == before
 
 
 def flip(path):
-    """Flip a bit in the middle of a file, as a failing disk does: its date stays."""
+    """Flip a bit in the middle of a file and keep its date, as a failing disk does."""
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -323,8 +313,8 @@ def flip(path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_the_doctor_says_in_a_line_each_what_is_wrong_and_what_mends_it(project):
-    before = contents(project)
+def test_doctor_names_every_fault_and_its_fix(project):
+    before = data(project)
     prepared = project.folder / "data/processed/validation.npz"
     with prepared.open("rb") as stream:
         md5 = hashlib.file_digest(stream, "md5").hexdigest()
@@ -335,7 +325,7 @@ def test_the_doctor_says_in_a_line_each_what_is_wrong_and_what_mends_it(project)
     raw.write_bytes(b"<html>")
     metrics = project.folder / "data/evaluation/metrics.json"
     metrics.write_text(metrics.read_text().replace("0.", "0.9", 1))
-    project.commit("better figures")
+    project.commit("better metrics")
     requirements = project.folder / "requirements.txt"
     requirements.write_text(requirements.read_text().replace("\nnumpy==", "\nnumpy==1."))
 
@@ -354,23 +344,28 @@ def test_the_doctor_says_in_a_line_each_what_is_wrong_and_what_mends_it(project)
     project.run("git", "reset", "-q", "--hard", "HEAD~")
     ended = project.run("python", "-m", "tools.doctor").stdout.splitlines()
     assert [line.split()[0] for line in ended] == ["ok"] * 7
-    assert contents(project) == before
+    assert data(project) == before
 
 
 @pytest.mark.usefixtures("mounting")
-def test_the_doctor_sees_that_there_is_no_room(project):
+def test_doctor_warns_of_a_nearly_full_disk(project):
     mount = "mount -t tmpfs -o size=50m tmpfs /mnt && TMPDIR=/mnt python -m tools.doctor"
-    printed = failed(project, *NAMESPACE, "sh", "-c", mount)
+    printed = run_failing(project, *NAMESPACE, "sh", "-c", mount)
     (line,) = (line for line in printed.splitlines() if line.startswith("wrong"))
     assert line.startswith("wrong  disk: /mnt has 0.1 GB free, a run may take 1: ")
 
 
-# The list
+# docs/faults.md
 
 
-def test_every_fault_of_the_list_has_a_test():
-    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", (ROOT / "docs/faults.md").read_text(), re.M)
+def test_every_listed_fault_has_a_test():
+    text = (ROOT / "docs/faults.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.M)
     assert [int(number) for number, _ in rows] == list(range(1, 32))
-    for _, tests in rows:
-        for module, name in re.findall(r"`(\w+\.py)::(\w+)`", tests) or [("", tests)]:
-            assert f"\ndef {name}(" in (ROOT / "tests" / module).read_text(encoding="utf-8")
+    assert all("::" in tests for _, tests in rows)
+    listed = set(re.findall(r"`(\w+\.py)::(\w+)`", text))
+    assert {
+        f"{module}::{name}"
+        for module, name in listed
+        if f"\ndef {name}(" not in (ROOT / "tests" / module).read_text(encoding="utf-8")
+    } == set()

@@ -16,7 +16,7 @@ from stages.sources.fetch import has_expected_hash
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("notebook"), {})
+    project = Project.create(tmp_path_factory.mktemp("notebook"), {})
     project.run("python", "-m", "tools.recipe", "notebook")
     for file in CATALOGUE["mnist"].files:  # where an earlier run has them already
         if has_expected_hash(ROOT / "data/raw" / file.name, file):

@@ -62,7 +62,7 @@ def draw(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A project that has run on pictures of its own, and been committed."""
-    project = Project(tmp_path_factory.mktemp("project"), OWN)
+    project = Project.create(tmp_path_factory.mktemp("project"), OWN)
     draw(project.folder / "datasets/mine")
     assert project.repro() == STAGES
     project.commit("a dataset of one's own")
@@ -102,7 +102,7 @@ def test_what_changes_in_the_folder_is_read_again(project):
 
 
 def test_fashion_mnist_is_told_apart_and_takes_the_place_of_the_other_files(project, tmp_path):
-    clone = Project(tmp_path, {})
+    clone = Project.create(tmp_path, {})
     raw = project.folder / "data/raw"
     (clone.folder / "data").mkdir(exist_ok=True)
     (clone.folder / "data/raw").mkdir()

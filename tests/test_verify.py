@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from helpers.project import ROOT, STAGES, Project
+from helpers.project import ROOT, STAGES
 from PIL import Image
 
 from stages.core.files import read_json, write_json
@@ -14,22 +14,19 @@ from tools.verify import fingerprint, judge, lockfile
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("original"))
+def original(small_project):
+    project = small_project
     project.set({"model.architecture": "convolutional", "model.filters": [[4]], "train.epochs": 1})
-    assert project.repro() == STAGES
+    assert project.repro() == ["train", "evaluate", "plot"]
     project.run("python", "-m", "tools.fingerprint")
-    project.commit("first run")
+    project.commit("convolutional")
     return project
 
 
 @pytest.fixture
 def project(original, tmp_path):
     """A copy of the verified project, with its cache, to plant a fault in."""
-    copy = object.__new__(Project)
-    copy.folder = tmp_path / "copy"
-    shutil.copytree(original.folder, copy.folder, symlinks=True)
-    return copy
+    return original.copy(tmp_path / "copy")
 
 
 def verify(project, *arguments):

@@ -6,9 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
+
+from .checks import contents
 
 ROOT = Path(__file__).parents[2]
 AUTHOR = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
@@ -16,35 +20,59 @@ SMALL = {
     "download.dataset": "digits",
     "model.architecture": "dense",
     "model.hidden_units": [16],
+    "model.seed": 1,
+    "train.seed": 1,
     "train.epochs": 2,
     "plot.dpi": 60,
 }
 
 
 class Project:
-    """A clone of the project as it is in the working tree, committed, with an empty cache."""
+    """A folder with a clone of the project."""
 
-    def __init__(self, folder: Path, values: dict[str, object] = SMALL) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = self.run("git", "-C", str(ROOT), "ls-files", "-z", cwd=ROOT).stdout
+
+    @classmethod
+    def create(cls, folder: Path, values: dict[str, object] = SMALL) -> "Project":
+        """Clone the project as it is in the working tree, with these parameters; commit it.
+
+        The clone has no results and an empty cache.
+        """
+        project = cls(folder)
+        listed = project.run("git", "-C", str(ROOT), "ls-files", "-z", cwd=ROOT).stdout
         for name in filter(None, listed.split("\0")):
             if (ROOT / name).is_file() and not name.startswith("data/"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / "dvc.lock").unlink(missing_ok=True)
-        self.set(values)
-        self.run("git", "init", "-q")
-        self.commit("start")
+        project.set(values)
+        project.run("git", "init", "-q", "--initial-branch=main")
+        project.commit("start")
+        return project
+
+    def copy(self, folder: Path) -> "Project":
+        """Copy the project with its results and its cache to a folder that does not exist yet."""
+        self.run("cp", "--archive", "--reflink=auto", str(self.folder), str(folder))
+        return Project(folder)
 
     def run(
-        self, *command: str, cwd: Path | None = None, code: int = 0
+        self,
+        *command: str,
+        cwd: Path | None = None,
+        code: int = 0,
+        programs: Path | None = None,
     ) -> subprocess.CompletedProcess:
-        bin_folder = Path(sys.executable).parent
-        environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+        """Run a command, which must end with the exit code `code`, and return what it printed.
+
+        It finds the programs in the folder `programs` first, then those of this environment.
+        """
+        folders = [programs, Path(sys.executable).parent, os.environ["PATH"]]
+        path = os.pathsep.join(str(folder) for folder in folders if folder)
         result = subprocess.run(
             command,
             cwd=cwd or self.folder,
-            env=environment,
+            env=os.environ | {"PATH": path},
             check=False,
             capture_output=True,
             text=True,
@@ -61,11 +89,25 @@ class Project:
         self.run("git", "checkout", "-q", ".")
         self.run("dvc", "checkout", "-q", "--force")
 
+    @contextmanager
+    def undo_changes(self) -> Iterator["Project"]:
+        """Bring the project back to its present commit afterwards, even if a test fails."""
+        commit = self.run("git", "rev-parse", "HEAD").stdout.strip()
+        before = contents(self.folder / "data")
+        try:
+            yield self
+        finally:
+            self.run("git", "reset", "-q", "--hard", commit)
+            self.run("git", "clean", "-q", "-d", "--force")
+            if contents(self.folder / "data") != before:
+                self.restore()
+
     def repro(self) -> list[str]:
         """Run `dvc repro` and return the stages that really ran."""
         return re.findall(r"^Running stage '(\w+)'", self.run("dvc", "repro").stdout, re.M)
 
     def set(self, values: dict[str, object]) -> None:
+        """Change params.yaml; the keys are dotted, as in `train.seed`."""
         yaml = YAML()
         path = self.folder / "params.yaml"
         content = yaml.load(path)
@@ -78,12 +120,13 @@ class Project:
         yaml.dump(content, path)
 
 
-def heed_interrupts() -> None:
+def allow_interrupts() -> None:
     """Let a child process end at Ctrl-C even where the tests run in the background, ignoring it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def outputs(stage: dict) -> list[str]:
+    """Return the paths of all outputs of a stage in dvc.yaml."""
     listed = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
     return sorted(next(iter(out)) if isinstance(out, dict) else out for out in listed)
 
@@ -96,16 +139,36 @@ def graph(folder: Path = ROOT) -> dict[str, dict]:
 STAGES = list(graph())  # in the order in which they run
 
 
-def used(project: Project, stage: str) -> dict[str, list[str]]:
-    """Return what a stage really used, in the form in which dvc.yaml lists it.
+def spied_repro(project: Project, programs: Path) -> dict[str, dict[str, list[str]]]:
+    """Run `dvc repro` with every stage under the spy, and return what each stage used.
+
+    DVC starts a stage with the `python` on the PATH: here a script in the folder `programs`.
+    """
+    programs.mkdir()
+    script = programs / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.helpers.spy "$@"\n')
+    script.chmod(0o755)
+    return _used(project, project.run("dvc", "repro", programs=programs).stdout)
+
+
+def spied_stage(project: Project, stage: str) -> dict[str, list[str]]:
+    """Run a stage under the spy, and return what it used."""
+    printed = project.run("python", "-m", "tests.helpers.spy", "-m", f"stages.{stage}").stdout
+    return _used(project, printed)[stage]
+
+
+def _used(project: Project, printed: str) -> dict[str, dict[str, list[str]]]:
+    """Return what the spy printed of each stage, in the form in which dvc.yaml lists it.
 
     A file in a folder that dvc.yaml lists counts as that folder.
     """
-    result = project.run("python", "-m", "tests.helpers.spy", f"stages.{stage}")
-    found = json.loads(re.search(r"^USED (.*)$", result.stdout, re.M)[1])
-    listed = graph(project.folder)[stage]["deps"]
-    deps = {
-        next((dep for dep in listed if path == dep or path.startswith(f"{dep}/")), path)
-        for path in found["deps"]
-    }
-    return found | {"deps": sorted(deps)}
+    found = {}
+    for stage, line in re.findall(r"^USED BY stages\.(\w+): (.*)$", printed, re.M):
+        found[stage] = json.loads(line)
+        listed = graph(project.folder)[stage]["deps"]
+        deps = {
+            next((dep for dep in listed if path == dep or path.startswith(f"{dep}/")), path)
+            for path in found[stage]["deps"]
+        }
+        found[stage]["deps"] = sorted(deps)
+    return found

@@ -1,4 +1,4 @@
-"""Run a stage and print, as JSON, what it really used: `python -m tests.helpers.spy stages.train`.
+"""Run a stage and print what it really used: `python -m tests.helpers.spy -m stages.train`.
 
 It watches every file that Python opens, every module that is loaded and every section of
 params.yaml that is read, so it also finds what a reader of the code would miss.
@@ -62,6 +62,7 @@ def main(stage):
 
     sections = watch_sections(Section)
     sys.addaudithook(watch_files)
+    sys.argv = [stage]
     runpy.run_module(stage, run_name="__main__", alter_sys=True)
 
     modules = loaded_modules() | {stage.replace(".", "/") + ".py"}
@@ -77,8 +78,8 @@ def main(stage):
         "outputs": sorted(WRITES),
         "params": sorted({*sections}) + ["params.yaml, not by a section"] * (other_reads > 0),
     }
-    print("USED", json.dumps(used))
+    print(f"USED BY {stage}: {json.dumps(used)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[2])
