@@ -19,7 +19,7 @@ help: ## Show this list.
 repro: .venv/runtime ## Run the stages that changed. RECIPE=name: use the parameters of recipes/name.yaml.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@before=$$(git hash-object dvc.lock 2>&1); $(BIN)/dvc repro && \
-		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.fingerprint; fi
+		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.verify.fingerprint; fi
 
 test: lint ## Run `make lint`, then all tests.
 	@$(BIN)/pytest

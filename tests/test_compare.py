@@ -286,7 +286,7 @@ def test_other_validation_digits_are_told(here, run):
     code, printed = run(compare, "longer")
     assert code == 2
     assert "The two have set other digits aside" in printed
-    assert "validation.npz in the commit is not the file that dvc.lock records" in printed
+    assert "validation.npz has changed since dvc.lock was recorded" in printed
 
 
 def test_results_in_the_cache_are_found(here, run):

@@ -9,7 +9,6 @@ from helpers.project import ROOT, STAGES
 from PIL import Image
 
 from stages.core.files import read_json, write_json
-from stages.core.settings import read_yaml
 from tools.verify import fingerprint, judge, lockfile
 
 
@@ -18,7 +17,7 @@ def original(small_project):
     project = small_project
     project.set({"model.architecture": "convolutional", "model.filters": [[4]], "train.epochs": 1})
     assert project.repro() == ["train", "evaluate", "plot"]
-    project.run("python", "-m", "tools.fingerprint")
+    project.run("python", "-m", "tools.verify.fingerprint")
     project.commit("convolutional")
     return project
 
@@ -139,7 +138,7 @@ def test_stale_metrics_are_caught_without_running_anything(project):
     project.commit("better metrics")
     code, printed, report = verify(project, "--lock")
     assert (code, report) == (1, None)
-    assert "data/evaluation/metrics.json in the commit is not the file that dvc.lock" in printed
+    assert "data/evaluation/metrics.json has changed since dvc.lock was recorded" in printed
 
 
 @pytest.mark.parametrize(
@@ -155,13 +154,13 @@ def test_stale_metrics_are_caught_without_running_anything(project):
             "stages/plot.py",
             "mistakes on",
             "errors on",
-            "stages/plot.py in the commit is not the file",
+            "stages/plot.py has changed since dvc.lock",
         ),
         (
             "dvc.yaml",
             "- stages/plot.py",
             "- stages/plot.py\n      - README.md",
-            "README.md is its depen",
+            "the dependency README.md of plot is in only one of dvc.yaml and dvc.lock",
         ),
     ],
 )
@@ -254,8 +253,8 @@ def test_equivalence_is_bounded(tmp_path):
 
 def test_stage_in_only_one_of_the_two_is_different(tmp_path):
     outs = {"outs": [{"path": "a", "md5": "1"}]}
-    before, after = {"stages": {"gone": outs}}, {"stages": {"new": outs}}
-    findings = judge.compare(tmp_path, tmp_path, before, after)
+    before, after = {"gone": outs}, {"new": outs}
+    findings = judge.judge_stages(tmp_path, tmp_path, before, after)
     assert [(f.stage, f.verdict, f.outputs) for f in findings] == [
         ("gone", "different", ["a"]),
         ("new", "different", ["a"]),
@@ -267,7 +266,7 @@ def test_training_that_ends_elsewhere_is_different(original, tmp_path, monkeypat
     other = tmp_path / "other"
     for results in ("data/model", "data/evaluation"):
         shutil.copytree(original.folder / results, other / results)
-    outs = lockfile.listed(read_yaml(original.folder / "dvc.lock"), "train", "outs")
+    outs = lockfile.list_files(lockfile.read_lock(original.folder), "outs")
     finding = judge.Finding("train", outputs=["data/model/model.keras"])
     judge.judge_train(finding, original.folder, other, outs)
     assert finding.verdict == "equivalent"

@@ -123,11 +123,11 @@ def cache() -> str:
 def outputs_of(md5: str) -> Iterator[str]:
     """Yield the outputs that dvc.lock, where it can be read, says are the object `md5`."""
     from stages.core.errors import StageError
-    from stages.core.settings import read_yaml
+    from tools.verify.lockfile import list_files, read_lock
 
     try:
-        for stage in read_yaml(LOCK)["stages"].values():
-            yield from (out["path"] for out in stage["outs"] if out["md5"] == md5)
+        outputs = list_files(read_lock(), "outs").items()
+        yield from (path for path, recorded in outputs if recorded.md5 == md5)
     except (StageError, LookupError, AttributeError, TypeError):
         pass  # `pipeline` says so
 
@@ -157,8 +157,7 @@ def raw() -> str:
 
 def results() -> str:
     """Hold the last commit's code, parameters and small results to its dvc.lock."""
-    from stages.core.settings import read_yaml
-    from tools.verify.lockfile import stale
+    from tools.verify.lockfile import find_stale, read_lock
 
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
@@ -168,7 +167,7 @@ def results() -> str:
             raise CheckError(" ".join(ended.stderr.split()))
         if not (clone / LOCK).exists():
             return f"no {LOCK} in the last commit"
-        found = stale(clone, read_yaml(clone / LOCK)).values()
+        found = find_stale(clone, read_lock(clone)).values()
     if notes := dict.fromkeys(note for stage in found for note in stage):
         raise CheckError("\n".join(f"{note}: make repro, then git commit" for note in notes))
     return f"the last commit's are those of its {LOCK}"

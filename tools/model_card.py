@@ -6,7 +6,6 @@ records; so the card can be checked in any clone, without the model and without 
     python -m tools.model_card
 """
 
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -19,8 +18,8 @@ from ruamel.yaml import YAML
 from stages.core.errors import StageError, run
 from stages.core.files import read_csv, read_json, write_text
 from stages.core.paths import DATASET, LOCK, METRICS, PREDICTIONS
-from stages.core.settings import read_yaml
 from stages.evaluate import accuracy_interval
+from tools.verify.lockfile import compute_md5, list_files, list_parameters, read_lock
 
 CARD = Path("docs/model-card.md")
 
@@ -30,15 +29,15 @@ def card(project: Path) -> str:
 
     Raises StageError where dvc.lock or a result is missing, or the two are not of one run.
     """
-    recorded = read_yaml(project / LOCK)["stages"]
-    outputs = {out["path"]: out for stage in recorded.values() for out in stage["outs"]}
+    lock = read_lock(project)
+    outputs = list_files(lock, "outs")
     for path in (DATASET, METRICS, PREDICTIONS):
-        hold(project / path, outputs[path.as_posix()]["md5"])
+        hold(project / path, outputs[path.as_posix()].md5)
     predictions = read_csv(project / PREDICTIONS, text=("actual", "predicted"))
     mistakes = predictions[predictions["actual"] != predictions["predicted"]]
     dataset = read_json(project / DATASET)
     labels = {part: outputs[f"data/raw/{part}-labels-idx1-ubyte"] for part in ("train", "t10k")}
-    parameters = nested(recorded)
+    parameters = nested(list_parameters(lock))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -52,7 +51,7 @@ def card(project: Path) -> str:
         dataset=dataset,
         model=outputs["data/model/model.keras"],
         metrics=read_json(project / METRICS),
-        counts={part: entry["size"] - 8 for part, entry in labels.items()},  # 8 bytes of header
+        counts={part: entry.size - 8 for part, entry in labels.items()},  # 8 bytes of header
         classes=[class_record(name, predictions) for name in dataset["classes"]],
         mistakes=len(mistakes),
         sure=int((mistakes["confidence"] > 0.9).sum()),
@@ -67,7 +66,7 @@ def hold(path: Path, md5: str) -> None:
     """Raise StageError unless the file at `path` has the MD5 that dvc.lock records."""
     if not path.is_file():
         raise StageError(f"{path}: not found; run `make repro` to make it")
-    if hashlib.md5(path.read_bytes()).hexdigest() != md5:  # noqa: S324  # DVC's
+    if compute_md5(path) != md5:
         raise StageError(f"{path}: not what {LOCK} records; run `make repro`, or `git checkout` it")
 
 
@@ -90,12 +89,11 @@ def class_record(name: str, predictions: pd.DataFrame) -> dict[str, Any]:
 
 
 def nested(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters that dvc.lock records with dotted keys, as sections."""
+    """Return the parameters that dvc.lock records, some with dotted keys, as sections."""
     sections: dict[str, Any] = {}
-    for stage in recorded.values():
-        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            section, _, name = key.partition(".")
-            sections.setdefault(section, {})[name] = value
+    for key, value in recorded.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {}).update({name: value} if name else value)
     return sections
 
 

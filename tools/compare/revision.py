@@ -32,7 +32,7 @@ from stages.core.paths import DATASET, LOCK, METRICS, PARAMETERS, PREDICTIONS, T
 from stages.core.prepared import read_classes, read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
-from tools.verify.lockfile import Outputs, listed, stale
+from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lock
 
 WORKSPACE = "workspace"
 
@@ -53,7 +53,9 @@ class Result:
     classes: list[str]
     test_files: list[str | None]  # the SHA-256 of the raw test images and labels
     validation: str | None  # the MD5 of the prepared validation digits
-    code: Outputs  # the MD5 of each file that the results were computed with and no stage wrote
+    code: dict[
+        str, str
+    ]  # the MD5 of each file that the results were computed with and no stage wrote
     stale: list[str]  # how its dvc.lock contradicts its code, parameters and results
 
 
@@ -145,11 +147,11 @@ def read(name: str) -> Result:
             check_agreement(metrics, predictions)
             classes, dataset = read_classes(DATASET), read_json(DATASET)
             hashes = dataset.get("sha256", {})
-            made, used, notes = provenance(read_yaml(LOCK))
+            made, used, notes = provenance(read_lock())
             return Result(
                 name=name,
                 commit=commit,
-                parameters=dict(flat(read_yaml(PARAMETERS))),
+                parameters=flatten(read_yaml(PARAMETERS)),
                 metrics=metrics,
                 predictions=predictions,
                 title=dataset.get("title", "an unnamed dataset"),
@@ -163,7 +165,7 @@ def read(name: str) -> Result:
             raise StageError(f"{name}: {error}") from error
 
 
-def provenance(lock: dict[str, Any]) -> tuple[Outputs, Outputs, list[str]]:
+def provenance(lock: Lock) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Return what a dvc.lock says of the results in the current folder, and what contradicts it.
 
     The MD5 of each file that a stage wrote and of each that it used but none wrote, by its path;
@@ -171,31 +173,18 @@ def provenance(lock: dict[str, Any]) -> tuple[Outputs, Outputs, list[str]]:
     """
     try:
         made, used = (
-            {
-                path: md5
-                for stage in lock["stages"]
-                for path, md5 in listed(lock, stage, kind).items()
-            }
+            {path: file.md5 for path, file in list_files(lock, kind).items()}
             for kind in ("outs", "deps")
         )
-        notes = list(dict.fromkeys(chain(*stale(Path(), lock).values())))
+        notes = list(dict.fromkeys(chain(*find_stale(Path(), lock).values())))
     except (AttributeError, KeyError, TypeError):
         return {}, {}, ["dvc.yaml or dvc.lock is damaged, or of another kind than this project's"]
     return made, {path: used[path] for path in used.keys() - made.keys()}, notes
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value of nested mappings with its dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def flat_metrics(content: Any) -> dict[str, float]:
     """Return each metric by its dotted key, or raise StageError where one is not a number."""
-    metrics = dict(flat(content)) if isinstance(content, Mapping) else {}
+    metrics = flatten(content) if isinstance(content, Mapping) else {}
     if "test.accuracy" not in metrics:
         raise StageError(f"{METRICS}: expected test.accuracy, and there is none")
     for key, value in metrics.items():

@@ -1,6 +1,5 @@
 """The trained model and how to prepare an image for it."""
 
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from stages.core.errors import StageError
 from stages.core.files import read_json
 from stages.core.paths import DATASET, LOCK, MODEL, RAW
 from stages.core.prepared import read_classes
-from stages.core.settings import read_yaml
 from stages.evaluate import EvaluateParameters
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
 from tools.predict import picture
 from tools.predict.picture import Floats, Look
-from tools.verify.lockfile import listed
+from tools.verify.lockfile import compute_md5, list_files, read_lock
 
 LOOKED_AT = 1000  # training images that show how all of them look
 
@@ -50,9 +48,8 @@ def load_classifier() -> Classifier:
         raise StageError(f"{MODEL}: not found; run `make repro` to train it")
     parameters, classes = EvaluateParameters.read(), read_classes(DATASET)
     look = Look.of(idx.read(RAW / TRAIN_IMAGES, 3, LOOKED_AT), classes)
-    lock = read_yaml(LOCK) if LOCK.exists() else {}
-    found = hashlib.md5(MODEL.read_bytes()).hexdigest()  # noqa: S324  # DVC's
-    if listed(lock, "train", "outs").get(MODEL.as_posix()) != found:
+    recorded = list_files(read_lock() if LOCK.exists() else {}, "outs").get(MODEL.as_posix())
+    if recorded is None or recorded.md5 != compute_md5(MODEL):
         print(f"warning: {MODEL} is not the model that {LOCK} records", file=sys.stderr)
 
     # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.

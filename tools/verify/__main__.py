@@ -31,13 +31,12 @@ from stages.core.environment import PINS
 from stages.core.errors import StageError, run
 from stages.core.files import write_json, write_text
 from stages.core.paths import RAW, REPORTS
-from stages.core.settings import read_yaml
 from stages.download import DownloadParameters, download
 from stages.sources.catalogue import CATALOGUE
 from stages.sources.fetch import has_expected_hash
 from tools.verify import fingerprint
-from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, compare
-from tools.verify.lockfile import stale
+from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
+from tools.verify.lockfile import find_stale, read_lock
 
 
 def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None:
@@ -154,11 +153,11 @@ def markdown(report: dict[str, Any]) -> str:
 
 def report_of(room: Path, committed: Path, perturb: bool) -> dict[str, Any]:
     """Reproduce the checkout in `room` and return how it compares with that in `committed`."""
-    before = read_yaml(room / "dvc.lock")
-    contradictions = stale(room, before)
+    before = read_lock(room)
+    contradictions = find_stale(room, before)
     copy_raw(RAW, room / RAW, DownloadParameters.read(room / "params.yaml"))
     reproduce(room, perturb)
-    findings = compare(committed, room, before, read_yaml(room / "dvc.lock"))
+    findings = judge_stages(committed, room, before, read_lock(room))
     for finding in findings:
         for note in contradictions[finding.stage]:
             finding.worsen(DIFFERENT, note)
@@ -198,7 +197,7 @@ def main() -> None:
             subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
             subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
         if arguments.lock:
-            contradictions = stale(room, read_yaml(room / "dvc.lock"))
+            contradictions = find_stale(room, read_lock(room))
             if notes := [note for found in contradictions.values() for note in found]:
                 raise StageError(f"dvc.lock is not of this commit: {'; '.join(notes)}")
             print("dvc.lock is of this commit")

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from stages.core.files import read_csv, read_json
-from tools.verify.lockfile import Outputs, listed
+from tools.verify.lockfile import Lock, Recorded, list_files
+
+Outputs = dict[str, Recorded]  # what dvc.lock records of a stage's outputs, by path
 
 IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "different")
 
@@ -36,21 +38,16 @@ class Finding:
         self.notes.append(note)
 
 
-def compare(
-    committed: Path, room: Path, before: dict[str, Any], after: dict[str, Any]
-) -> list[Finding]:
+def judge_stages(committed: Path, room: Path, before: Lock, after: Lock) -> list[Finding]:
     """Return a finding for each stage, in the order in which they ran.
 
     `committed` is a checkout of the commit and the cache that may hold its model; `room` is the
     reproduction; `before` and `after` are their dvc.lock.
     """
     findings: list[Finding] = []
-    for stage in [
-        *before["stages"],
-        *(name for name in after["stages"] if name not in before["stages"]),
-    ]:
+    for stage in dict.fromkeys([*before, *after]):
         finding = Finding(stage)
-        old, new = listed(before, stage, "outs"), listed(after, stage, "outs")
+        old, new = list_files(before, "outs", [stage]), list_files(after, "outs", [stage])
         finding.outputs = sorted(path for path in old | new if old.get(path) != new.get(path))
         if set(old) != set(new):
             finding.worsen(DIFFERENT, "it does not have the outputs that dvc.lock lists")
@@ -73,7 +70,7 @@ def judge_train(finding: Finding, committed: Path, room: Path, outputs: Outputs)
         f"validation loss {old:.6f}, here {new:.6f} (bound {LOSS:.0%})",
     )
     path = "data/model/model.keras"
-    cached = Path(".dvc/cache/files/md5") / outputs[path][:2] / outputs[path][2:]
+    cached = Path(".dvc/cache/files/md5") / outputs[path].md5[:2] / outputs[path].md5[2:]
     if path not in finding.outputs:
         return
     if not cached.is_file():

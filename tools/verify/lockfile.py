@@ -1,59 +1,208 @@
-"""Read dvc.lock and compare it with the commit it belongs to."""
+"""Read dvc.lock, and find what has changed since it was recorded.
+
+No other module knows how dvc.lock is written.
+"""
 
 import hashlib
+import io
+import json
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pathspec import GitIgnoreSpec
+
+from stages.core.errors import StageError
+from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import read_yaml
 
-Outputs = dict[str, str]  # path to MD5, as dvc.lock has them
+Lock = dict[str, Any]  # what dvc.lock records of each stage, by the stage's name
+
+GRAPH = Path("dvc.yaml")
+IGNORED = Path(".dvcignore")
+ALWAYS_IGNORED = (".git", ".hg/", ".dvc/")  # by DVC itself
 
 
-def listed(lock: dict[str, Any], stage: str, kind: str) -> Outputs:
-    """Return the MD5 of each of a stage's `deps` or `outs` in a dvc.lock."""
-    entries = lock.get("stages", {}).get(stage, {}).get(kind, [])
-    return {entry["path"]: entry["md5"] for entry in entries}
+class Recorded(NamedTuple):
+    """What dvc.lock records of a file or a folder."""
+
+    md5: str  # ends in ".dir" for a folder
+    size: int
 
 
-def stale(room: Path, lock: dict[str, Any]) -> dict[str, list[str]]:
-    """Return, for each stage, what the commit checked out in `room` contradicts in its dvc.lock."""
-    parameters, graph = read_yaml(room / "params.yaml"), read_yaml(room / "dvc.yaml")["stages"]
-    recorded = lock.get("stages", {})
-    made = {path: md5 for stage in recorded for path, md5 in listed(lock, stage, "outs").items()}
-    found: dict[str, list[str]] = {stage: [] for stage in [*recorded, *graph]}
-    for stage, notes in found.items():
-        if stage not in recorded or stage not in graph:
-            notes.append(f"{stage} is a stage in only one of dvc.yaml and dvc.lock")
+def read_lock(project: Path = Path()) -> Lock:
+    """Return what the dvc.lock in the folder `project` records of each stage.
+
+    Raises StageError if the file is missing or damaged.
+    """
+    stages = read_yaml(project / LOCK).get("stages")
+    if not isinstance(stages, dict):
+        raise StageError(f"{project / LOCK}: expected stages, found {type(stages).__name__}")
+    return stages
+
+
+def list_files(lock: Lock, kind: str, stages: Iterable[str] | None = None) -> dict[str, Recorded]:
+    """Return by path the `deps` or the `outs`, as `kind` says, of all stages or of those named."""
+    return {
+        entry["path"]: Recorded(entry["md5"], entry.get("size", 0))
+        for stage in (lock if stages is None else stages)
+        for entry in lock.get(stage, {}).get(kind, [])
+    }
+
+
+def list_parameters(lock: Lock, stages: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the parameters that all stages or those named ran with.
+
+    The keys are those in dvc.yaml: a section, as `model`, or a dotted key, as `model.seed`.
+    """
+    parameters: dict[str, Any] = {}
+    for stage in lock if stages is None else stages:
+        parameters |= lock.get(stage, {}).get("params", {}).get(PARAMETERS.as_posix(), {})
+    return parameters
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return each value in nested mappings by its dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def compute_md5(path: Path) -> str:
+    """Return the MD5 of a file, by which dvc.lock and DVC's cache name it."""
+    with path.open("rb") as stream:
+        return _hash(stream)
+
+
+def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
+    """Return for each stage how the checkout in `project` differs from `lock`, its dvc.lock.
+
+    A file that the checkout lacks is not checked: git need not have it.
+    """
+    graph, parameters = read_yaml(project / GRAPH)["stages"], read_yaml(project / PARAMETERS)
+    written = list_files(lock, "outs")
+    find_changes = cache(partial(_find_changes, project))  # stages share files
+    found: dict[str, list[str]] = {}
+    for stage in dict.fromkeys([*lock, *graph]):
+        if stage not in lock or stage not in graph:
+            found[stage] = [f"the stage {stage} is in only one of {GRAPH} and {LOCK}"]
             continue
-        listing, entry = graph[stage], recorded[stage]
-        keys = entry.get("params", {}).get("params.yaml", {})
-        outs = [out for kind in ("outs", "metrics", "plots") for out in listing.get(kind, [])]
-        pairs = {
-            "command": ({listing["cmd"]}, {entry["cmd"]}),
-            "dependency": (set(listing["deps"]), set(listed(lock, stage, "deps"))),
-            "parameter": (set(listing.get("params", [])), set(keys)),
-            "output": (
-                {next(iter(out)) if isinstance(out, dict) else out for out in outs},
-                set(listed(lock, stage, "outs")),
-            ),
-        }
-        for kind, (ours, theirs) in pairs.items():
-            for name in sorted(ours ^ theirs):
-                notes.append(f"{name} is its {kind} in only one of dvc.yaml and dvc.lock")
-        for path, md5 in {**listed(lock, stage, "deps"), **listed(lock, stage, "outs")}.items():
-            file = room / path
-            if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != md5:  # noqa: S324  # DVC's
-                notes.append(f"{path} in the commit is not the file that dvc.lock records")
-            elif made.get(path, md5) != md5:
-                notes.append(f"{path} is not what dvc.lock says the earlier stage made")
-        for key, value in keys.items():
-            if value != (now := lookup(parameters, key)):
-                notes.append(f"{key} is {now!r} in params.yaml and {value!r} in dvc.lock")
+        notes = _find_unlisted(graph[stage], stage, lock)
+        for kind in ("deps", "outs"):
+            for path, recorded in list_files(lock, kind, [stage]).items():
+                if changes := find_changes(path, recorded.md5):
+                    notes += changes
+                elif written.get(path, recorded).md5 != recorded.md5:
+                    notes.append(f"{path} as {stage} read it is not what {LOCK} says was written")
+        found[stage] = notes + _compare_values(list_parameters(lock, [stage]), parameters)
     return found
 
 
-def lookup(parameters: Any, key: str) -> Any:
-    """Return the value of a dotted key, or None where there is none."""
-    for part in key.split("."):
-        parameters = parameters.get(part) if isinstance(parameters, dict) else None
-    return parameters
+def _find_unlisted(definition: Mapping[str, Any], stage: str, lock: Lock) -> list[str]:
+    """Return what only one of the `definition` of a stage in dvc.yaml and `lock` lists."""
+    outs = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
+    pairs = {
+        "command": ({definition["cmd"]}, {lock[stage]["cmd"]}),
+        "dependency": (set(definition["deps"]), set(list_files(lock, "deps", [stage]))),
+        "parameter": (set(definition.get("params", [])), set(list_parameters(lock, [stage]))),
+        "output": (
+            {next(iter(out)) if isinstance(out, dict) else out for out in outs},
+            set(list_files(lock, "outs", [stage])),
+        ),
+    }
+    return [
+        f"the {kind} {name} of {stage} is in only one of {GRAPH} and {LOCK}"
+        for kind, (ours, theirs) in pairs.items()
+        for name in sorted(ours ^ theirs)
+    ]
+
+
+def _compare_values(recorded: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
+    """Return a line for each parameter whose value is not the recorded one."""
+    before, everything = flatten(recorded), flatten(parameters)
+    now = {
+        name: value
+        for name, value in everything.items()
+        if any(name == key or name.startswith(f"{key}.") for key in recorded)
+    }
+
+    def show(values: dict[str, Any], name: str) -> str:
+        return repr(values[name]) if name in values else "missing"
+
+    return [
+        f"{name} is {show(now, name)} in {PARAMETERS} and {show(before, name)} in {LOCK}"
+        for name in now | before
+        if name not in now or name not in before or now[name] != before[name]
+    ]
+
+
+def _find_changes(project: Path, path: str, md5: str) -> list[str]:
+    """Return a line for each file at or below `path` that is not the one recorded with `md5`."""
+    since = f"since {LOCK} was recorded"
+    if (project / path).is_file() and compute_md5(project / path) != md5:
+        return [f"{path} has changed {since}"]
+    now = _hash_files(project, path)
+    if not now or _hash_folder(now) == md5:
+        return []
+    before = _find_recorded_files(project, path, md5)
+    if before is None:  # not committed as it was then, or this checkout has no history
+        return [f"{path} has changed {since}"]
+    changed = {name for name in now.keys() & before.keys() if now[name] != before[name]}
+    return [
+        f"{path}/{name} {what} {since}"
+        for what, names in (
+            ("has changed", changed),
+            ("was added", now.keys() - before.keys()),
+            ("was deleted", before.keys() - now.keys()),
+        )
+        for name in sorted(names)
+    ]
+
+
+def _hash_files(project: Path, folder: str) -> dict[str, str]:
+    """Return the MD5 of each file in a folder by its path in there, without those DVC ignores."""
+    ignored = project / IGNORED
+    text = ignored.read_text(encoding="utf-8") if ignored.exists() else ""
+    spec = GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *text.splitlines()])
+    names = [path.relative_to(project).as_posix() for path in (project / folder).rglob("*")]
+    files = [name for name in names if not spec.match_file(name) and (project / name).is_file()]
+    return {name.removeprefix(f"{folder}/"): compute_md5(project / name) for name in files}
+
+
+def _hash_folder(files: Mapping[str, str]) -> str:
+    """Return DVC's hash of a folder: the MD5 of a JSON list of the files in it."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    return _hash(io.BytesIO(json.dumps(listing, sort_keys=True).encode())) + ".dir"
+
+
+def _find_recorded_files(project: Path, folder: str, md5: str) -> dict[str, str] | None:
+    """Return what `_hash_files` returned when the folder's hash was `md5`.
+
+    dvc.lock has only the hash. The files are those of the commit that recorded it, or of the last
+    commit if dvc.lock is not committed yet. Returns None if neither has that hash.
+    """
+    command = ["git", "log", "--format=%H", "-S", md5, "--", LOCK.as_posix()]
+    log = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    for commit in ("HEAD", *log.stdout.split()):
+        command = ["git", "archive", "--format=zip", "-0", commit]
+        archive = subprocess.run(command, cwd=project, capture_output=True, check=False)
+        if archive.returncode:
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            zipfile.ZipFile(io.BytesIO(archive.stdout)).extractall(temporary)
+            files = _hash_files(Path(temporary), folder)
+        if _hash_folder(files) == md5:
+            return files
+    return None
+
+
+def _hash(stream: io.BufferedIOBase) -> str:
+    return hashlib.file_digest(stream, "md5").hexdigest()
