@@ -1,6 +1,6 @@
-"""Pictures of one's own and Fashion-MNIST from end to end, and the result handed on.
+"""Your own images and Fashion-MNIST from end to end, and sharing data and model.
 
-The commands are those of docs/sharing.md, word for word but for the names of places.
+The commands are those of docs/sharing.md, with other names of places.
 """
 
 import asyncio
@@ -8,7 +8,6 @@ import getpass
 import hashlib
 import json
 import re
-import shlex
 import threading
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import asyncssh
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.pages import quoted_commands
 from helpers.project import ROOT, SMALL, STAGES, Project, graph, outputs
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -25,11 +25,12 @@ from stages.sources.catalogue import CATALOGUE, TEST_IMAGES
 from stages.sources.fetch import has_expected_hash
 from tools.model_card import card
 
+PAGE = ROOT / "docs/sharing.md"
 MODEL = "data/model/model.keras"
-TURNED = ("upright", "to the left", "upside down", "to the right")
-CLASSES = [f"{digit} {turned}" for digit in (2, 4, 5, 7) for turned in sorted(TURNED)]
+ROTATIONS = ("upright", "to the left", "upside down", "to the right")
+CLASSES = [f"{digit} {rotation}" for digit in (2, 4, 5, 7) for rotation in sorted(ROTATIONS)]
 
-# As datasets/README.md says: fewer groups of convolutions for small pictures, and no shift.
+# As datasets/README.md says: fewer groups of convolutions for small images, and no shift.
 OWN = SMALL | {
     "download.dataset": "custom",
     "download.folder": "datasets/mine",
@@ -47,25 +48,25 @@ OWN = SMALL | {
 
 
 def draw(folder: Path) -> None:
-    """Save pictures of 10x8 pixels: four of scikit-learn's digits, each turned in four ways."""
+    """Save images of 10x8 pixels: four of scikit-learn's digits, each rotated in four ways."""
     images, labels = load_digits(return_X_y=True)
-    pictures = (images.reshape(-1, 8, 8) * 255 // 16).astype(np.uint8)
+    images = (images.reshape(-1, 8, 8) * 255 // 16).astype(np.uint8)
     for digit in (2, 4, 5, 7):
-        for i, picture in enumerate(pictures[labels == digit][:60]):
-            for quarters, turned in enumerate(TURNED):
-                place = folder / ("train" if i < 45 else "test") / f"{digit} {turned}"
+        for i, image in enumerate(images[labels == digit][:60]):
+            for quarters, rotation in enumerate(ROTATIONS):
+                place = folder / ("train" if i < 45 else "test") / f"{digit} {rotation}"
                 place.mkdir(parents=True, exist_ok=True)
-                wide = np.pad(np.rot90(picture, quarters), ((0, 0), (1, 1)))
+                wide = np.pad(np.rot90(image, quarters), ((0, 0), (1, 1)))
                 Image.fromarray(wide).save(place / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project that has run on pictures of its own, and been committed."""
+    """A project after its first run on a dataset of image files, committed."""
     project = Project.create(tmp_path_factory.mktemp("project"), OWN)
     draw(project.folder / "datasets/mine")
     assert project.repro() == STAGES
-    project.commit("a dataset of one's own")
+    project.commit("own dataset")
     return project
 
 
@@ -80,7 +81,7 @@ def md5(path: Path) -> str:
 # Datasets
 
 
-def test_pictures_of_ones_own_are_told_apart(project):
+def test_own_images_are_classified(project):
     found = metrics(project)["test"]
     assert found["accuracy"] > 0.85  # of sixteen classes
     assert sorted(found["per_class"]) == CLASSES
@@ -91,17 +92,17 @@ def test_pictures_of_ones_own_are_told_apart(project):
         assert arrays["labels"].shape == (240, 16)
 
 
-def test_what_changes_in_the_folder_is_read_again(project):
-    picture = project.folder / "datasets/mine/train/2 upright/0.png"
-    earlier = picture.read_bytes()
-    Image.new("L", (10, 8)).save(picture)
+def test_changed_image_reruns_download(project):
+    path = project.folder / "datasets/mine/train/2 upright/0.png"
+    before = path.read_bytes()
+    Image.new("L", (10, 8)).save(path)
     changed = json.loads(project.run("dvc", "status", "--json", "download").stdout)
     assert changed == {"download": [{"changed deps": {"datasets": "modified"}}]}
-    picture.write_bytes(earlier)
+    path.write_bytes(before)
     assert project.run("dvc", "status", "--json", "download").stdout.strip() == "{}"
 
 
-def test_fashion_mnist_is_told_apart_and_takes_the_place_of_the_other_files(project, tmp_path):
+def test_fashion_mnist_replaces_the_other_dataset(project, tmp_path):
     clone = Project.create(tmp_path, {})
     raw = project.folder / "data/raw"
     (clone.folder / "data").mkdir(exist_ok=True)
@@ -113,7 +114,7 @@ def test_fashion_mnist_is_told_apart_and_takes_the_place_of_the_other_files(proj
         small
         | {
             "download.dataset": "fashion_mnist",
-            "preprocess.validation_fraction": 0.8,  # to learn from few, which is quicker
+            "preprocess.validation_fraction": 0.8,  # fewer training images are faster
             "train.epochs": 2,
             "train.augmentation": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},
         }
@@ -131,10 +132,10 @@ def test_fashion_mnist_is_told_apart_and_takes_the_place_of_the_other_files(proj
     assert len(table) == len(idx.read(clone.folder / "data/raw" / TEST_IMAGES, 3)) == 10_000
 
 
-# What is handed on
+# Sharing
 
 
-def test_one_command_exports_the_model_and_compares_it_on_the_test_images(project):
+def test_export_is_compared_on_the_test_images(project):
     ended = project.run("python", "-m", "tools.export")
     onnx, tflite, _ = ended.stdout.splitlines()
     assert onnx.startswith("model.onnx: 100.00% of 240 test images predicted as by Keras")
@@ -145,7 +146,7 @@ def test_one_command_exports_the_model_and_compares_it_on_the_test_images(projec
     assert project.run("git", "status", "--short").stdout == ""
 
 
-def test_the_card_is_of_the_pictures_that_the_model_learned_from(project):
+def test_model_card_describes_this_dataset(project):
     text = card(project.folder)
     rows = re.findall(r"^\| (\d .*?) \| 15 \| \d", text, re.M)
     assert sorted(rows) == CLASSES
@@ -155,15 +156,9 @@ def test_the_card_is_of_the_pictures_that_the_model_learned_from(project):
     assert "MNIST" not in text
 
 
-def commands(heading: str, places: dict[str, str]) -> list[list[str]]:
+def commands(heading: str, names: dict[str, str] | None = None) -> list[list[str]]:
     """Return the commands below a heading of docs/sharing.md, with other names of places."""
-    text = (ROOT / "docs/sharing.md").read_text()
-    section = re.search(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", text, re.M | re.S)[1]
-    for documented, place in places.items():
-        section = section.replace(documented, place)
-    found = re.findall(r"^\$ (.*)$", section, re.M)
-    assert found
-    return [shlex.split(line) for line in found]
+    return [command for command, _ in quoted_commands(PAGE, heading, names)]
 
 
 def clone(project: Project, folder: Path) -> Path:
@@ -173,21 +168,21 @@ def clone(project: Project, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(project, tmp_path_factory):
-    """The project with a shared folder as its remote, to which it has been pushed."""
+    """The project with a shared folder as its remote, already pushed."""
     remote = tmp_path_factory.mktemp("shared")
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@localhost")
-    for heading in ("A shared folder", "For the others"):
+    for heading in ("A shared folder", "For your team"):
         for command in commands(heading, {"/mnt/team/mnist": str(remote)}):
             project.run(*command)
-    (push,) = commands("Push and pull", {})[:1]
+    (push,) = commands("Push and pull")[:1]
     project.run(*push)
     return project
 
 
-def test_another_clone_pulls_what_was_pushed(shared, tmp_path):
+def test_another_clone_pulls(shared, tmp_path):
     folder = clone(shared, tmp_path / "clone")
-    _, everything, model = commands("Push and pull", {})
+    _, everything, model = commands("Push and pull")
     shared.run(*model, cwd=folder)
     assert md5(folder / MODEL) == md5(shared.folder / MODEL)
     assert not (folder / "data/processed/train.npz").exists()
@@ -196,9 +191,9 @@ def test_another_clone_pulls_what_was_pushed(shared, tmp_path):
         assert md5(folder / name) == md5(shared.folder / name)
 
 
-def test_repro_fetches_what_others_made_and_runs_the_rest(shared, tmp_path):
+def test_repro_fetches_and_runs_the_rest(shared, tmp_path):
     folder = clone(shared, tmp_path / "clone")
-    fetch, fetch_little = commands("Reproduce, and fetch what is missing", {})
+    fetch, fetch_little = commands("Reproduce, and fetch what is missing")
     parameters = folder / "params.yaml"
     parameters.write_text(parameters.read_text().replace("dpi: 60", "dpi: 61"))
     ended = shared.run(*fetch_little, cwd=folder)
@@ -212,7 +207,7 @@ def test_repro_fetches_what_others_made_and_runs_the_rest(shared, tmp_path):
     assert shared.run("git", "status", "--short", cwd=folder).stdout == ""
 
 
-def test_the_model_is_found_by_its_name_and_version(shared, tmp_path):
+def test_model_is_found_by_name_and_version(shared, tmp_path):
     places = {"https://git.example.org/mnist.git": str(shared.folder), "origin": "."}
     *tag, newest, version, without = commands("Hand on the model", places)
     for command in tag:
@@ -227,7 +222,7 @@ def test_the_model_is_found_by_its_name_and_version(shared, tmp_path):
 
 @pytest.fixture
 def ssh_server(tmp_path):
-    """An SSH server on loopback: its port, the folder it serves and the key it lets in."""
+    """An SSH server on loopback: its port, the folder it serves and the key it accepts."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     key.write_private_key(tmp_path / "key")
     (tmp_path / "key").chmod(0o600)
@@ -259,7 +254,7 @@ def ssh_server(tmp_path):
     loop.close()
 
 
-def test_over_ssh_too(project, ssh_server, tmp_path):
+def test_push_and_pull_over_ssh(project, ssh_server, tmp_path):
     port, served, key = ssh_server
     places = {
         "server.example.org": f"127.0.0.1:{port}",
@@ -267,19 +262,19 @@ def test_over_ssh_too(project, ssh_server, tmp_path):
         "alice": getpass.getuser(),
     }
     _, *settings = commands("SSH", places)
-    push, pull, _ = commands("Push and pull", {})
+    push, pull, _ = commands("Push and pull")
     first, second = (clone(project, tmp_path / name) for name in ("first", "second"))
     (first / ".dvc/config").write_bytes((ROOT / ".dvc/config").read_bytes())  # without a remote
     for command in settings:
         project.run(*command, cwd=first)
     for name in ("config", "config.local"):
         (second / ".dvc" / name).write_bytes((first / ".dvc" / name).read_bytes())
-    with (first / ".dvc/config.local").open("a") as settings_of_one:
-        settings_of_one.write(f"[cache]\n    dir = {project.folder / '.dvc/cache'}\n")
+    with (first / ".dvc/config.local").open("a") as config_file:
+        config_file.write(f"[cache]\n    dir = {project.folder / '.dvc/cache'}\n")
     project.run(*push, cwd=first)
     assert any(served.rglob(md5(project.folder / MODEL)[2:]))
     project.run(*pull, cwd=second)
     assert md5(second / MODEL) == md5(project.folder / MODEL)
-    told = (first / ".dvc/config").read_text()
-    assert f"ssh://127.0.0.1:{port}/srv/mnist" in told
-    assert str(key) not in told
+    config = (first / ".dvc/config").read_text()
+    assert f"ssh://127.0.0.1:{port}/srv/mnist" in config
+    assert str(key) not in config
