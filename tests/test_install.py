@@ -1,6 +1,7 @@
 """The requirements files, and the installation from them."""
 
 import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -170,3 +171,9 @@ def test_user_settings_do_not_redirect_installation(tmp_path):
     )
     assert list((tmp_path / ".venv/lib").glob("python3.*/site-packages/six.py"))
     assert not Path(other).exists()
+
+
+def test_makefile_runs_modules_that_exist():
+    modules = re.findall(r"python -m ([\w.]+)", Path("Makefile").read_text())
+    assert "tools.recipe" in modules
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []

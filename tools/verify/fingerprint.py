@@ -2,7 +2,7 @@
 
 It explains a difference; it is no part of the result, so no stage writes it and no metric holds it.
 
-    python -m tools.fingerprint
+    python -m tools.verify.fingerprint
 """
 
 import hashlib
