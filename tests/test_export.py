@@ -1,4 +1,4 @@
-"""The trained network in other formats, read by the programs that they are for."""
+"""Exported models, run by the programs that they are for."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from stages.core.errors import StageError
 from stages.core.files import write_json, write_npz
 from stages.model import portable
-from tools.export import FORMATS, compare, main, single
+from tools.export import FORMATS, check_agreement, main, select_main_output
 
 RANDOM = np.random.default_rng(0)
 
@@ -20,13 +20,13 @@ RANDOM = np.random.default_rng(0)
         ("branched", (40, 32), 256, True),
     ],
 )
-def test_every_kind_of_network_predicts_alike_in_every_format(
+def test_every_format_predicts_the_same(
     model_with, tmp_path, architecture, shape, classes, averaged
 ):
     from stages.model import architectures, ensemble, storage
 
     model = architectures.build(model_with(architecture=architecture), shape, classes)
-    # As if trained: the averages that batch normalization keeps are no longer 0 and 1.
+    # As after training, the moving averages of batch normalisation are not 0 and 1.
     trained = [weight + RANDOM.uniform(-0.1, 0.1, weight.shape) for weight in model.get_weights()]
     model.set_weights(trained)
     if averaged:
@@ -35,31 +35,35 @@ def test_every_kind_of_network_predicts_alike_in_every_format(
     model = storage.load(tmp_path / "model.keras")
     images = RANDOM.random((7, *shape), np.float32)
     expected = portable.make_portable(model, 2).predict_probabilities(images, 3)
-    assert (np.ptp(expected, axis=0) / expected.mean(axis=0)).max() > 0.05  # images do matter
+    assert (
+        np.ptp(expected, axis=0) / expected.mean(axis=0)
+    ).max() > 0.05  # it depends on the images
     for name, (write, predict) in FORMATS.items():
-        write(single(model), tmp_path / name)
+        write(select_main_output(model), tmp_path / name)
         found = predict(tmp_path / name, images)
         assert (found.shape, found.dtype) == ((7, classes), np.float32)
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
 
 
-SURE = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+EXPECTED = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
 
 
-def test_how_close_a_file_is_is_said():
-    assert compare("model.onnx", SURE + np.float32([2e-6, -2e-6]), SURE) == (
-        "model.onnx: 100.00% of 2 test images predicted as by Keras, "
+def test_agreement_is_printed():
+    assert check_agreement("model.onnx", EXPECTED + np.float32([2e-6, -2e-6]), EXPECTED) == (
+        "model.onnx: same prediction as Keras for 100.00% of 2 test images, "
         "probabilities differ by at most 2e-06"
     )
 
 
-@pytest.mark.parametrize("found", [SURE[::-1], SURE + np.float32(0.01), SURE * np.float32("nan")])
-def test_a_file_that_predicts_otherwise_is_refused(found):
-    with pytest.raises(StageError, match=r"^model\.onnx: .* so it is not kept$"):
-        compare("model.onnx", found, SURE)
+@pytest.mark.parametrize(
+    "found", [EXPECTED[::-1], EXPECTED + np.float32(0.01), EXPECTED * np.float32("nan")]
+)
+def test_model_that_predicts_differently_is_rejected(found):
+    with pytest.raises(StageError, match=r"^model\.onnx: .* so it is not saved$"):
+        check_agreement("model.onnx", found, EXPECTED)
 
 
-def test_without_a_model_it_says_how_to_make_one(project, small_split):
+def test_missing_model_names_the_command(project, small_split):
     (project / "params.yaml").write_text("evaluate: {batch_size: 64, threads: 2}\n")
     write_json(project / "data/raw/dataset.json", {"classes": list("0123456789")})
     write_npz(

@@ -138,8 +138,10 @@ def test_fashion_mnist_replaces_the_other_dataset(project, tmp_path):
 def test_export_is_compared_on_the_test_images(project):
     ended = project.run("python", "-m", "tools.export")
     onnx, tflite, _ = ended.stdout.splitlines()
-    assert onnx.startswith("model.onnx: 100.00% of 240 test images predicted as by Keras")
-    assert tflite.startswith("model.tflite: 100.00% of 240 test images predicted as by Keras")
+    assert onnx.startswith("model.onnx: same prediction as Keras for 100.00% of 240 test images")
+    assert tflite.startswith(
+        "model.tflite: same prediction as Keras for 100.00% of 240 test images"
+    )
     folder = project.folder / "data/export"
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.tflite", "classes.txt"}
     assert sorted((folder / "classes.txt").read_text().splitlines()) == CLASSES

@@ -1,11 +1,11 @@
-"""Write the trained network in other formats, each held to the Keras model on the test images.
+"""Export the trained network to ONNX and TFLite, and check both on the test images.
 
-data/export/model.onnx     for ONNX Runtime, and what else reads ONNX
-data/export/model.tflite   for LiteRT, once TensorFlow Lite: phones and small boards
-data/export/classes.txt    the names of the classes, in the order of the probabilities
+data/export/model.onnx     for ONNX Runtime and other programs that read ONNX
+data/export/model.tflite   for LiteRT, formerly TensorFlow Lite, on phones and small boards
+data/export/classes.txt    the class names, in the order of the probabilities
 
-Both take images (n, height, width) float32 in [0, 1] and return probabilities (n, classes) float32.
-A file that does not predict as the Keras model does is not written.
+Both models take images (n, height, width) float32 in [0, 1] and return probabilities (n, classes)
+float32. A model is saved only if it predicts the same as the Keras model.
 
     python -m tools.export
 """
@@ -18,28 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from stages.core.environment import PINS
 from stages.core.errors import StageError, run
-from stages.core.files import write_atomically, write_text
+from stages.core.files import Floats, write_atomically, write_text
 from stages.core.paths import DATASET, MODEL, TEST
 from stages.core.prepared import read_classes, read_split
 from stages.evaluate import EvaluateParameters
-from stages.model import portable
 
 EXPORT = Path("data/export")
 
-# MNIST's default network differed by at most 1e-6, and predicted every test digit alike.
-DIFFERENCE = 1e-4  # largest difference of a probability
-AGREEMENT = 0.9995  # smallest share of the test images predicted alike
+# For the default network, probabilities differed by at most 1e-6 and no prediction differed.
+MAX_DIFFERENCE = 1e-4  # between two probabilities
+MIN_AGREEMENT = 0.9995  # fraction of test images with the same prediction
 
-Floats = npt.NDArray[np.float32]
 Predict = Callable[[Path, Floats], Floats]
 
 
-def single(model: Any) -> Any:
-    """Return `model` with its main output alone."""
+def select_main_output(model: Any) -> Any:
+    """Return `model` without its auxiliary output, if it has one."""
     import keras
 
     from stages.model.architectures import MAIN, has_two_outputs
@@ -48,29 +45,29 @@ def single(model: Any) -> Any:
 
 
 def write_onnx(model: Any, path: Path) -> None:
-    """Write `model` as ONNX, by way of tf2onnx."""
+    """Write `model` as ONNX, using tf2onnx."""
     with warnings.catch_warnings():
-        # Keras asks NumPy whether it still has a name that it gives back to tf2onnx.
+        # Keras checks for the removed `np.object` on behalf of tf2onnx.
         warnings.filterwarnings("ignore", message=r"In the future `np\.object`")
-        model.export(path, format="onnx", input_signature=signature(model), verbose=False)
-    os.environ.update(PINS)  # tf2onnx changes one of them
+        model.export(path, format="onnx", input_signature=make_signature(model), verbose=False)
+    os.environ.update(PINS)  # tf2onnx changes one of these variables
 
 
 def write_tflite(model: Any, path: Path) -> None:
-    """Write `model` as TFLite, in the operations that every runtime of it has."""
+    """Write `model` as TFLite, using only operations that every TFLite runtime has."""
     import tensorflow as tf
 
     model.export(
         path,
         format="litert",
-        input_signature=signature(model),
+        input_signature=make_signature(model),
         verbose=False,
         target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
     )
 
 
-def signature(model: Any) -> list[Any]:
-    """Return what `model` takes: any number of images."""
+def make_signature(model: Any) -> list[Any]:
+    """Return the input signature of `model`, for any number of images."""
     import keras
 
     shape = (None, *model.inputs[0].shape[1:])
@@ -78,7 +75,7 @@ def signature(model: Any) -> list[Any]:
 
 
 def predict_onnx(path: Path, images: Floats) -> Floats:
-    """Return the probabilities that ONNX Runtime computes with the network in `path`."""
+    """Return the probabilities that ONNX Runtime computes with the model in `path`."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -87,12 +84,12 @@ def predict_onnx(path: Path, images: Floats) -> Floats:
 
 
 def predict_tflite(path: Path, images: Floats) -> Floats:
-    """Return the probabilities that LiteRT computes with the network in `path`."""
+    """Return the probabilities that LiteRT computes with the model in `path`."""
     import tensorflow as tf
 
     with warnings.catch_warnings():
-        # It is to move to a package, whose dependencies have no versions for Python 3.11 and later
-        # that a lock file for every system could pin.
+        # The successor is a separate package, whose dependencies cannot be pinned for Python 3.11
+        # and later on every system.
         warnings.filterwarnings(
             "ignore", message=r"\s*Warning: tf\.lite\.Interpreter is deprecated"
         )
@@ -111,45 +108,52 @@ FORMATS: dict[str, tuple[Callable[[Any, Path], None], Predict]] = {
 }
 
 
-def compare(name: str, found: Floats, expected: Floats) -> str:
-    """Return how close two arrays of probabilities are, or raise StageError where not enough."""
-    alike = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
+def check_agreement(name: str, found: Floats, expected: Floats) -> str:
+    """Return a line on how closely two arrays of probabilities agree.
+
+    Raises StageError if they differ by more than MAX_DIFFERENCE or in too many predictions.
+    """
+    agreement = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
     difference = np.abs(found - expected).max()
-    closeness = (
-        f"{name}: {alike:.2%} of {len(expected)} test images predicted as by Keras, "
+    line = (
+        f"{name}: same prediction as Keras for {agreement:.2%} of {len(expected)} test images, "
         f"probabilities differ by at most {difference:.1g}"
     )
-    if not (alike >= AGREEMENT and difference <= DIFFERENCE):
+    if not (agreement >= MIN_AGREEMENT and difference <= MAX_DIFFERENCE):
         raise StageError(
-            f"{closeness}; the bounds are {AGREEMENT:.2%} and {DIFFERENCE:.0e}, so it is not kept"
+            f"{line}; the limits are {MIN_AGREEMENT:.2%} and {MAX_DIFFERENCE:.0e}, so it is not "
+            "saved"
         )
-    return closeness
+    return line
 
 
 def main() -> None:
-    """Write and judge each format."""
+    """Export, check and save each format."""
     parameters = EvaluateParameters.read()
     classes = read_classes(DATASET)
     images, _ = read_split(TEST)
-    if not (MODEL).is_file():
-        raise StageError(f"{MODEL}: not found; run `make repro` to make it")
+    if not MODEL.is_file():
+        raise StageError(f"{MODEL}: not found; run `make repro` to train it")
 
-    from stages.model import runtime, storage
+    # Imported here because TensorFlow takes seconds to load, and a mistake above should be reported
+    # at once.
+    from stages.model.portable import make_portable
+    from stages.model.runtime import configure_tensorflow
+    from stages.model.storage import load
 
-    runtime.configure_tensorflow(parameters.threads)
-    model = storage.load(MODEL)
-    expected = portable.make_portable(model, parameters.threads).predict_probabilities(
-        images, parameters.batch_size
-    )
+    configure_tensorflow(parameters.threads)
+    model = load(MODEL)
+    portable = make_portable(model, parameters.threads)
+    expected = portable.predict_probabilities(images, parameters.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         for name, (write, predict) in FORMATS.items():
             path = Path(scratch) / name
-            write(single(model), path)
-            print(compare(name, predict(path, images), expected))
+            write(select_main_output(model), path)
+            print(check_agreement(name, predict(path, images), expected))
             with write_atomically(EXPORT / name) as part:
                 part.write_bytes(path.read_bytes())
     write_text(EXPORT / "classes.txt", "".join(f"{name}\n" for name in classes))
-    print(f"{', '.join(FORMATS)} and classes.txt are in {EXPORT}")
+    print(f"Saved {', '.join(FORMATS)} and classes.txt to {EXPORT}")
 
 
 if __name__ == "__main__":
