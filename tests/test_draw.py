@@ -1,4 +1,4 @@
-"""The page to draw on, as a browser sees it: a real server, a real Chromium, real pointers."""
+"""The drawing page in a real Chromium, with a real server and real pointer events."""
 
 import base64
 import os
@@ -18,16 +18,15 @@ from stages.core.errors import StageError
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TRAIN_IMAGES
 from tools import draw
-from tools.benchmark.picture_sets import STROKES, png
-from tools.predict.__main__ import picture
-from tools.predict.picture import Look
+from tools.benchmark.picture_sets import STROKES, encode_png
+from tools.predict.picture import MAX_BYTES, ImageStyle, prepare, read_image_file
 
 PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def served(trained):
-    """The address that `python -m tools.draw` says it serves at."""
+    """The address that `python -m tools.draw` prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tools.draw", "--port", "0"]
     with subprocess.Popen(
@@ -45,21 +44,21 @@ def served(trained):
             assert process.wait(60) == 0
 
 
-@pytest.fixture(params=[{"width": 1280, "height": 800}, PHONE], ids=["desk", "phone"])
+@pytest.fixture(params=[{"width": 1280, "height": 800}, PHONE], ids=["desktop", "phone"])
 def page(request, browser, served):
-    """The page in a window as wide as a desk's or a phone's; any fault of it fails the test."""
+    """The page in a window of a desktop or a phone; an error in the page fails the test."""
     with browser.new_page(viewport=request.param, has_touch=request.param is PHONE) as page:
-        faults = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else 0)
-        page.on("request", lambda asked: faults.append(asked.url) if served not in asked.url else 0)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else 0)
+        page.on("request", lambda sent: errors.append(sent.url) if served not in sent.url else 0)
         page.goto(served)
         yield page
-        assert faults == []
+        assert errors == []
 
 
 def draw_strokes(page, digit, size=0.6):
-    """Draw a digit with the mouse, its strokes in the middle of the board."""
+    """Draw a digit with the mouse in the middle of the drawing area."""
     box = page.locator("#drawing").bounding_box()
     for stroke in STROKES[digit]:
         points = [
@@ -80,27 +79,28 @@ def expect_best(page, name):
     page.wait_for_function("name => document.getElementById('best').textContent === name", arg=name)
 
 
-def seen_levels(page):
+def read_image(page):
+    """Return the width, the height and the maximum of the image that the network sees."""
     return page.evaluate(
-        "() => { const c = document.getElementById('seen');"
+        "() => { const c = document.getElementById('image');"
         " return [c.width, c.height, Math.max(...c.getContext('2d')"
         ".getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 === 0))]; }"
     )
 
 
-def test_drawing_is_answered_live_and_cleared(page):
+def test_drawing_is_classified_and_cleared(page):
     for digit in (7, 1, 3):
         draw_strokes(page, digit)
         expect_best(page, str(digit))
-        assert seen_levels(page) == [28, 28, 255]
-        assert page.locator("#shares li").count() == 10
-        assert re.fullmatch(r"\d+\.\d % sure", page.locator("#sure").inner_text())
+        assert read_image(page) == [28, 28, 255]
+        assert page.locator("#classes li").count() == 10
+        assert re.fullmatch(r"Probability \d+\.\d %", page.locator("#message").inner_text())
         page.get_by_role("button", name="Clear").click()
         expect_best(page, "")
-        assert seen_levels(page) == [1, 1, 0]
+        assert read_image(page) == [1, 1, 0]
 
 
-def test_answer_comes_before_the_pen_is_lifted(page):
+def test_prediction_comes_before_the_pen_is_lifted(page):
     box = page.locator("#drawing").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.2)
     page.mouse.down()
@@ -109,34 +109,36 @@ def test_answer_comes_before_the_pen_is_lifted(page):
     page.mouse.up()
 
 
-def test_what_is_shown_is_of_the_newest_drawing(page, mnist):
-    draw_strokes(page, 5)  # its bar comes last
-    page.wait_for_function("() => !ask.busy && document.getElementById('best').textContent")
+def test_newest_drawing_is_shown(page, mnist):
+    draw_strokes(page, 5)  # the bar is drawn last
+    page.wait_for_function("() => !queue.busy && document.getElementById('best').textContent")
     drawn = page.evaluate("() => document.getElementById('drawing').toDataURL()")
-    colours = picture.read(base64.b64decode(drawn.partition(",")[2]))
-    look = Look.of(idx.read(mnist / TRAIN_IMAGES, 3, 1000), DIGITS)
-    expected = 255 * picture.prepare(colours, look)
+    photo = read_image_file(base64.b64decode(drawn.partition(",")[2]))
+    style = ImageStyle.measure(idx.read(mnist / TRAIN_IMAGES, 3, 1000), DIGITS)
+    expected = 255 * prepare(photo, style)
     shown = page.evaluate(
-        "() => [...document.getElementById('seen').getContext('2d')"
+        "() => [...document.getElementById('image').getContext('2d')"
         ".getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"
     )
     assert shown == expected.round().ravel().tolist()
 
 
-def test_what_was_seen_keeps_its_proportions(page):
-    page.evaluate("() => showSeen([[0, 255, 0, 9, 7], [0, 9, 255, 0, 5]])")
-    box = page.locator("#seen").bounding_box()
-    assert abs(box["width"] / box["height"] - 5 / 2) < 0.1  # but for its border
+def test_image_keeps_its_proportions(page):
+    page.evaluate("() => showImage([[0, 255, 0, 9, 7], [0, 9, 255, 0, 5]])")
+    box = page.locator("#image").bounding_box()
+    assert abs(box["width"] / box["height"] - 5 / 2) < 0.1  # the border adds a little
 
 
 def test_page_fits_the_window(page):
     inside = "() => document.documentElement.scrollWidth <= window.innerWidth"
     assert page.evaluate(inside)
     draw_strokes(page, 8)
-    page.wait_for_selector("#shares li")
+    page.wait_for_selector("#classes li")
     assert page.evaluate(inside)
-    for name in ("Clear", "Open a picture"):
-        assert page.get_by_text(name, exact=True).bounding_box()["height"] >= 44  # a finger's width
+    for name in ("Clear", "Open image file"):
+        assert (
+            page.get_by_text(name, exact=True).bounding_box()["height"] >= 44
+        )  # wide enough for a finger
 
 
 def test_finger_draws_and_does_not_scroll(browser, served):
@@ -173,18 +175,20 @@ def test_keys_draw_and_clear(page):
     assert page.evaluate("() => document.activeElement.id") == "clear"
 
 
-def test_picture_of_ones_own_is_opened(page, tmp_path):
+def test_image_file_is_opened(page, tmp_path):
     image = Image.new("L", (300, 300), 255)
     image.paste(0, (140, 50, 160, 250))
-    (tmp_path / "one.png").write_bytes(png(image))
+    (tmp_path / "one.png").write_bytes(encode_png(image))
     page.locator("#file").set_input_files(tmp_path / "one.png")
     expect_best(page, "1")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("not an image")
     page.locator("#file").set_input_files(tmp_path / "text.png")
-    page.wait_for_function("() => document.getElementById('sure').textContent.includes('is not a')")
+    page.wait_for_function(
+        "() => document.getElementById('message').textContent.includes('is not a')"
+    )
 
 
-def test_two_digits_are_said_to_be_two(page):
+def test_two_digits_are_rejected(page):
     box = page.locator("#drawing").bounding_box()
     for x in (0.3, 0.7):
         page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.2)
@@ -192,26 +196,26 @@ def test_two_digits_are_said_to_be_two(page):
         page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.8, steps=3)
         page.mouse.up()
     page.wait_for_function(
-        "() => document.getElementById('sure').textContent.includes('several digits')"
+        "() => document.getElementById('message').textContent.includes('several digits')"
     )
 
 
-def ask(served, **changes):
+def post(served, **changes):
     values = {"data": b"", "headers": {"Content-Type": "image/png"}} | changes
     return requests.post(f"{served}/predict", timeout=60, **values)
 
 
-def test_only_pictures_of_bounded_size_sent_by_this_page_are_taken(served):
+def test_requests_of_other_sites_are_rejected(served):
     kinds = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
-    for kind in kinds:  # what a form of another site could send
-        assert ask(served, headers={"Content-Type": kind}).status_code == 415
+    for kind in kinds:  # the types that a form on another site can send
+        assert post(served, headers={"Content-Type": kind}).status_code == 415
     for host in ("attacker.example", f"attacker.example:{served.rsplit(':')[-1]}"):
         headers = {"Content-Type": "image/png", "Host": host}
-        assert ask(served, headers=headers).status_code == 400
+        assert post(served, headers=headers).status_code == 400
         assert requests.get(served, headers={"Host": host}, timeout=60).status_code == 400
     assert requests.get(served, headers={"Host": "localhost"}, timeout=60).status_code == 200
-    found = ask(served, data=b"no picture")
-    assert (found.status_code, "is not a picture" in found.json()["error"]) == (200, True)
+    found = post(served, data=b"not an image")
+    assert (found.status_code, "This is not an image file" in found.json()["error"]) == (200, True)
     assert requests.get(f"{served}/nothing", timeout=60).json().keys() == {"error"}
     preflight = requests.options(
         f"{served}/predict", headers={"Origin": "http://attacker.example"}, timeout=60
@@ -219,16 +223,16 @@ def test_only_pictures_of_bounded_size_sent_by_this_page_are_taken(served):
     assert "Access-Control-Allow-Origin" not in preflight.headers
 
 
-def test_too_large_a_request_is_refused_unread(served):
+def test_too_large_a_request_is_rejected_unread(served):
     port = int(served.rsplit(":", 1)[1])
     head = "POST /predict HTTP/1.0\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    head += f"Content-Length: {picture.MAX_BYTES + 1}\r\n\r\n"
+    head += f"Content-Length: {MAX_BYTES + 1}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head.encode())
         assert b" 413 " in connection.recv(4096).splitlines()[0]
 
 
-def test_only_this_machine_is_listened_to(served):
+def test_server_listens_on_loopback_only(served):
     port = int(served.rsplit(":", 1)[1])
     listening = [
         bytes.fromhex(line.split()[1].split(":")[0])[::-1]
@@ -238,10 +242,10 @@ def test_only_this_machine_is_listened_to(served):
     assert listening == [bytes([127, 0, 0, 1])]
 
 
-def test_port_in_use_is_one_line(monkeypatch):
+def test_port_in_use_gets_one_line(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         monkeypatch.setattr("sys.argv", ["draw", "--port", port])
         with pytest.raises(StageError) as caught:
             draw.main()
-    assert re.fullmatch(rf"port {port}: .*; name another: make draw PORT=8001", str(caught.value))
+    assert re.fullmatch(rf"port {port}: .*; choose another: make draw PORT=8001", str(caught.value))

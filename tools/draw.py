@@ -1,6 +1,6 @@
-"""Serve a page on which one draws a digit and sees what the network makes of it, live.
+"""Serve a web page to draw a digit on and see the model's predictions while drawing.
 
-Only this machine can reach it, and the page asks nothing of any other.
+The page can be opened on this machine only, and it loads nothing from the network.
 
     python -m tools.draw [--port 8000]
 """
@@ -15,9 +15,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
 
 from stages.core.errors import StageError, run
-from tools.predict import picture
 from tools.predict.classifier import Classifier, load_classifier
-from tools.predict.picture import PictureError
+from tools.predict.picture import MAX_BYTES, ImageFileError, read_image_file
 
 HOST = "127.0.0.1"
 POLICY = (
@@ -26,13 +25,13 @@ POLICY = (
 )
 
 
-def application(classifier: Classifier) -> Flask:
-    """Return the application: the page at /, and at /predict what a picture sent there shows."""
+def create_app(classifier: Classifier) -> Flask:
+    """Return the application: the page at /, and predictions for image files sent to /predict."""
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = picture.MAX_BYTES
-    # A page elsewhere whose name comes to mean this machine still sends its own name.
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
+    # Against DNS rebinding: reject requests under any other host name.
     app.config["TRUSTED_HOSTS"] = ["localhost", HOST]
-    one_at_a_time = threading.Lock()  # the network is as wide as the machine
+    one_at_a_time = threading.Lock()  # one prediction already uses all cores
 
     @app.get("/")
     def page() -> Response:
@@ -41,22 +40,22 @@ def application(classifier: Classifier) -> Flask:
 
     @app.post("/predict")
     def predict() -> Response:
-        # No form of another page can send this type, nor its script without asking first.
+        # Against CSRF: other sites cannot send image/* without a CORS preflight.
         if not request.mimetype.startswith("image/"):
             abort(415)
         try:
             with one_at_a_time:
-                seen = classifier.prepare(picture.read(request.get_data()))
-                (ranking,) = classifier.rank(seen[None])
-        except PictureError as error:
-            return jsonify(error=f"The picture {error}.")
+                image = classifier.prepare(read_image_file(request.get_data()))
+                (ranking,) = classifier.rank(image[None])
+        except ImageFileError as error:
+            return jsonify(error=f"This {error}.")
         return jsonify(
             ranking=[{"class": name, "confidence": share} for name, share in ranking],
-            seen=(255 * seen).round().astype(int).tolist(),
+            image=(255 * image).round().astype(int).tolist(),
         )
 
     @app.errorhandler(HTTPException)
-    def refused(error: HTTPException) -> tuple[Response, int]:
+    def report_error(error: HTTPException) -> tuple[Response, int]:
         return jsonify(error=error.description), error.code or 500
 
     return app
@@ -64,18 +63,21 @@ def application(classifier: Classifier) -> Flask:
 
 def main() -> None:
     """Serve until interrupted."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.draw", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free port")
     port = parser.parse_args().port
     try:
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
-        raise StageError(f"port {port}: {error}; name another: make draw PORT=8001") from error
+        raise StageError(f"port {port}: {error}; choose another: make draw PORT=8001") from error
     with listening:
-        app = application(load_classifier())
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line a stroke
+        app = create_app(load_classifier())
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no log line for each stroke
         server = make_server(HOST, port, app, threaded=True, fd=listening.fileno())
-        print(f"Draw at http://{HOST}:{listening.getsockname()[1]} - Ctrl-C ends it", flush=True)
+        address = f"http://{HOST}:{listening.getsockname()[1]}"
+        print(f"Open {address} to draw; press Ctrl-C to stop", flush=True)
         server.serve_forever()
 
 

@@ -1,1 +1,1 @@
-"""Measure what the README and docs/benchmark.md say of speed, memory and accuracy over seeds."""
+"""The command `python -m tools.benchmark`: measure accuracy over seeds, speed and memory."""

@@ -1,8 +1,7 @@
-"""Measure how the model does on pictures made in many ways, and write it into docs/predict.md.
+"""Measure how well the model reads image files of many kinds, and update docs/predict.md.
 
-Most sets are MNIST's test digits, changed as a camera, a scanner, another pen or a drawing program
-would. The others have nothing to do with MNIST: fonts, the digits that scikit-learn ships, and
-strokes of a pen.
+Most sets are MNIST's test images, changed as a camera, a scanner, another pen or a drawing program
+would change them. The others do not come from MNIST: fonts, scikit-learn's digits, and pen strokes.
 
     python -m tools.benchmark.picture_sets
 """
@@ -17,24 +16,24 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
-from stages.core.errors import StageError, run
-from stages.core.files import write_text
+from stages.core.errors import run
+from stages.core.paths import RAW
 from stages.evaluate import accuracy_interval
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
+from tools.benchmark.tables import Row, format_table, insert_tables
 from tools.predict.classifier import Classifier, load_classifier
-from tools.predict.picture import PictureError, read
+from tools.predict.picture import ImageFileError, read_image_file
 
-COUNT = 500  # pictures a set of MNIST's digits
+COUNT = 500  # image files in each set made from MNIST
 PAGE = Path("docs/predict.md")
-MARKS = "<!-- measured by tools/picture_sets.py -->\n", "<!-- end -->\n"
 
 Bytes = npt.NDArray[np.uint8]
 Random = np.random.Generator
-Picture = Image.Image
-Labelled = Iterator[tuple[bytes, int]]  # image files, and the digits they show
+PillowImage = Image.Image
+LabelledFiles = Iterator[tuple[bytes, int]]  # the content of image files, and the digits they show
 
-# The digits as a hand draws them, each stroke a line through points: x and y from 0 to 1.
+# Handwritten digits: each stroke is a line through points, with x and y from 0 to 1.
 STROKES = {
     0: [[(0.5, 0.05), (0.2, 0.3), (0.2, 0.7), (0.5, 0.95), (0.8, 0.7), (0.8, 0.3), (0.5, 0.05)]],
     1: [[(0.35, 0.2), (0.55, 0.05), (0.55, 0.95)]],
@@ -60,9 +59,7 @@ STROKES = {
     9: [[(0.75, 0.25), (0.5, 0.05), (0.25, 0.25), (0.45, 0.48), (0.75, 0.25), (0.65, 0.95)]],
 }
 
-
-# Another hand's way with some of them: a 1 with a foot, a looped 2, a closed 4, a crossed 7 and a 9
-# with a hook.
+# A second handwriting: a 1 with a foot, a looped 2, a closed 4, a crossed 7 and a 9 with a hook.
 HANDS = [
     STROKES,
     STROKES
@@ -82,110 +79,113 @@ HANDS = [
 ]
 
 
-def png(picture: Picture) -> bytes:
-    """Return the picture as a PNG file."""
+def encode_png(image: PillowImage) -> bytes:
+    """Return the content of a PNG file."""
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
 
 
-def jpeg(picture: Picture) -> bytes:
-    """Return the picture as a JPEG file of low quality."""
+def encode_jpeg(image: PillowImage) -> bytes:
+    """Return the content of a JPEG file of low quality."""
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=60)
+    image.save(stream, "JPEG", quality=60)
     return stream.getvalue()
 
 
-def enlarged(digit: Bytes, random: Random) -> Picture:
-    """Return the digit 4 to 16 times as large, somewhere in a larger picture."""
-    return placed(larger(digit, random.uniform(4, 16)), random)
+# In the functions below, `image` is a test image of MNIST: white on black, (28, 28) uint8.
 
 
-def larger(digit: Bytes, factor: float) -> Picture:
-    """Return the digit enlarged with soft edges."""
-    height, width = digit.shape
+def enlarge(image: Bytes, factor: float) -> PillowImage:
+    """Return the image enlarged, with soft edges."""
+    height, width = image.shape
     size = round(width * factor), round(height * factor)
-    return Image.fromarray(digit).resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
-def crisp(digit: Bytes) -> Bytes:
-    """Return the digit 12 times as large, in black and white."""
-    return np.uint8(255) * (np.asarray(larger(digit, 12)) > 110)
+def enlarge_crisp(image: Bytes) -> Bytes:
+    """Return the image 12 times as large, in black and white."""
+    return np.uint8(255) * (np.asarray(enlarge(image, 12)) > 110)
 
 
-def placed(picture: Picture, random: Random) -> Picture:
-    """Return the picture at a random place of one up to twice as wide and high."""
-    width, height = (int(side * random.uniform(1, 2)) for side in picture.size)
+def place(image: PillowImage, random: Random) -> PillowImage:
+    """Return the image at a random place on a black page, which is up to twice as large."""
+    width, height = (int(side * random.uniform(1, 2)) for side in image.size)
     page = Image.new("L", (width, height))
-    left = random.integers(0, width - picture.width, endpoint=True)
-    top = random.integers(0, height - picture.height, endpoint=True)
-    page.paste(picture, (int(left), int(top)))
+    left = random.integers(0, width - image.width, endpoint=True)
+    top = random.integers(0, height - image.height, endpoint=True)
+    page.paste(image, (int(left), int(top)))
     return page
 
 
-def cropped(digit: Bytes, _: Random) -> Picture:
-    """Return the digit cut out without any margin."""
-    picture = Image.fromarray(crisp(digit))
-    return picture.crop(picture.getbbox())
+def enlarge_and_place(image: Bytes, random: Random) -> PillowImage:
+    """Return the image 4 to 16 times as large, at a random place on a larger page."""
+    return place(enlarge(image, random.uniform(4, 16)), random)
 
 
-def thicker(digit: Bytes, random: Random) -> Picture:
-    """Return the digit drawn with a pen broader by 1 to 1.75 of MNIST's pixels."""
+def crop(image: Bytes, _: Random) -> PillowImage:
+    """Return the digit without any margin."""
+    enlarged = Image.fromarray(enlarge_crisp(image))
+    return enlarged.crop(enlarged.getbbox())
+
+
+def thicken(image: Bytes, random: Random) -> PillowImage:
+    """Return the digit in a pen that is 1 to 1.75 of MNIST's pixels thicker."""
     width = 2 * int(random.integers(6, 11)) + 1
-    return Image.fromarray(ndimage.maximum_filter(np.pad(crisp(digit), 24), width))
+    return Image.fromarray(ndimage.maximum_filter(np.pad(enlarge_crisp(image), 24), width))
 
 
-def thinner(digit: Bytes, _: Random) -> Picture:
-    """Return the digit with the outer half of every stroke taken away."""
-    inside = ndimage.distance_transform_edt(crisp(digit))
+def thin(image: Bytes, _: Random) -> PillowImage:
+    """Return the digit without the outer half of every stroke."""
+    inside = ndimage.distance_transform_edt(enlarge_crisp(image))
     core = inside > 0.5 * ndimage.maximum_filter(inside, 25)
     return Image.fromarray(np.uint8(255) * core)
 
 
-def noisy(digit: Bytes, random: Random) -> Picture:
-    """Return the digit in grey on grey, each pixel off by a sixth of their difference."""
-    levels = 40 + 0.7 * np.asarray(larger(digit, 6), float)
+def add_noise(image: Bytes, random: Random) -> PillowImage:
+    """Return the digit in grey on grey, with noise of a sixth of their difference."""
+    levels = 40 + 0.7 * np.asarray(enlarge(image, 6), float)
     return Image.fromarray(np.uint8((levels + random.normal(0, 30, levels.shape)).clip(0, 255)))
 
 
-def speckled(digit: Bytes, random: Random) -> Picture:
+def add_specks(image: Bytes, random: Random) -> PillowImage:
     """Return the digit with one pixel in 50 white and one in 50 black."""
-    levels, dice = np.array(larger(digit, 6)), random.random((6 * 28, 6 * 28))
+    levels, dice = np.array(enlarge(image, 6)), random.random((6 * 28, 6 * 28))
     levels[dice < 0.02], levels[dice > 0.98] = 255, 0
     return Image.fromarray(levels)
 
 
-def painted(page: Picture, ink: npt.ArrayLike, paper: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return red, green and blue (height, width, 3), 0 to 255, of an ink on a paper."""
+def paint(page: PillowImage, ink: npt.ArrayLike, paper: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return colours (height, width, 3), 0 to 255: `ink` where the page is white, else `paper`."""
     share = np.asarray(page, float)[:, :, None] / 255
     return np.asarray(share * np.asarray(ink) + (1 - share) * np.asarray(paper))
 
 
-def coloured(digit: Bytes, random: Random) -> Picture:
-    """Return the digit in a random colour on another that is not too like it."""
+def paint_any_colours(image: Bytes, random: Random) -> PillowImage:
+    """Return the digit in one random colour on another, which is not too similar."""
     ink, paper = random.uniform(0, 255, (2, 3))
     while np.linalg.norm(ink - paper) < 90:
         ink, paper = random.uniform(0, 255, (2, 3))
-    return Image.fromarray(np.uint8(painted(enlarged(digit, random), ink, paper)))
+    return Image.fromarray(np.uint8(paint(enlarge_and_place(image, random), ink, paper)))
 
 
-def equally_bright(digit: Bytes, random: Random) -> Picture:
+def paint_equally_bright(image: Bytes, random: Random) -> PillowImage:
     """Return the digit in red on a green of the same brightness."""
-    page = enlarged(digit, random)
-    return Image.fromarray(np.uint8(painted(page, (220, 60, 60), (60, 142, 60))))
+    page = enlarge_and_place(image, random)
+    return Image.fromarray(np.uint8(paint(page, (220, 60, 60), (60, 142, 60))))
 
 
-def transparent(digit: Bytes, random: Random) -> Picture:
-    """Return the digit in black, white or a grey, and nothing around it."""
-    page, grey = enlarged(digit, random), int(random.choice([0, 60, 200, 255]))
-    picture = Image.new("RGBA", page.size, (grey, grey, grey, 0))
-    picture.putalpha(page)
-    return picture
+def make_transparent(image: Bytes, random: Random) -> PillowImage:
+    """Return the digit in black, white or a grey, on a transparent background."""
+    page, grey = enlarge_and_place(image, random), int(random.choice([0, 60, 200, 255]))
+    transparent = Image.new("RGBA", page.size, (grey, grey, grey, 0))
+    transparent.putalpha(page)
+    return transparent
 
 
-def photographed(digit: Bytes, random: Random) -> Picture:
+def photograph(image: Bytes, random: Random) -> PillowImage:
     """Return blue ink on cream paper: turned, slanted, blurred, grainy, lit from one side."""
-    page = placed(Image.fromarray(crisp(digit)), random)
+    page = place(Image.fromarray(enlarge_crisp(image)), random)
     turned = page.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
     width, height = turned.size
     corners = np.array([(0, 0), (0, height), (width, height), (width, 0)], float)
@@ -193,7 +193,7 @@ def photographed(digit: Bytes, random: Random) -> Picture:
     slanted = turned.transform(
         turned.size, Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BICUBIC
     )
-    colours = painted(
+    colours = paint(
         slanted.filter(ImageFilter.GaussianBlur(2)), ink=(40, 50, 110), paper=(235, 228, 210)
     )
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -204,44 +204,44 @@ def photographed(digit: Bytes, random: Random) -> Picture:
     return Image.fromarray(np.uint8((colours + random.normal(0, 4, colours.shape)).clip(0, 255)))
 
 
-def shadowed(digit: Bytes, random: Random) -> Picture:
+def photograph_with_shadow(image: Bytes, random: Random) -> PillowImage:
     """Return such a photo with a straight, hard shadow across it."""
-    colours = np.asarray(photographed(digit, random), float)
+    colours = np.asarray(photograph(image, random), float)
     y, x = np.mgrid[-1 : 1 : colours.shape[0] * 1j, -1 : 1 : colours.shape[1] * 1j]
     angle = random.uniform(0, 2 * np.pi)
     lit = np.where(x * np.cos(angle) + y * np.sin(angle) > 0, 1, 0.65)
     return Image.fromarray(np.uint8(colours * lit[:, :, None]))
 
 
-def pen_strokes(count: int) -> Labelled:
-    """Yield digits drawn as on a drawing page: each point of each stroke off, slanted, any pen."""
+def draw_strokes(count: int) -> LabelledFiles:
+    """Yield digits as drawn on a drawing page: shaky, slanted, with thin and thick pens."""
     random = np.random.default_rng(0)
     for number in range(count):
         digit, hand = number % 10, HANDS[number // 10 % len(HANDS)]
-        picture = Image.new("L", (320, 320), 255)
-        draw = ImageDraw.Draw(picture)
+        page = Image.new("L", (320, 320), 255)
+        draw = ImageDraw.Draw(page)
         pen, slant = int(random.integers(10, 31)), random.uniform(-0.25, 0.15)
         scale = random.uniform(140, 240, 2)
         for stroke in hand[digit]:
             points = np.array(stroke) + random.normal(0, 0.025, (len(stroke), 2))
             points[:, 0] -= slant * (points[:, 1] - 0.5)
-            path = smooth(points) * scale + (320 - scale) / 2
+            path = smooth_path(points) * scale + (320 - scale) / 2
             draw.line([tuple(point) for point in path.tolist()], 0, pen)
             for x, y in path.tolist():
                 draw.circle((x, y), pen / 2, 0)
-        yield png(picture), digit
+        yield encode_png(page), digit
 
 
-def smooth(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return 60 points of a curve through `points` (n, 2), nearly: corners are cut a little."""
+def smooth_path(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return 60 points of a smooth curve near `points` (n, 2), with slightly rounded corners."""
     at = np.linspace(0, len(points) - 1, 60)
     steps = np.arange(len(points))
     path = np.stack([np.interp(at, steps, column) for column in points.T], axis=1)
     return np.asarray(ndimage.gaussian_filter1d(path, 2, axis=0, mode="nearest"))
 
 
-def fonts() -> Labelled:
-    """Yield the digits of the text fonts that Matplotlib ships, in three sizes, black on white."""
+def draw_fonts() -> LabelledFiles:
+    """Yield the digits of Matplotlib's text fonts, in three sizes, black on white."""
     names = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmr10", "cmss10", "cmti10")
     for path in sorted(Path(matplotlib.get_data_path(), "fonts/ttf").glob("*.ttf")):
         if not path.name.startswith((*names, "cmtt10")) or "Display" in path.name:
@@ -249,95 +249,95 @@ def fonts() -> Labelled:
         for size in (24, 60, 300):
             font = ImageFont.truetype(str(path), size)
             for digit in range(10):
-                picture = Image.new("L", (2 * size, 2 * size), 255)
-                draw = ImageDraw.Draw(picture)
+                page = Image.new("L", (2 * size, 2 * size), 255)
+                draw = ImageDraw.Draw(page)
                 draw.text((size, size), str(digit), 0, font, anchor="mm")
-                yield png(picture), digit
+                yield encode_png(page), digit
 
 
-def small_scans() -> Labelled:
-    """Yield the 1,797 digits of 8x8 pixels that scikit-learn ships, enlarged to 100x100."""
+def enlarge_small_scans() -> LabelledFiles:
+    """Yield scikit-learn's 1,797 digits of 8x8 pixels, enlarged to 100x100."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     for image, label in zip(images, labels.tolist(), strict=True):
         levels = np.uint8(np.pad(image.reshape(8, 8), 1) * 255 / 16)
-        yield png(Image.fromarray(levels).resize((100, 100), Image.Resampling.BICUBIC)), label
+        enlarged = Image.fromarray(levels).resize((100, 100), Image.Resampling.BICUBIC)
+        yield encode_png(enlarged), label
 
 
-Change = Callable[[Bytes, Random], Picture]
+Change = Callable[[Bytes, Random], PillowImage]
 
-CHANGES: dict[str, tuple[Change, Callable[[Picture], bytes]]] = {
-    "MNIST's test digits as they are": (lambda digit, _: Image.fromarray(digit), png),
-    "black on white": (lambda digit, _: Image.fromarray(255 - digit), png),
-    "enlarged, anywhere in the picture": (enlarged, png),
-    "shrunk to 14x14": (lambda digit, _: larger(digit, 0.5), png),
-    "cut out without a margin": (cropped, png),
-    "with a broader pen": (thicker, png),
-    "with a finer pen": (thinner, png),
-    "noisy": (noisy, png),
-    "speckled": (speckled, png),
-    "in any two colours": (coloured, png),
-    "red on green, equally bright": (equally_bright, png),
-    "on a transparent ground": (transparent, png),
-    "like a photo": (photographed, jpeg),
-    "like a photo, with a hard shadow across": (shadowed, jpeg),
+CHANGES: dict[str, tuple[Change, Callable[[PillowImage], bytes]]] = {
+    "MNIST's test images, unchanged": (lambda image, _: Image.fromarray(image), encode_png),
+    "black on white": (lambda image, _: Image.fromarray(255 - image), encode_png),
+    "enlarged, at a random place": (enlarge_and_place, encode_png),
+    "shrunk to 14x14": (lambda image, _: enlarge(image, 0.5), encode_png),
+    "cropped without a margin": (crop, encode_png),
+    "with a thicker pen": (thicken, encode_png),
+    "with a thinner pen": (thin, encode_png),
+    "with noise": (add_noise, encode_png),
+    "with specks": (add_specks, encode_png),
+    "in two random colours": (paint_any_colours, encode_png),
+    "red on green, equally bright": (paint_equally_bright, encode_png),
+    "on a transparent background": (make_transparent, encode_png),
+    "like a photo": (photograph, encode_jpeg),
+    "like a photo with a hard shadow": (photograph_with_shadow, encode_jpeg),
 }
 
 
-def changed(name: str, images: Bytes, labels: Bytes) -> Labelled:
-    """Yield MNIST's digits (n, height, width) changed in one of the ways in CHANGES."""
+def change_images(name: str, images: Bytes, labels: Bytes) -> LabelledFiles:
+    """Yield MNIST's images (n, height, width), changed in one of the ways in CHANGES."""
     random = np.random.default_rng(0)
-    change, encoded = CHANGES[name]
+    change, encode = CHANGES[name]
     for image, label in zip(images, labels.tolist(), strict=True):
-        yield encoded(change(image, random)), label
+        yield encode(change(image, random)), label
 
 
-def picture_sets(raw: Path, count: int) -> Iterator[tuple[str, Labelled]]:
-    """Yield every set by its name, those of MNIST with every n-th of its test digits in `raw`."""
+def make_sets(raw: Path, count: int) -> Iterator[tuple[str, LabelledFiles]]:
+    """Yield every set with its name; `count` evenly spaced test images in `raw` are changed."""
     images, labels = idx.read(raw / TEST_IMAGES, 3), idx.read(raw / TEST_LABELS, 1)
     some = slice(None, None, len(images) // count)
     for name in CHANGES:
-        yield name, changed(name, images[some], labels[some])
-    yield "pen strokes of two hands", pen_strokes(count)
-    yield "fonts", fonts()
-    yield "scikit-learn's digits, enlarged", small_scans()
+        yield name, change_images(name, images[some], labels[some])
+    yield "pen strokes in two handwritings", draw_strokes(count)
+    yield "fonts", draw_fonts()
+    yield "scikit-learn's digits, enlarged", enlarge_small_scans()
 
 
-def measure(classifier: Classifier, labelled: Labelled) -> tuple[int, int, int]:
-    """Return how many pictures there are, are read right, and are refused."""
-    seen, labels, count = [], [], 0
-    for content, label in labelled:
+def evaluate(classifier: Classifier, files: LabelledFiles) -> tuple[int, int, int]:
+    """Return the number of image files, of correct predictions and of rejected files."""
+    images, labels, count = [], [], 0
+    for content, label in files:
         count += 1
         try:
-            seen.append(classifier.prepare(read(content)))
+            images.append(classifier.prepare(read_image_file(content)))
             labels.append(str(label))
-        except PictureError:
+        except ImageFileError:
             continue
-    rankings = classifier.rank(np.stack(seen))
+    rankings = classifier.rank(np.stack(images))
     right = sum(ranking[0][0] == label for ranking, label in zip(rankings, labels, strict=True))
-    return count, right, count - len(seen)
+    return count, right, count - len(images)
 
 
 def main() -> None:
-    """Measure every set and put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not end:
-        raise StageError(f"{PAGE}: no place marked for the table")
+    """Evaluate every set and insert the table into docs/predict.md."""
     classifier = load_classifier()
-    lines = [
-        "| pictures | how many | read right | 95 % interval | refused |",
-        "|---|---|---|---|---|",
-    ]
-    for name, labelled in picture_sets(Path("data/raw"), COUNT):
-        count, right, refused = measure(classifier, labelled)
+    rows: list[Row] = []
+    for name, files in make_sets(RAW, COUNT):
+        count, right, rejected = evaluate(classifier, files)
         low, high = accuracy_interval(right, count)
-        lines.append(
-            f"| {name} | {count:,} | {right / count:.1%} | {low:.1%} to {high:.1%} | {refused} |"
+        rows.append(
+            {
+                "image files": name,
+                "count": f"{count:,}",
+                "correct": f"{right / count:.1%}",
+                "95 % interval": f"{low:.1%} to {high:.1%}",
+                "rejected": str(rejected),
+            }
         )
-        print(lines[-1], flush=True)
-    write_text(PAGE, before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + after)
+        print(f"{name}: {right} of {count} correct, {rejected} rejected", flush=True)
+    insert_tables(PAGE, {"image files": format_table(rows)})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Train what the pipeline is measured against, as a user would run it: two published scripts.
+"""Run one of two published scripts, to compare the pipeline with.
 
-page           the course page's practice: one hidden layer of 128 units, batches of 32, 5 epochs
+page           the script of the course page: one hidden layer of 128 units, batches of 32, 5 epochs
 mnist_convnet  https://keras.io/examples/vision/mnist_convnet/: two convolutions, batches of 128,
                15 epochs
 
-Both with the published hyperparameters and nothing settled but the seed: TensorFlow chooses its
-threads and kernels. That is why this script imports nothing of the project, whose packages pin
-both, and reads the IDX files itself. Appends the seconds of `fit`, the images it saw, and the
-accuracy on the test digits to RECORD.
+Both use the published hyperparameters and a fixed seed; TensorFlow chooses its threads and kernels.
+The project's packages would fix both, so this script imports none of them and reads the IDX files
+itself. It appends the seconds of `fit`, the number of images seen in all epochs, and the accuracy
+on the test set to RECORD, a file of JSON lines.
 
     python tools/benchmark/references.py {page,mnist_convnet} RAW SEED RECORD
 """
@@ -26,21 +26,21 @@ Result = dict[str, Any]
 
 
 def load(raw: Path) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Return training and test digits as Keras's `mnist.load_data()` does, of the files in `raw`.
+    """Return the training and the test set in `raw`, in the form of Keras's `mnist.load_data()`.
 
     Each is a pair of images (n, height, width) and labels (n,), uint8.
     """
 
-    def pair(name: str) -> tuple[Any, Any]:
+    def read_pair(name: str) -> tuple[Any, Any]:
         images = np.fromfile(raw / f"{name}-images-idx3-ubyte", np.uint8)
         labels = np.fromfile(raw / f"{name}-labels-idx1-ubyte", np.uint8)
         return images[16:].reshape(images[4:16].view(">i4")), labels[8:]
 
-    return pair("train"), pair("t10k")
+    return read_pair("train"), read_pair("t10k")
 
 
-def page(raw: Path, seed: int) -> Result:
-    """Run the page's script, its curves drawn into memory instead of onto a screen."""
+def run_page(raw: Path, seed: int) -> Result:
+    """Run the course page's script; its curves are saved to memory, not shown on the screen."""
     import keras
     import matplotlib
 
@@ -88,7 +88,7 @@ def page(raw: Path, seed: int) -> Result:
     return {"seconds": seconds, "images": 5 * len(train_images), "accuracy": accuracy}
 
 
-def mnist_convnet(raw: Path, seed: int) -> Result:
+def run_mnist_convnet(raw: Path, seed: int) -> Result:
     """Run keras-io's script."""
     import keras
     from keras import layers
@@ -116,20 +116,20 @@ def mnist_convnet(raw: Path, seed: int) -> Result:
     model.fit(x_train, y_train, batch_size=128, epochs=15, validation_split=0.1)
     seconds = time.perf_counter() - start
     _, accuracy = model.evaluate(x_test, y_test, verbose=0)
-    # Keras sets the rest aside for validation.
+    # Keras holds out the rest for validation.
     return {"seconds": seconds, "images": 15 * int(len(x_train) * 0.9), "accuracy": accuracy}
 
 
 REFERENCES: dict[str, Callable[[Path, int], Result]] = {
-    "page": page,
-    "mnist_convnet": mnist_convnet,
+    "page": run_page,
+    "mnist_convnet": run_mnist_convnet,
 }
 
 
 def main() -> None:
-    """Train the one that is named."""
+    """Run the named script."""
     name, raw, seed, record = sys.argv[1:]
-    result = {"name": "fit", **REFERENCES[name](Path(raw), int(seed))}
+    result = {"name": "training", **REFERENCES[name](Path(raw), int(seed))}
     with Path(record).open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
 

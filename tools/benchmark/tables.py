@@ -1,25 +1,32 @@
-"""The tables and the plot that are made of the benchmark's results."""
+"""Make the tables and the plot from the benchmark's results."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
+from stages.core.errors import StageError
+from stages.core.files import write_text
 from stages.plot import BLUE, ORANGE
 
 Result = dict[str, Any]
-Results = dict[str, dict[str, list[Result]]]  # by part and name, one for each seed
+Results = dict[str, dict[str, list[Result]]]  # by part and name; one result for each seed
+Row = dict[str, str]  # the cells of a row, by the titles of their columns
 
 TITLES = {
     "page": "the course page's script",
     "mnist_convnet": "keras-io's `mnist_convnet`",
     "default": "`params.yaml`",
 }
+SIZE = 60_000  # MNIST's training images
 
 
-def middle(results: list[Result], *keys: str) -> float:
-    """Return the median over seeds of the value under `keys`, one in another."""
+def take_median(results: list[Result], *keys: str) -> float:
+    """Return the median over seeds of one value; `keys` lead to it through nested dictionaries."""
     values: list[float] = []
     for result in results:
         value: Any = result
@@ -29,170 +36,132 @@ def middle(results: list[Result], *keys: str) -> float:
     return median(values)
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """Return Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def format_table(rows: list[Row]) -> str:
+    """Return a Markdown table, with its last line end."""
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
-def recipes(results: Results) -> str:
-    """Return what each recipe and reference reaches and takes."""
+def insert_tables(path: Path, tables: Mapping[str, str]) -> None:
+    """Replace each table in a Markdown file, which has two marks around it.
+
+    Raises StageError if the file has no marks for one of the tables.
+    """
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        first, last = f"<!-- benchmark: {name} -->\n", "<!-- end -->\n"
+        before, mark, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not (mark and end):
+            raise StageError(
+                f"{path}: has no place for the table {name!r}; expected the lines "
+                f"{first.strip()} and {last.strip()}"
+            )
+        text = before + first + table + last + after
+    write_text(path, text)
+
+
+def tabulate_recipes(results: Results) -> str:
+    """Return the accuracy, time and memory of each recipe and each reference script."""
     found = results["recipes"]
     page = found.get("page")
 
-    def against_page(name: str, key: str) -> str:
-        seconds = middle(found[name], key)
-        times = f" ({seconds / middle(page, key):.2f})" if page else ""
-        return f"{seconds:.1f}{times}"
+    def format_seconds(name: str, key: str) -> str:
+        seconds = take_median(found[name], key)
+        ratio = f" ({seconds / take_median(page, key):.2f})" if page else ""
+        return f"{seconds:.1f}{ratio}"
 
+    unit = "s (ratio)" if page else "s"
     rows = []
-    for name, of_seeds in found.items():
-        accuracies = [100 * result["accuracy"] for result in of_seeds]
+    for name, by_seed in found.items():
+        accuracies = [100 * result["accuracy"] for result in by_seed]
         deviation = f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        speed = middle(of_seeds, "images") / middle(of_seeds, "fit")
+        speed = take_median(by_seed, "images") / take_median(by_seed, "training")
         rows.append(
-            [
-                TITLES.get(name, f"recipe `{name}`"),
-                f"{mean(accuracies):.2f}{deviation}",
-                against_page(name, "fit"),
-                against_page(name, "all"),
-                f"{speed:,.0f}",
-                f"{middle(of_seeds, 'mebibytes'):,.0f}",
-            ]
+            {
+                "": TITLES.get(name, f"recipe `{name}`"),
+                "test accuracy, %": f"{mean(accuracies):.2f}{deviation}",
+                f"training, {unit}": format_seconds(name, "training"),
+                f"total, {unit}": format_seconds(name, "total"),
+                "images per second": f"{speed:,.0f}",
+                "peak memory, MiB": f"{take_median(by_seed, 'mebibytes'):,.0f}",
+            }
         )
-    times = ", s (times the page's)" if page else ", s"
-    return table(
-        [
-            "",
-            "test accuracy, %",
-            f"fitting{times}",
-            f"in all{times}",
-            "images a second",
-            "peak memory, MiB",
-        ],
-        rows,
-    )
+    return format_table(rows)
 
 
-def stages(results: Results) -> str:
-    """Return what each stage of a cold `dvc repro` with params.yaml takes."""
+def tabulate_stages(results: Results) -> str:
+    """Return the time and memory of each stage, in a first `dvc repro` with params.yaml."""
     found = results["recipes"].get("default")
     if not found:
         return ""
     rows = [
-        [
-            f"`{stage}`",
-            f"{middle(found, 'stages', stage, 'seconds'):.1f}",
-            f"{middle(found, 'stages', stage, 'mebibytes'):,.0f}",
-        ]
+        {
+            "stage": f"`{stage}`",
+            "seconds": f"{take_median(found, 'stages', stage, 'seconds'):.1f}",
+            "peak memory, MiB": f"{take_median(found, 'stages', stage, 'mebibytes'):,.0f}",
+        }
         for stage in found[0]["stages"]
     ]
-    within = [sum(stage["seconds"] for stage in result["stages"].values()) for result in found]
-    around = median(result["all"] - inside for result, inside in zip(found, within, strict=True))
-    rows.append(["DVC itself", f"{around:.1f}", ""])
-    return table(["stage", "seconds", "peak memory, MiB"], rows)
+    in_stages = [sum(stage["seconds"] for stage in result["stages"].values()) for result in found]
+    rest = median(result["total"] - inside for result, inside in zip(found, in_stages, strict=True))
+    rows.append({"stage": "DVC itself", "seconds": f"{rest:.1f}", "peak memory, MiB": ""})
+    return format_table(rows)
 
 
-def costs(results: Results) -> str:
-    """Return what there is beside training, each with its goal."""
+def tabulate_costs(results: Results) -> str:
+    """Return what a run costs besides training, each value with its goal."""
+    default, page = (results["recipes"].get(name) for name in ("default", "page"))
+    if not default:
+        return ""
     rows = []
 
-    def add(what: str, value: float, unit: str, goal: str = "", missed: bool = False) -> None:
-        rows.append([what, f"{value:.4g} {unit}", goal + (": missed" if missed else "")])
-
-    def add_at_most(what: str, value: float, unit: str, most: float) -> None:
-        add(what, value, unit, f"at most {most:g}", value > most)
-
-    found = results.get("recipes", {})
-    if default := found.get("default"):
-        rest = median(result["all"] - result["fit"] for result in default)
-        add_at_most("a cold `dvc repro` after the download, apart from fitting", rest, "s", 25)
-        if page := found.get("page"):
-            ratio = middle(default, "all") / middle(page, "all")
-            add_at_most("all of it, against the course page's script", ratio, "times", 2.5)
-        ratio = middle(default, "nothing") / middle(default, "status")
-        add_at_most("`dvc repro` with nothing to do, against `dvc status`", ratio, "times", 1.2)
-        add_at_most("`dvc repro` of `plot` alone", middle(default, "plot"), "s", 6)
-        add_at_most("peak memory of `train`", middle(default, "mebibytes"), "MiB", 1536)
-    fitting = results.get("fit", {})
-    if loops := fitting.get("fit"):
-        ratio = middle(loops, "fit") / middle(loops, "bare")
-        add_at_most("`fit`, against a bare compiled loop", ratio, "times", 1.1)
-    if pins := fitting.get("pins"):
-        ratio = middle(pins, "pinned") / middle(pins, "like")
-        add_at_most("fitting, against the same without determinism", ratio, "times", 1.05)
-        ratio = middle(pins, "pinned") / middle(pins, "free")
-        add("fitting, against nothing pinned, not even instruction set and threads", ratio, "times")
-    for steps in results.get("step", {}).values():
-        theirs = [name for name in steps[0] if name.startswith("PyTorch")]
-        if theirs:
-            speed = max(middle(steps, name, "images_a_second") for name in theirs)
-            ratio = middle(steps, "project", "images_a_second") / speed
-            what = "images a second of a step, against PyTorch at its fastest"
-            add(what, ratio, "times", "at least 1", ratio < 1)
-    return table(["", "measured", "goal"], rows) if rows else ""
-
-
-def step(results: Results) -> str:
-    """Return the speed of a training step, and its share of what the processor can do."""
-    (found,) = results["step"].values()
-    project = found[0]["project"]
-    operations, peak = project["operations"], middle(found, "project", "peak")
-    rows = []
-    for name, values in found[0].items():
-        speed = middle(found, name, "images_a_second")
+    def add(what: str, value: float, unit: str, most: float) -> None:
+        missed = ": missed" if value > most else ""
         rows.append(
-            [
-                name.replace("PyTorch", f"PyTorch {values.get('version')}"),
-                f"{speed:,.0f}",
-                f"{speed * operations / 1e9:.0f}",
-                f"{speed * operations / peak:.0%}",
-            ]
+            {"": what, "measured": f"{value:.4g} {unit}", "goal": f"at most {most:g}{missed}"}
         )
-    return (
-        table(["step of", "images a second", "GFLOP/s", "share of the peak"], rows)
-        + f"\nBatches of {project['batch_size']}, {project['threads']} threads, "
-        f"{operations / 1e6:.1f} million operations an image; the peak, {peak / 1e9:.0f} GFLOP/s, "
-        "is that of products of large matrices, one on each thread, under the project's pins.\n"
-    )
+
+    rest = median(result["total"] - result["training"] for result in default)
+    add("a first `dvc repro` after the download, without the training", rest, "s", 25)
+    if page:
+        ratio = take_median(default, "total") / take_median(page, "total")
+        add("a first `dvc repro`, compared with the course page's script", ratio, "times", 2.5)
+    ratio = take_median(default, "nothing") / take_median(default, "status")
+    add("`dvc repro` with nothing to do, compared with `dvc status`", ratio, "times", 1.2)
+    add("`dvc repro` of `plot` alone", take_median(default, "plot"), "s", 6)
+    add("peak memory of `train`", take_median(default, "mebibytes"), "MiB", 1536)
+    return format_table(rows)
 
 
-def growth(results: Results) -> str:
-    """Return time and memory against the number of digits, and whether time is linear."""
+def tabulate_growth(results: Results) -> str:
+    """Return time and memory by the size of the training set, and whether the time is linear."""
     found = results["growth"]
     rows = []
-    for of_seeds in found.values():
-        fitting = middle(of_seeds, "fit")
+    for by_seed in found.values():
+        seconds = take_median(by_seed, "training")
         rows.append(
-            [
-                f"{of_seeds[0]['images']:,}",
-                f"{middle(of_seeds, 'preprocess', 'seconds'):.1f}",
-                f"{middle(of_seeds, 'preprocess', 'mebibytes'):,.0f}",
-                f"{fitting:.1f}",
-                f"{middle(of_seeds, 'seen') / fitting:,.0f}",
-                f"{middle(of_seeds, 'train', 'mebibytes'):,.0f}",
-            ]
+            {
+                "training images": f"{by_seed[0]['images']:,}",
+                "`preprocess`, s": f"{take_median(by_seed, 'preprocess', 'seconds'):.1f}",
+                "its peak memory, MiB": f"{take_median(by_seed, 'preprocess', 'mebibytes'):,.0f}",
+                "training for an epoch, s": f"{seconds:.1f}",
+                "images per second": f"{take_median(by_seed, 'seen') / seconds:,.0f}",
+                "peak memory of `train`, MiB": f"{take_median(by_seed, 'train', 'mebibytes'):,.0f}",
+            }
         )
-    columns = [
-        "training digits",
-        "`preprocess`, s",
-        "its peak memory, MiB",
-        "fitting an epoch, s",
-        "images a second",
-        "peak memory of `train`, MiB",
-    ]
-    lines = [
-        f"{what}: {line[0] * 60_000:.2f} s for 60,000 digits more, {line[1]:.1f} s whatever their "
-        f"number; no time is further than {deviation:.0%} from that line.\n"
-        for what, keys in TIMES.items()
-        for line, deviation in [straight_line(found, *keys)]
-    ]
-    return table(columns, rows) + "\n" + "".join(lines)
+    lines = []
+    for what, keys in TIMES.items():
+        (slope, start), deviation = find_best_line(found, *keys)
+        lines.append(
+            f"- {what}: {start:.1f} s plus {slope * SIZE:.2f} s for every {SIZE:,} images; the "
+            f"measured times differ from that line by at most {deviation:.0%}.\n"
+        )
+    return format_table(rows) + "\n" + "".join(lines)
 
 
 TIMES: dict[str, tuple[str, ...]] = {
     "`preprocess`": ("preprocess", "seconds"),
-    "fitting an epoch": ("fit",),
+    "training for an epoch": ("training",),
 }
 PEAKS: dict[str, tuple[str, ...]] = {
     "`preprocess`": ("preprocess", "mebibytes"),
@@ -200,32 +169,32 @@ PEAKS: dict[str, tuple[str, ...]] = {
 }
 
 
-def straight_line(found: dict[str, list[Result]], *keys: str) -> tuple[list[float], float]:
-    """Return slope and intercept of the best line through the medians, and how far one is off it.
+def find_best_line(found: dict[str, list[Result]], *keys: str) -> tuple[list[float], float]:
+    """Return slope and intercept of the best line through the medians, and its largest error.
 
-    Best by the squares of the relative distances, so that few digits count as much as many; the
-    largest of those distances is the second result.
+    The line minimises the squares of the relative errors, so that small training sets count as much
+    as large ones. The largest error is relative too.
     """
-    digits = np.array([of_seeds[0]["images"] for of_seeds in found.values()])
-    values = np.array([middle(of_seeds, *keys) for of_seeds in found.values()])
-    line = np.polyfit(digits, values, 1, w=1 / values)
-    return line.tolist(), float(np.abs(np.polyval(line, digits) / values - 1).max())
+    images = np.array([by_seed[0]["images"] for by_seed in found.values()])
+    values = np.array([take_median(by_seed, *keys) for by_seed in found.values()])
+    line = np.polyfit(images, values, 1, w=1 / values)
+    return line.tolist(), float(np.abs(np.polyval(line, images) / values - 1).max())
 
 
-def draw_growth(results: Results) -> Figure:
-    """Return time and peak memory against the number of digits, the lines of the times dashed."""
+def plot_growth(results: Results) -> Figure:
+    """Plot time and peak memory by the size of the training set, with the best lines dashed."""
     found = results["growth"]
-    digits = [of_seeds[0]["images"] / 1000 for of_seeds in found.values()]
+    thousands = [by_seed[0]["images"] / 1000 for by_seed in found.values()]
     figure = Figure(figsize=(8.4, 3.6))
     for axes, title, measures in zip(
         figure.subplots(1, 2), ("seconds", "peak memory, MiB"), (TIMES, PEAKS), strict=True
     ):
         for colour, (what, keys) in zip((BLUE, ORANGE), measures.items(), strict=True):
-            values = [middle(of_seeds, *keys) for of_seeds in found.values()]
-            axes.plot(digits, values, "o", color=colour, label=what.replace("`", ""))
-            (slope, start), _ = straight_line(found, *keys)
-            axes.plot(digits, [start + slope * 1000 * n for n in digits], "--", color=colour)
-        axes.set(xlabel="thousand training digits", title=title, xlim=(0, None), ylim=(0, None))
+            values = [take_median(by_seed, *keys) for by_seed in found.values()]
+            axes.plot(thousands, values, "o", color=colour, label=what.replace("`", ""))
+            (slope, start), _ = find_best_line(found, *keys)
+            axes.plot(thousands, [start + slope * 1000 * n for n in thousands], "--", color=colour)
+        axes.set(xlabel="thousand training images", title=title, xlim=(0, None), ylim=(0, None))
         axes.legend()
-    figure.suptitle("What more digits cost: measured, and the best straight line")
+    figure.suptitle("Time and memory by the size of the training set, with straight lines")
     return figure

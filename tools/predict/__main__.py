@@ -1,9 +1,9 @@
-"""Say what pictures show, by the model that the pipeline trained.
+"""Classify image files with the model that the pipeline trained.
 
-Takes files, folders of them, and - for standard input. Prints the likeliest class of each picture,
-its probability and the runners-up; exits with 1 where a picture could not be judged.
+Takes image files, folders of them, and - for standard input. Prints the most likely class of each
+image file, its probability and the two next classes. Exits with 1 if a file cannot be classified.
 
-    python -m tools.predict [--json] [--show seen.png] picture.png folder -
+    python -m tools.predict [--json] [--show images.png] photo.png folder -
 """
 
 import argparse
@@ -20,30 +20,30 @@ from matplotlib.figure import Figure
 
 from stages import plot
 from stages.core.errors import StageError, run
+from stages.core.files import Floats
 from stages.evaluate import EvaluateParameters
-from tools.predict import picture
 from tools.predict.classifier import Classifier, Ranking, load_classifier
-from tools.predict.picture import Floats, PictureError
+from tools.predict.picture import MAX_BYTES, ImageFileError, read_image_file
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RUNNERS_UP = 2
-SHEET = 500  # pictures that one sheet shows
+MAX_SHOWN = 500  # images in the figure that --show saves
 
 
 @dataclass
-class Answer:
-    """What the network saw in a picture and makes of it, or why it cannot."""
+class Prediction:
+    """The prepared image and the ranking for one file, or the reason why there is none."""
 
-    name: str
-    seen: Floats | None = None
+    file: str
+    image: Floats | None = None
     ranking: Ranking = field(default_factory=list)
     error: str = ""
 
 
-def pictures(arguments: Iterable[str]) -> list[str]:
-    """Return the names that `arguments` stand for, where a folder stands for the pictures in it.
+def find_files(arguments: Iterable[str]) -> list[str]:
+    """Return the names of all files to classify; a folder stands for the image files in it.
 
-    Raises StageError for a name that is nothing, and for a folder without pictures.
+    Raises StageError if a file or folder does not exist, and if a folder has no image files.
     """
     names = []
     for argument in arguments:
@@ -53,99 +53,110 @@ def pictures(arguments: Iterable[str]) -> list[str]:
         elif path.is_dir():
             found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not found:
-                raise StageError(f"{path}: holds no pictures ({' '.join(SUFFIXES)})")
+                raise StageError(f"{path}: contains no image files ({' '.join(SUFFIXES)})")
             names += found
         else:
             raise StageError(f"{path}: not found")
     return names
 
 
-def content(name: str) -> bytes:
-    """Return the bytes of a file, or of standard input for -, but no more than is too many."""
+def read_content(name: str) -> bytes:
+    """Return the bytes of a file, or of standard input for -, up to one more than is allowed."""
     if name == "-":
-        return sys.stdin.buffer.read(picture.MAX_BYTES + 1)
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
     with Path(name).open("rb") as stream:
-        return stream.read(picture.MAX_BYTES + 1)
+        return stream.read(MAX_BYTES + 1)
 
 
-def judge(classifier: Classifier, names: Sequence[str]) -> list[Answer]:
-    """Return an answer to each of the named pictures."""
-    answers = []
+def classify(classifier: Classifier, names: Sequence[str]) -> list[Prediction]:
+    """Return a prediction for each of the named files."""
+    predictions = []
     for name in names:
         try:
-            answers.append(Answer(name, classifier.prepare(picture.read(content(name)))))
-        except PictureError as error:
-            answers.append(Answer(name, error=str(error)))
+            image = classifier.prepare(read_image_file(read_content(name)))
+            predictions.append(Prediction(name, image))
+        except ImageFileError as error:
+            predictions.append(Prediction(name, error=str(error)))
         except OSError as error:
-            answers.append(Answer(name, error=f"cannot be read: {error.strerror}"))
-    if judged := [(answer, answer.seen) for answer in answers if answer.seen is not None]:
-        rankings = classifier.rank(np.stack([seen for _, seen in judged]))
-        for (answer, _), ranking in zip(judged, rankings, strict=True):
-            answer.ranking = ranking
-    return answers
+            predictions.append(Prediction(name, error=f"cannot be read: {error.strerror}"))
+    if images := [prediction.image for prediction in predictions if prediction.image is not None]:
+        rankings = iter(classifier.rank(np.stack(images)))
+        for prediction in predictions:
+            if prediction.image is not None:
+                prediction.ranking = next(rankings)
+    return predictions
 
 
-def as_text(answer: Answer) -> str:
-    """Return the line that a person reads."""
-    (best, confidence), *others = answer.ranking[: 1 + RUNNERS_UP]
-    then = ", ".join(f"{name} ({share:.1%})" for name, share in others)
-    return f"{answer.name}: {best} ({confidence:.1%}), then {then}"
+def format_text(prediction: Prediction) -> str:
+    """Return the line for a person."""
+    (best, confidence), *others = prediction.ranking[: 1 + RUNNERS_UP]
+    then = ", ".join(f"{name} ({probability:.1%})" for name, probability in others)
+    return f"{prediction.file}: {best} ({confidence:.1%}), then {then}"
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
+def format_json(prediction: Prediction) -> dict[str, Any]:
     """Return the same for a program, in full precision."""
-    if answer.error:
-        return {"picture": answer.name, "error": answer.error}
-    (best, confidence), *others = answer.ranking[: 1 + RUNNERS_UP]
+    if prediction.error:
+        return {"file": prediction.file, "error": prediction.error}
+    (best, confidence), *others = prediction.ranking[: 1 + RUNNERS_UP]
     return {
-        "picture": answer.name,
+        "file": prediction.file,
         "predicted": best,
         "confidence": confidence,
         "runners_up": [{"class": name, "confidence": share} for name, share in others],
     }
 
 
-def sheet(answers: Iterable[Answer]) -> Figure:
-    """Return a figure of what the network saw in each picture, under its answer."""
-    shown = [(answer, answer.seen) for answer in answers if answer.seen is not None]
+def draw_images(predictions: Iterable[Prediction]) -> Figure:
+    """Return a figure of the prepared images, each with its prediction."""
+    shown = [(entry, entry.image) for entry in predictions if entry.image is not None]
     captions = [
         "\n".join(
-            [Path(answer.name).name[-20:]]
-            + [f"{name}  {share:.1%}" for name, share in answer.ranking[: 1 + RUNNERS_UP]]
+            [Path(prediction.file).name[-20:]]
+            + [f"{name}  {share:.1%}" for name, share in prediction.ranking[: 1 + RUNNERS_UP]]
         )
-        for answer, _ in shown
+        for prediction, _ in shown
     ]
-    return plot.draw_grid(np.stack([seen for _, seen in shown]), captions, 2.2)
+    return plot.draw_grid(np.stack([image for _, image in shown]), captions, 2.2)
 
 
 def main() -> None:
-    """Print an answer to each picture."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("pictures", nargs="+", help="a file, a folder, or - for standard input")
-    parser.add_argument("--json", action="store_true", help="print a list for programs")
-    parser.add_argument("--show", metavar="PNG", type=Path, help="save there what the network saw")
+    """Print a prediction for each file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.predict", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="an image file, a folder, or - for standard input"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--show",
+        metavar="PNG",
+        type=Path,
+        help="save the images as the network sees them, with their predictions",
+    )
     arguments = parser.parse_args()
-    names = pictures(arguments.pictures)
-    if arguments.show and len(names) > SHEET:
-        raise StageError(f"--show: a sheet holds {SHEET} pictures, but there are {len(names)}")
+    names = find_files(arguments.files)
+    if arguments.show and len(names) > MAX_SHOWN:
+        raise StageError(f"--show: at most {MAX_SHOWN} images can be shown, not {len(names)}")
     classifier, size = load_classifier(), EvaluateParameters.read().batch_size
-    answers: list[Answer] = []
+    predictions: list[Prediction] = []
     for start in range(0, len(names), size):
-        for answer in judge(classifier, names[start : start + size]):
+        for prediction in classify(classifier, names[start : start + size]):
             if not arguments.show:
-                answer.seen = None  # of any number of pictures, only the answers are kept
-            if answer.error:
-                print(f"error: {answer.name}: {answer.error}", file=sys.stderr)
+                prediction.image = None  # to save memory
+            if prediction.error:
+                print(f"error: {prediction.file}: {prediction.error}", file=sys.stderr)
             elif not arguments.json:
-                print(as_text(answer))
-            answers.append(answer)
+                print(format_text(prediction))
+            predictions.append(prediction)
     if arguments.json:
-        print(json.dumps([as_json(answer) for answer in answers], indent=2))
-    if arguments.show and any(answer.ranking for answer in answers):
-        matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
+        print(json.dumps([format_json(prediction) for prediction in predictions], indent=2))
+    if arguments.show and any(prediction.ranking for prediction in predictions):
+        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         with matplotlib.rc_context(plot.STYLE):
-            plot.save(sheet(answers), arguments.show, 120)
-    if any(answer.error for answer in answers):
+            plot.save(draw_images(predictions), arguments.show, 120)
+    if any(prediction.error for prediction in predictions):
         sys.exit(1)
 
 

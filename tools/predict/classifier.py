@@ -1,4 +1,4 @@
-"""The trained model and how to prepare an image for it."""
+"""Load the trained model, and prepare photos for it as its dataset's images."""
 
 import sys
 from collections.abc import Callable
@@ -6,65 +6,69 @@ from dataclasses import dataclass
 from functools import partial
 
 from stages.core.errors import StageError
-from stages.core.files import read_json
+from stages.core.files import Floats, read_json
 from stages.core.paths import DATASET, LOCK, MODEL, RAW
 from stages.core.prepared import read_classes
 from stages.evaluate import EvaluateParameters
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
-from tools.predict import picture
-from tools.predict.picture import Floats, Look
+from tools.predict.picture import ImageStyle, prepare
 from tools.verify.lockfile import compute_md5, list_files, read_lock
 
-LOOKED_AT = 1000  # training images that show how all of them look
+STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
-Ranking = list[tuple[str, float]]  # class names and their probabilities, likeliest first
+Ranking = list[tuple[str, float]]  # class names and their probabilities, most likely first
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """The trained network, and how to bring a picture to it."""
+    """The trained network, and the function that prepares a photo for it."""
 
-    title: str  # of the dataset it was trained on
+    title: str  # of the dataset that it was trained on
     classes: list[str]
     prepare: Callable[[Floats], Floats]  # from (height, width, 3) to the network's (height, width)
-    probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
+    predict_probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
 
     def rank(self, images: Floats) -> list[Ranking]:
-        """Return every class and its probability for each of the prepared images."""
+        """Return every class with its probability, for each of the prepared images."""
         return [
-            sorted(zip(self.classes, shares, strict=True), key=lambda entry: -entry[1])
-            for shares in self.probabilities(images).tolist()
+            sorted(zip(self.classes, row, strict=True), key=lambda entry: -entry[1])
+            for row in self.predict_probabilities(images).tolist()
         ]
 
 
 def load_classifier() -> Classifier:
     """Return the model in data/model, which computes as in the evaluate stage.
 
-    Warns where it is not the one that dvc.lock records; raises StageError where there is none, or
-    one of another dataset.
+    Prints a warning if it is not the model that dvc.lock records. Raises StageError if there is no
+    model, or if it was trained on another dataset than the one in data/raw.
     """
     if not MODEL.exists():
         raise StageError(f"{MODEL}: not found; run `make repro` to train it")
     parameters, classes = EvaluateParameters.read(), read_classes(DATASET)
-    look = Look.of(idx.read(RAW / TRAIN_IMAGES, 3, LOOKED_AT), classes)
+    style = ImageStyle.measure(idx.read(RAW / TRAIN_IMAGES, 3, STYLE_IMAGES), classes)
     recorded = list_files(read_lock() if LOCK.exists() else {}, "outs").get(MODEL.as_posix())
     if recorded is None or recorded.md5 != compute_md5(MODEL):
         print(f"warning: {MODEL} is not the model that {LOCK} records", file=sys.stderr)
 
-    # Only now, since TensorFlow takes seconds to load and a mistake above should not wait for it.
-    from stages.model import portable, runtime, storage
+    # Imported here because TensorFlow takes seconds to load, and a mistake above should be reported
+    # at once.
+    from stages.model.portable import make_portable
+    from stages.model.runtime import configure_tensorflow
+    from stages.model.storage import load
 
-    runtime.configure_tensorflow(parameters.threads)
-    model = storage.load(MODEL)
-    twin = portable.make_portable(model, parameters.threads)
-    fits = (model.inputs[0].shape[1:], model.outputs[0].shape[1])
-    if fits != (look.shape, len(classes)):
+    configure_tensorflow(parameters.threads)
+    model = load(MODEL)
+    portable = make_portable(model, parameters.threads)
+    shape, count = model.inputs[0].shape[1:], model.outputs[0].shape[1]
+    if (shape, count) != (style.shape, len(classes)):
         raise StageError(
-            f"{MODEL}: was trained on {fits[1]} classes of {fits[0]} pixels, but {RAW} holds "
-            f"{len(classes)} of {look.shape}; run `make repro` to train one that fits"
+            f"{MODEL}: was trained on {count} classes of {shape} pixels, but {RAW} holds "
+            f"{len(classes)} of {style.shape}; run `make repro` to train a new model"
         )
-
-    prepare = partial(picture.prepare, look=look)
-    probabilities = partial(twin.probabilities, batch_size=parameters.batch_size)
-    return Classifier(read_json(DATASET).get("title", "images"), classes, prepare, probabilities)
+    return Classifier(
+        read_json(DATASET).get("title", "images"),
+        classes,
+        partial(prepare, style=style),
+        partial(portable.predict_probabilities, batch_size=parameters.batch_size),
+    )

@@ -1,0 +1,46 @@
+"""Run the stage `train`, and append the seconds of the training itself to a file of JSON lines.
+
+The clock starts when TensorFlow is loaded and the data is read, and stops before the model is
+saved. The images are counted as often as they are seen, in every epoch and by every member.
+
+    python -m tools.benchmark.time_training RECORD
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from stages import train as stage
+from stages.core.errors import run
+from stages.model.settings import ModelParameters, TrainParameters
+from tools.benchmark.time_command import append_record
+
+
+def main() -> None:
+    """Replace the function that trains by one that also measures, and run the stage."""
+    # Not at the top, because TensorFlow takes seconds to load.
+    from stages.model import training
+    from stages.model.training import Split, train_members
+
+    def time_members(
+        model_parameters: ModelParameters,
+        parameters: TrainParameters,
+        train: Split,
+        validation: Split,
+    ) -> Any:
+        count, splits = len(train[0]), [train]
+        del train  # pop hands over the only reference, so that training can free the arrays
+        start = time.perf_counter()
+        model, history = train_members(model_parameters, parameters, splits.pop(), validation)
+        seconds = time.perf_counter() - start
+        images = count * len(history) * model_parameters.members
+        append_record(Path(sys.argv[1]), "training", seconds=seconds, images=images)
+        return model, history
+
+    training.train_members = time_members
+    stage.main()
+
+
+if __name__ == "__main__":
+    run(main)
