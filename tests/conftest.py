@@ -30,6 +30,21 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests by the fixtures that they use."""
+    for item in items:
+        fixtures = set(item.fixturenames)
+        if fixtures & {"first_run", "trained"}:
+            item.add_marker("slow")
+        if "mnist" in fixtures:  # it downloads what the project does not have
+            item.add_marker("network")
+        if "browser" in fixtures:
+            item.add_marker("browser")
+        if "small_project" in fixtures:  # one module, one copy of the project
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty folder that is the current one, so stages read and write there."""

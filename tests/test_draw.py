@@ -23,6 +23,8 @@ from tools.predict.picture import MAX_BYTES, ImageStyle, prepare, read_image_fil
 
 PHONE = {"width": 390, "height": 844}
 
+pytestmark = pytest.mark.xdist_group("test_draw")
+
 
 @pytest.fixture(scope="module")
 def served(trained):

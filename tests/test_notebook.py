@@ -1,32 +1,28 @@
-"""The recipe `notebook` on real MNIST against what the course page's own code gives."""
+"""The recipe `notebook` on real MNIST, compared with the course page's own code."""
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.project import ROOT, Project
+from helpers.project import Project
 from sklearn.model_selection import train_test_split
 
 from stages.sources import idx
-from stages.sources.catalogue import CATALOGUE, TRAIN_IMAGES, TRAIN_LABELS
-from stages.sources.fetch import has_expected_hash
+from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_notebook")]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    project = Project.create(tmp_path_factory.mktemp("notebook"), {})
+def project(mnist, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    project = Project.create(folder, {"download.folder": str(mnist)})
     project.run("python", "-m", "tools.recipe", "notebook")
-    for file in CATALOGUE["mnist"].files:  # where an earlier run has them already
-        if has_expected_hash(ROOT / "data/raw" / file.name, file):
-            (project.folder / "data/raw").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / "data/raw" / file.name, project.folder / "data/raw" / file.name)
-    project.run("dvc", "repro", "evaluate")
+    project.run_stages("download", "preprocess", "train", "evaluate")
     return project
 
 
-def test_split_is_the_pages_index_for_index(project):
+def test_split_equals_that_of_the_page(project):
     raw = project.folder / "data/raw"
     images = idx.read(raw / TRAIN_IMAGES, 3).astype("float32") / 255.0
     labels = np.eye(10)[idx.read(raw / TRAIN_LABELS, 1)]
@@ -42,8 +38,7 @@ def test_split_is_the_pages_index_for_index(project):
             assert np.array_equal(found["labels"], expected[1])
 
 
-def test_accuracy_is_that_of_the_page(project):
-    text = Path(project.folder / "data/evaluation/metrics.json").read_text()
-    metrics = json.loads(text)
+def test_accuracy_equals_that_of_the_page(project):
+    metrics = json.loads((project.folder / "data/evaluation/metrics.json").read_text())
     assert 0.970 <= metrics["test"]["accuracy"] <= 0.981
     assert metrics["train"]["epochs"] == 5

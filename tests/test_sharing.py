@@ -25,6 +25,8 @@ from stages.sources.catalogue import CATALOGUE, TEST_IMAGES
 from stages.sources.fetch import has_expected_hash
 from tools.model_card import card
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_sharing")]
+
 PAGE = ROOT / "docs/sharing.md"
 MODEL = "data/model/model.keras"
 ROTATIONS = ("upright", "to the left", "upside down", "to the right")
@@ -102,24 +104,19 @@ def test_changed_image_reruns_download(project):
     assert project.run("dvc", "status", "--json", "download").stdout.strip() == "{}"
 
 
-def test_fashion_mnist_replaces_the_other_dataset(project, tmp_path):
-    clone = Project.create(tmp_path, {})
-    raw = project.folder / "data/raw"
-    (clone.folder / "data").mkdir(exist_ok=True)
-    (clone.folder / "data/raw").mkdir()
-    for path in raw.iterdir():
-        (clone.folder / "data/raw" / path.name).write_bytes(path.read_bytes())
-    small = {"model.architecture": "dense", "model.hidden_units": [64], "plot.dpi": 60}
+@pytest.mark.network
+def test_fashion_mnist_replaces_the_other_dataset(first_run, tmp_path):
+    clone = Project(first_run / "project").copy(tmp_path / "clone")
     clone.set(
-        small
-        | {
+        {
             "download.dataset": "fashion_mnist",
             "preprocess.validation_fraction": 0.8,  # fewer training images are faster
-            "train.epochs": 2,
+            "model.hidden_units": [64],
             "train.augmentation": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},
         }
     )
-    assert clone.repro() == STAGES
+    clone.run("dvc", "repro", "download")
+    clone.run_stages(*STAGES[1:])
     dataset = CATALOGUE["fashion_mnist"]
     assert all(
         has_expected_hash(clone.folder / "data/raw" / file.name, file) for file in dataset.files
@@ -169,9 +166,9 @@ def clone(project: Project, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(project, tmp_path_factory):
+def pushed(project, tmp_path_factory):
     """The project with a shared folder as its remote, already pushed."""
-    remote = tmp_path_factory.mktemp("shared")
+    remote = tmp_path_factory.mktemp("remote")
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@localhost")
     for heading in ("A shared folder", "For your team"):
@@ -182,44 +179,44 @@ def shared(project, tmp_path_factory):
     return project
 
 
-def test_another_clone_pulls(shared, tmp_path):
-    folder = clone(shared, tmp_path / "clone")
+def test_another_clone_pulls(pushed, tmp_path):
+    folder = clone(pushed, tmp_path / "clone")
     _, everything, model = commands("Push and pull")
-    shared.run(*model, cwd=folder)
-    assert md5(folder / MODEL) == md5(shared.folder / MODEL)
+    pushed.run(*model, cwd=folder)
+    assert md5(folder / MODEL) == md5(pushed.folder / MODEL)
     assert not (folder / "data/processed/train.npz").exists()
-    shared.run(*everything, cwd=folder)
+    pushed.run(*everything, cwd=folder)
     for name in outputs(graph()["preprocess"]):
-        assert md5(folder / name) == md5(shared.folder / name)
+        assert md5(folder / name) == md5(pushed.folder / name)
 
 
-def test_repro_fetches_and_runs_the_rest(shared, tmp_path):
-    folder = clone(shared, tmp_path / "clone")
+def test_repro_fetches_and_runs_the_rest(pushed, tmp_path):
+    folder = clone(pushed, tmp_path / "clone")
     fetch, fetch_little = commands("Reproduce, and fetch what is missing")
     parameters = folder / "params.yaml"
     parameters.write_text(parameters.read_text().replace("dpi: 60", "dpi: 61"))
-    ended = shared.run(*fetch_little, cwd=folder)
+    ended = pushed.run(*fetch_little, cwd=folder)
     assert re.findall(r"^Running stage '(\w+)'", ended.stdout, re.M) == ["plot"]
     assert (folder / "data/processed/test.npz").exists()
     assert not (folder / "data/processed/train.npz").exists()
-    shared.run("git", "checkout", "-q", ".", cwd=folder)
-    ended = shared.run(*fetch, cwd=folder)
+    pushed.run("git", "checkout", "-q", ".", cwd=folder)
+    ended = pushed.run(*fetch, cwd=folder)
     assert "Running stage" not in ended.stdout
     assert (folder / "data/processed/train.npz").exists()
-    assert shared.run("git", "status", "--short", cwd=folder).stdout == ""
+    assert pushed.run("git", "status", "--short", cwd=folder).stdout == ""
 
 
-def test_model_is_found_by_name_and_version(shared, tmp_path):
-    places = {"https://git.example.org/mnist.git": str(shared.folder), "origin": "."}
+def test_model_is_found_by_name_and_version(pushed, tmp_path):
+    places = {"https://git.example.org/mnist.git": str(pushed.folder), "origin": "."}
     *tag, newest, version, without = commands("Hand on the model", places)
     for command in tag:
-        shared.run(*command)
+        pushed.run(*command)
     for command, name in ((newest, "model.keras"), (version, "v1.keras")):
-        shared.run(*command, cwd=tmp_path)
-        assert md5(tmp_path / name) == md5(shared.folder / MODEL)
+        pushed.run(*command, cwd=tmp_path)
+        assert md5(tmp_path / name) == md5(pushed.folder / MODEL)
     (tmp_path / "model.keras").unlink()
-    shared.run(*without, cwd=tmp_path)
-    assert md5(tmp_path / "model.keras") == md5(shared.folder / MODEL)
+    pushed.run(*without, cwd=tmp_path)
+    assert md5(tmp_path / "model.keras") == md5(pushed.folder / MODEL)
 
 
 @pytest.fixture
