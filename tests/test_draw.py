@@ -82,7 +82,7 @@ def expect_best(page, name):
 
 
 def read_image(page):
-    """Return the width, the height and the maximum of the image that the network sees."""
+    """Return the width, the height and the maximum of the image shown as network input."""
     return page.evaluate(
         "() => { const c = document.getElementById('image');"
         " return [c.width, c.height, Math.max(...c.getContext('2d')"

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.checks import refusal
 from helpers.project import ROOT
-from PIL import Image
+from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
 from stages.core.files import write_json
@@ -109,6 +111,39 @@ def test_text_and_json_agree(labels, here, monkeypatch, capsys):
         assert len(shares) == 3
     with Image.open(here / "images.png") as figure:
         assert figure.width > 800
+
+
+def draw_digit(page, digit, hand=0, left=60):
+    """Draw a digit of 180x220 pixels on a page."""
+    for stroke in picture_sets.HANDS[hand][digit]:
+        points = [(left + 180 * x, 40 + 220 * y) for x, y in stroke]
+        ImageDraw.Draw(page).line(points, fill=0, width=16, joint="curve")
+    return page
+
+
+def test_documentation_shows_real_output(here, monkeypatch, capsys):
+    """Probabilities and runners-up depend on the model, so only the other text is compared."""
+    Path("photos").mkdir()
+    Path("photos/page.png").write_text("<!doctype html><title>Not found</title>")
+    small, wide = Image.new("L", (320, 320), 255), Image.new("L", (480, 320), 255)
+    small.save("photos/blank.png")
+    draw_digit(small.copy(), 7).save("seven.png")
+    draw_digit(small.copy(), 4).save("photos/four.png")
+    draw_digit(small.copy(), 9, hand=1).save("photos/nine.png")
+    draw_digit(draw_digit(wide, 3, left=20), 8, left=270).save("photos/two.png")
+    block = (ROOT / "docs/predict.md").read_text(encoding="utf-8").split("```")[1]
+    command, *rest = re.split(r"^\$ python -m tools\.predict ", block, flags=re.M)
+    assert command == "console\n"
+    assert len(rest) == 2
+    for argument, *documented in map(str.splitlines, rest):
+        monkeypatch.setattr("sys.argv", ["predict", argument])
+        with suppress(SystemExit):
+            predict.main()
+        printed = capsys.readouterr()
+        errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        expected = [line.partition(" (")[0] for line in documented if line[:6] != "error:"]
+        assert [line.partition(" (")[0] for line in printed.out.splitlines()] == expected
+        assert errors == [line for line in documented if line[:6] == "error:"]
 
 
 def test_missing_model_names_the_command(here):

@@ -133,7 +133,7 @@ def main() -> None:
         "--show",
         metavar="PNG",
         type=Path,
-        help="save the images as the network sees them, with their predictions",
+        help="save the prepared images, the network's input, with their predictions",
     )
     arguments = parser.parse_args()
     names = find_files(arguments.files)
