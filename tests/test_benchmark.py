@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.checks import refusal
 from helpers.project import ROOT, STAGES, Project
 
 from stages.core.errors import StageError
@@ -149,6 +150,8 @@ def test_memory_and_exit_code_are_those_of_the_command(tmp_path):
     assert peak["small"] < 100 < 200 < peak["large"] < 300
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("test_benchmark")
 def test_only_changed_trials_are_measured_again(here, tmp_path):
     measured = []
 
@@ -197,21 +200,18 @@ def test_slow_recipes_take_two_seeds_and_growth_one():
     assert benchmark.Trial("recipes", "best", "", (), lambda *_: {}).count_seeds(1) == 1
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--recipes", "error: unknown recipe 'nothing'; choose from page, mnist_convnet, default"),
-        ("--parts", "error: unknown part 'nothing'; choose from recipes, growth"),
-    ],
-)
-def test_unknown_name_gets_one_line(here, option, message):
-    command = [sys.executable, "-m", "tools.benchmark", option, "nothing"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.startswith(message)
-    assert len(result.stderr.splitlines()) == 1
+def test_unknown_names_are_rejected(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert refusal(benchmark.list_trials, ["nothing"], []) == (
+        "unknown part 'nothing'; choose from recipes, growth"
+    )
+    assert refusal(benchmark.list_trials, ["recipes"], ["nothing"]).startswith(
+        "unknown recipe 'nothing'; choose from page, mnist_convnet, default, "
+    )
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("test_benchmark")
 def test_growth_trains_on_a_larger_training_set(here):
     original = idx.read(here / "data/raw" / TRAIN_IMAGES, 3)
     with benchmark.copy_project((here / "params.yaml").read_text()) as project:
@@ -224,6 +224,8 @@ def test_growth_trains_on_a_larger_training_set(here):
     assert 0 < found["training"] < found["train"]["seconds"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("test_benchmark")
 def test_real_run_writes_the_tables_and_continues(project):
     command = ("python", "-m", "tools.benchmark", "--seeds", "1", "--recipes", "page,default")
     project.run(*command, "--parts", "recipes", "--docs")

@@ -11,6 +11,7 @@ from tools.export import FORMATS, check_agreement, main, select_main_output
 RANDOM = np.random.default_rng(0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tensorflow")
 @pytest.mark.parametrize(
     ("architecture", "shape", "classes", "averaged"),

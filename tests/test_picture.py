@@ -234,6 +234,7 @@ def make_bomb(side):
         (make_bomb(12_000), "has 12000x12000 pixels"),
         (make_bomb(60_000), "has too many pixels; at most 64,000,000 are allowed"),
     ],
+    ids=["empty", "large", "HTML", "PostScript", "truncated", "81 MP", "144 MP", "3600 MP"],
 )
 def test_unreadable_file_gets_one_line(content, message):
     with pytest.raises(ImageFileError, match=message) as caught:
