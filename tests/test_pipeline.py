@@ -39,6 +39,11 @@ def test_predictions_agree_with_metrics(project, metrics):
     assert list(table) == ["index", "actual", "predicted", "confidence"]
     assert len(table) == 297
     assert (table["actual"] == table["predicted"]).mean() == metrics["test"]["accuracy"]
+    per_class = pd.read_csv(project.folder / "data/evaluation/per_class.csv")
+    assert list(per_class) == ["class", "precision", "recall", "f1", "support"]
+    counts = table["actual"].value_counts().sort_index()
+    assert dict(zip(per_class["class"], per_class["support"], strict=True)) == dict(counts)
+    assert per_class["f1"].mean() == metrics["test"]["f1"]
 
 
 def test_files_for_comparisons_are_in_git(project):
@@ -55,6 +60,7 @@ def test_files_for_comparisons_are_in_git(project):
     assert {path for path in tracked if not path.endswith(".gitignore")} == uncached
     assert uncached > {
         "data/evaluation/metrics.json",
+        "data/evaluation/per_class.csv",
         "data/evaluation/predictions.csv",
         "data/model/history.csv",
         "data/plots/curves.png",

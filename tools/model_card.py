@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from stages.core.errors import StageError, run
 from stages.core.files import read_csv, read_json, write_text
 from stages.core.paths import DATASET, LOCK, METRICS, PREDICTIONS
-from stages.evaluate import accuracy_interval
+from stages.evaluate import compute_accuracy_interval
 from tools.verify.lockfile import compute_md5, list_files, list_parameters, read_lock
 
 CARD = Path("docs/model-card.md")
@@ -123,7 +123,7 @@ def interval(right: int, count: int) -> str:
     """Return the share of `right` in `count`, with its 95 % confidence interval."""
     if not count:
         return "-"
-    low, high = accuracy_interval(right, count)
+    low, high = compute_accuracy_interval(right, count)
     return f"{percent(right / count)} ({percent(low)} to {percent(high)})"
 
 

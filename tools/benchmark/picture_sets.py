@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from stages.core.errors import run
 from stages.core.paths import RAW
-from stages.evaluate import accuracy_interval
+from stages.evaluate import compute_accuracy_interval
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
 from tools.benchmark.tables import Row, format_table, insert_tables
@@ -326,7 +326,7 @@ def main() -> None:
     rows: list[Row] = []
     for name, files in make_sets(RAW, COUNT):
         count, right, rejected = evaluate(classifier, files)
-        low, high = accuracy_interval(right, count)
+        low, high = compute_accuracy_interval(right, count)
         rows.append(
             {
                 "image files": name,

@@ -179,8 +179,7 @@ def report_of(base: Result, head: Result, allowed: float) -> dict[str, Any]:
             for path in sorted(base.code | head.code)
             if base.code.get(path) != head.code.get(path)
         ],
-        "metrics": [row for row in metrics if ".per_class." not in row.name],
-        "class_metrics": [row for row in metrics if ".per_class." in row.name],
+        "metrics": metrics,
         "classes": by_class(table, head.classes),
         "count": len(table),
         "one_run_each": ONE_RUN_EACH,

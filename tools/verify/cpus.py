@@ -132,7 +132,7 @@ def reporting() -> str:
     actual, predicted = rng.integers(0, 10, 500), rng.integers(0, 10, 500)
     classes = list(map(str, range(10)))
     probabilities = rng.random((500, 10), np.float32)
-    predictions = evaluate.prediction_table(actual, probabilities, classes)
+    predictions = evaluate.tabulate_predictions(actual, probabilities, classes)
     columns = ("accuracy", "loss", "val_accuracy", "val_loss", "learning_rate")
     history = pd.DataFrame({"epoch": range(1, 6), **{name: rng.random(5) for name in columns}})
     history["chosen"] = [0, 0, 0, 1, 0]
@@ -142,10 +142,11 @@ def reporting() -> str:
         "confusion": plot.draw_confusion(predictions["actual"], predictions["predicted"], classes),
         "mistakes": plot.draw_mistakes(rng.random((500, 28, 28)), predictions, 20),
     }
+    per_class = evaluate.score_classes(actual, predicted, classes)
     metrics = [
-        evaluate.scores(actual, predicted, 10),
-        evaluate.class_scores(actual, predicted, classes),
-        evaluate.accuracy_interval(497, 500),
+        per_class.to_csv(),
+        per_class.mean(numeric_only=True).to_dict(),
+        evaluate.compute_accuracy_interval(497, 500),
     ]
     digest = hashlib.sha256((json.dumps(metrics) + predictions.to_csv()).encode())
     with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(plot.STYLE):
