@@ -113,28 +113,14 @@ def fetch_uv(pins: str) -> None:
         download = ["--require-hashes", "--only-binary", ":all:", "--dest", folder]
         run_pip("download", *download, "--requirement", str(requirement))
         (wheel,) = Path(folder).glob("*.whl")
-        run_pip(
-            "install",
-            "--isolated",
-            "--no-index",
-            "--no-deps",
-            str(wheel),
-            PIP_CONFIG_FILE=os.devnull,
-        )
+        alone = ["--isolated", "--no-index", "--no-deps"]
+        run_pip("install", *alone, str(wheel), PIP_CONFIG_FILE=os.devnull)
 
 
 def run_pip(command: str, *arguments: str, **variables: str) -> None:
     """Run .venv's pip with some more environment variables, and stop if it fails."""
-    line: list[str | Path] = [
-        PYTHON,
-        "-m",
-        "pip",
-        command,
-        "-qq",
-        "--disable-pip-version-check",
-        *arguments,
-    ]
-    if subprocess.run(line, env={**os.environ, **variables}).returncode:
+    pip = [str(PYTHON), "-m", "pip", command, "-qq", "--disable-pip-version-check"]
+    if subprocess.run([*pip, *arguments], env={**os.environ, **variables}).returncode:
         sys.exit(
             f"error: pip could not {command} uv (see above). If this machine needs a proxy or a "
             "package mirror, configure pip: uv gets the same settings"
@@ -169,15 +155,7 @@ def install(files: list[str]) -> None:
     ).stdout
     settings = read_pip_settings(listing)
     environment = uv_environment(settings)
-    command: list[str | Path] = [
-        UV,
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        PYTHON,
-        "--require-hashes",
-    ]
+    command = [str(UV), "pip", "install", "--quiet", "--require-hashes", "--python", str(PYTHON)]
     # With several indexes, take each package from the one that has the pinned version. The hashes
     # make that safe.
     command += ["--index-strategy", "unsafe-best-match"]
