@@ -330,13 +330,13 @@ def test_doctor_names_every_fault_and_its_fix(project):
     requirements.write_text(requirements.read_text().replace("\nnumpy==", "\nnumpy==1."))
 
     wrong = doctor(project, TF_XLA_FLAGS="--tf_xla_auto_jit=2")
-    assert list(wrong) == ["libraries", "processor", "cache", "raw", "results"]
-    assert wrong["libraries"][0].startswith("numpy ")
-    assert wrong["libraries"][1] == "rm .venv/runtime && make .venv/runtime"
+    assert list(wrong) == ["packages", "processor", "cache", "raw", "lock"]
+    assert wrong["packages"][0].startswith("numpy ")
+    assert wrong["packages"][1] == "rm .venv/runtime && make .venv/runtime"
     assert wrong["processor"][1] == "unset TF_XLA_FLAGS"
-    assert f"{md5[2:]} (data/processed/validation.npz) has MD5" in wrong["cache"][0]
-    assert wrong["raw"][0].startswith("data/raw/t10k-labels-idx1-ubyte is not of digits")
-    assert "data/evaluation/metrics.json has changed" in wrong["results"][0]
+    assert f"{md5[2:]} (data/processed/validation.npz) has the MD5" in wrong["cache"][0]
+    assert wrong["raw"][0].startswith("data/raw/t10k-labels-idx1-ubyte does not have")
+    assert "data/evaluation/metrics.json has changed" in wrong["lock"][0]
 
     project.run("git", "checkout", "-q", "requirements.txt")
     for check in ("cache", "raw"):
@@ -352,7 +352,7 @@ def test_doctor_warns_of_a_nearly_full_disk(project):
     mount = "mount -t tmpfs -o size=50m tmpfs /mnt && TMPDIR=/mnt python -m tools.doctor"
     printed = run_failing(project, *NAMESPACE, "sh", "-c", mount)
     (line,) = (line for line in printed.splitlines() if line.startswith("wrong"))
-    assert line.startswith("wrong  disk: /mnt has 0.1 GB free, a run may take 1: ")
+    assert line.startswith("wrong  disk: /mnt has 0.1 GB free, but a run may need 1 GB: ")
 
 
 # docs/faults.md

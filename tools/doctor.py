@@ -1,8 +1,9 @@
-"""Say what is wrong around the pipeline, a line each, and the command that mends it.
+"""Check environment, data and cache. Prints a line for each problem, with a command that fixes it.
 
-Looks at the libraries, the processor and what overrides its pins, the disk, DVC's files, every
-object in DVC's cache (DVC itself trusts those it has made read-only), the raw data and the results
-of the last commit. Takes seconds and changes nothing. Exits with 1 if something is wrong.
+Checks the versions of packages, variables that change how results are computed, the disk, DVC's
+files, every file in DVC's cache (DVC does not check those that it made read-only), the raw data,
+and whether dvc.lock belongs to the last commit. Takes seconds and changes nothing. Exits with
+status 1 if there is a problem.
 
     python -m tools.doctor
 """
@@ -22,17 +23,18 @@ from pathlib import Path
 from stages.core.environment import PINS
 from stages.core.paths import LOCK
 
-# Other modules are imported where they are used: a library that is missing is to be named.
+# Other modules are imported inside the checks, so that a missing package is reported, too.
 
 REQUIREMENTS = (Path("requirements.txt"), Path("requirements-tools.txt"))
-ROOM = 1_000_000_000  # bytes: raw and prepared data, twice where the cache cannot be linked to
+REINSTALL = "rm .venv/runtime && make .venv/runtime"
+DISK_SPACE = 1_000_000_000  # bytes of raw and prepared data, twice if the cache holds copies
 
 
 class CheckError(Exception):
-    """What a check found wrong and how to mend it, one line each."""
+    """A check found something wrong. The message has one line for each problem, with its fix."""
 
 
-def libraries() -> str:
+def check_packages() -> str:
     """Compare the installed packages with the pinned versions."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -40,49 +42,49 @@ def libraries() -> str:
     text = "\n".join(file.read_text(encoding="utf-8") for file in REQUIREMENTS)
     lines = sorted(set(re.findall(r"^(\w.*?) *\\?$", text, re.M)))
     pins = [Requirement(line) for line in lines]
-    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    needed = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     installed = importlib.metadata.distributions()
-    found = {canonicalize_name(library.name): library.version for library in installed}
-    wrong = [
+    versions = {canonicalize_name(package.name): package.version for package in installed}
+    problems = [
         f"{pin.name} {version or 'is missing'} instead of {str(pin.specifier).lstrip('=')}"
-        for pin in here
-        if (version := found.get(canonicalize_name(pin.name))) is None
+        for pin in needed
+        if (version := versions.get(canonicalize_name(pin.name))) is None
         or version not in pin.specifier
     ]
-    if wrong:
-        raise CheckError(f"{', '.join(wrong)}: rm .venv/runtime && make .venv/runtime")
-    return f"Python {platform.python_version()} and {len(here)} libraries as pinned"
+    if problems:
+        raise CheckError(f"{', '.join(problems)}: {REINSTALL}")
+    return f"Python {platform.python_version()} and {len(needed)} packages with pinned versions"
 
 
-def processor() -> str:
-    """Look for variables by which libraries choose other kernels than the pinned ones."""
-    from tools.verify.fingerprint import fingerprint, hardware_promises_same_bytes
+def check_processor() -> str:
+    """Look for variables that make libraries compute with other kernels than the pinned ones."""
+    from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes
 
     kernels = re.compile("(TF_)?(XLA|ONEDNN|DNNL)_|TF_(ENABLE|DISABLE|SET|USE)_|TENSORFLOW_")
-    wrong = [name for name in os.environ if kernels.match(name) and name not in PINS]
-    if wrong:
-        raise CheckError(f"{' and '.join(wrong)} may change results: unset {' '.join(wrong)}")
-    here = fingerprint(Path())
-    promise = "the same bytes" if hardware_promises_same_bytes(here) else "equivalent results"
-    return f"{here['processor']}: {promise} as on other machines"
+    names = [name for name in os.environ if kernels.match(name) and name not in PINS]
+    if names:
+        raise CheckError(f"{' and '.join(names)} may change results: unset {' '.join(names)}")
+    here = collect_fingerprint()
+    promise = "the same bytes" if promises_same_bytes(here) else "equivalent results"
+    return f"{here['processor']}: {promise} as on the machine that recorded {LOCK}"
 
 
-def disk() -> str:
-    """Look for room for the data and for temporary files."""
+def check_disk() -> str:
+    """Check that the disk has room for the data and for temporary files."""
     free = {place: shutil.disk_usage(place).free for place in (os.curdir, tempfile.gettempdir())}
-    wrong = [
-        f"{Path(place).resolve()} has {size / 1e9:.1f} GB free, a run may take {ROOM / 1e9:.0f}: "
-        "make room, as `dvc gc --workspace` does of earlier results"
+    problems = [
+        f"{Path(place).resolve()} has {size / 1e9:.1f} GB free, but a run may need "
+        f"{DISK_SPACE / 1e9:.0f} GB: free some space, for example with `dvc gc --workspace`"
         for place, size in free.items()
-        if size < ROOM
+        if size < DISK_SPACE
     ]
-    if wrong:
-        raise CheckError("\n".join(wrong))
+    if problems:
+        raise CheckError("\n".join(problems))
     return f"{min(free.values()) / 1e9:.0f} GB free"
 
 
-def pipeline() -> str:
-    """Have DVC read its files, and say what has to run."""
+def check_pipeline() -> str:
+    """Let DVC read its files, and list the stages that have to run."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -90,38 +92,38 @@ def pipeline() -> str:
         with Repo() as repo:
             changed = repo.status()
     except DvcException as error:
-        cause = " ".join(str(error).split())
-        if LOCK.name in cause:
-            cause += f": git checkout HEAD -- {LOCK} && dvc repro"
-        raise CheckError(cause) from error
+        reason = " ".join(str(error).split())
+        if LOCK.name in reason:
+            reason += f": git checkout HEAD -- {LOCK} && dvc repro"
+        raise CheckError(reason) from error
     return f"to run: {', '.join(changed)} (`make repro`)" if changed else "up to date"
 
 
-def cache() -> str:
-    """Hold every object in DVC's cache to the MD5 that is its name."""
+def check_cache() -> str:
+    """Compare every file in DVC's cache with the MD5 in its name."""
     from dvc.repo import Repo
 
     with Repo() as repo:
         objects = sorted(Path(repo.cache.local.path).glob("??/*"))
-    wrong = []
+    problems = []
     for path in objects:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "md5").hexdigest()
         name = path.parent.name + path.name
         if found != name.removesuffix(".dir"):
             place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            links = list(outputs_of(name))
-            wrong.append(
-                f"{place} ({', '.join(links) or 'of an earlier run'}) has MD5 {found}: "
-                f"rm -f {' '.join([str(place), *links])} && dvc repro"
+            outputs = list(find_outputs(name))
+            problems.append(
+                f"{place} ({', '.join(outputs) or 'from an earlier run'}) has the MD5 {found}: "
+                f"rm -f {' '.join([str(place), *outputs])} && dvc repro"
             )
-    if wrong:
-        raise CheckError("\n".join(wrong))
-    return f"{len(objects)} objects with the right MD5"
+    if problems:
+        raise CheckError("\n".join(problems))
+    return f"{len(objects)} files with the right MD5"
 
 
-def outputs_of(md5: str) -> Iterator[str]:
-    """Yield the outputs that dvc.lock, where it can be read, says are the object `md5`."""
+def find_outputs(md5: str) -> Iterator[str]:
+    """Yield the paths of the outputs that have this MD5 in dvc.lock, if it can be read."""
     from stages.core.errors import StageError
     from tools.verify.lockfile import list_files, read_lock
 
@@ -129,60 +131,72 @@ def outputs_of(md5: str) -> Iterator[str]:
         outputs = list_files(read_lock(), "outs").items()
         yield from (path for path, recorded in outputs if recorded.md5 == md5)
     except (StageError, LookupError, AttributeError, TypeError):
-        pass  # `pipeline` says so
+        pass  # check_pipeline reports it
 
 
-def raw() -> str:
-    """Hold the raw data to the catalogue."""
+def check_raw() -> str:
+    """Compare the raw data with the SHA-256 in the catalogue."""
     from stages.core.paths import RAW
     from stages.download import DownloadParameters
     from stages.sources.catalogue import CATALOGUE
     from stages.sources.fetch import has_expected_hash
 
-    name = DownloadParameters.read().dataset
-    if name not in CATALOGUE:
-        return f"{name} is in no catalogue to hold it to"
-    files = [file for file in CATALOGUE[name].files if (RAW / file.name).exists()]
-    wrong = [file for file in files if not has_expected_hash(RAW / file.name, file)]
-    if wrong:
-        raise CheckError(
-            "\n".join(
-                f"{RAW / file.name} is not of {name}, its SHA-256 is not {file.sha256}: "
-                f"rm -f {RAW / file.name} && dvc repro"
-                for file in wrong
-            )
-        )
-    return f"{len(files)} of {len(CATALOGUE[name].files)} files there, with the right SHA-256"
+    dataset = DownloadParameters.read().dataset
+    if dataset not in CATALOGUE:
+        return f"not checked: the catalogue has no hashes of the dataset '{dataset}'"
+    files = [file for file in CATALOGUE[dataset].files if (RAW / file.name).exists()]
+    problems = [
+        f"{RAW / file.name} does not have the SHA-256 {file.sha256} of {dataset}: "
+        f"rm -f {RAW / file.name} && dvc repro"
+        for file in files
+        if not has_expected_hash(RAW / file.name, file)
+    ]
+    if problems:
+        raise CheckError("\n".join(problems))
+    return f"{len(files)} of {len(CATALOGUE[dataset].files)} files there, with the right SHA-256"
 
 
-def results() -> str:
-    """Hold the last commit's code, parameters and small results to its dvc.lock."""
+def check_lock() -> str:
+    """Compare code, parameters and small outputs in the last commit with its dvc.lock."""
     from tools.verify.lockfile import find_stale, read_lock
 
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         git = ["git", "clone", "--quiet", ".", str(clone)]
-        ended = subprocess.run(git, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise CheckError(" ".join(ended.stderr.split()))
+        result = subprocess.run(git, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise CheckError(" ".join(result.stderr.split()))
         if not (clone / LOCK).exists():
-            return f"no {LOCK} in the last commit"
+            return f"the last commit has no {LOCK}"
         found = find_stale(clone, read_lock(clone)).values()
     if notes := dict.fromkeys(note for stage in found for note in stage):
-        raise CheckError("\n".join(f"{note}: make repro, then git commit" for note in notes))
-    return f"the last commit's are those of its {LOCK}"
+        raise CheckError("\n".join(f"{note}: make repro && git commit --all" for note in notes))
+    return f"{LOCK} belongs to the last commit"
+
+
+CHECKS = {
+    "packages": check_packages,
+    "processor": check_processor,
+    "disk": check_disk,
+    "pipeline": check_pipeline,
+    "cache": check_cache,
+    "raw": check_raw,
+    "lock": check_lock,
+}
 
 
 def main() -> None:
-    """Make every check, whatever the others found."""
+    """Run every check and print its result."""
     code = 0
-    for check in (libraries, processor, disk, pipeline, cache, raw, results):
+    for name, check in CHECKS.items():
         try:
             verdict, findings = "ok", check()
-        except Exception as error:  # a check that cannot be made must not keep the next from it
+        except ModuleNotFoundError as error:
+            verdict, findings, code = "wrong", f"{error}: {REINSTALL}", 1
+        except Exception as error:  # one failing check must not stop the others
             verdict, findings, code = "wrong", str(error), 1
         for line in findings.splitlines():
-            print(f"{verdict:<6} {check.__name__}: {line}", flush=True)
+            print(f"{verdict:<6} {name}: {line}", flush=True)
     sys.exit(code)
 
 

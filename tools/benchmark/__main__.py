@@ -38,8 +38,8 @@ from tools.benchmark import tables
 from tools.benchmark.references import REFERENCES
 from tools.benchmark.tables import Result, Results
 from tools.recipe import RECIPES, SECTIONS, check, merged
-from tools.verify import fingerprint
 from tools.verify.__main__ import clean_environment
+from tools.verify.fingerprint import collect_fingerprint
 
 RECORDS = REPORTS / "benchmark.jsonl"
 DOCS = Path("docs")
@@ -318,9 +318,7 @@ def main() -> None:
     seeds, parts = arguments.seeds, arguments.parts or list(PARTS)
     if seeds < 1:
         parser.error(f"--seeds is {seeds}; it must be 1 or more")
-    machine = fingerprint.fingerprint(Path())
-    for parameter in ("threads", "replicas"):
-        del machine[parameter]
+    machine = collect_fingerprint()
     wanted = list_trials(parts, arguments.recipes or [])
     download.main()
     results = measure_trials(wanted, seeds, machine, RECORDS)

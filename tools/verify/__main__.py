@@ -1,17 +1,17 @@
-"""Reproduce the last commit in a clean room and compare the result with its dvc.lock.
+"""Reproduce the last commit in a fresh clone and compare the result with its dvc.lock.
 
-Clones HEAD into an empty folder with an empty cache, copies nothing there but the raw files whose
-SHA-256 is the catalogue's, runs every stage, and says of each whether its outputs are
+Clones the last commit into an empty folder with an empty cache. Copies only raw data files there,
+after checking their SHA-256. Then runs every stage and gives each one a verdict:
 
-    identical    the same bytes
-    equivalent   other bytes, within the bounds that another kind of processor may bring
-    different    anything else
+    identical    its outputs have the recorded bytes
+    equivalent   its outputs differ by no more than another kind of processor may cause
+    different    everything else
 
-Writes the finding to reports/verify.json and reports/verify.md. Exits with 1 on `different`, with
---strict also on `equivalent`.
+Writes the report to reports/verify.json and reports/verify.md. Exits with status 1 if a stage is
+different. With --strict, `equivalent` fails too.
 
-With --lock, only the check that dvc.lock belongs to the commit's code, parameters and small
-outputs, which takes a second and runs nothing.
+With --lock, runs no stage and only checks that dvc.lock belongs to the code, the parameters and
+the small outputs in the commit. That takes about two seconds.
 
     python -m tools.verify [--strict] [--perturb] [--lock]
 """
@@ -27,49 +27,65 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from stages.core.environment import PINS
 from stages.core.errors import StageError, run
 from stages.core.files import write_json, write_text
-from stages.core.paths import RAW, REPORTS
+from stages.core.paths import LOCK, PARAMETERS, RAW, REPORTS
 from stages.download import DownloadParameters, download
 from stages.sources.catalogue import CATALOGUE
 from stages.sources.fetch import has_expected_hash
-from tools.verify import fingerprint
+from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
 
+SAME_BYTES = "Both machines are of the kind for which every output is promised to be identical."
+SAME_DATA = (
+    "At least one of the two machines is not of the kind for which every output is promised to be "
+    "identical. Raw and prepared data must be identical. The trained weights, metrics and plots "
+    "must be equivalent."
+)
+
 
 def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None:
-    """Copy the raw files, each held to the catalogue; what is missing is downloaded first."""
+    """Copy the raw data files from `source` to `target`, and download those that are missing.
+
+    Raises StageError if a file does not have the SHA-256 in the catalogue.
+    """
     if parameters.dataset == "custom":
-        return  # the stage reads the folder anew
+        return  # the download stage reads the user's folder
     dataset = CATALOGUE[parameters.dataset]
     for file in dataset.files:
         if not (source / file.name).exists():
             continue
         if not has_expected_hash(source / file.name, file):
             raise StageError(
-                f"{source / file.name}: not the bytes of {parameters.dataset}, whose SHA-256 is "
-                f"{file.sha256}; delete it and run `dvc repro`"
+                f"{source / file.name}: expected the SHA-256 {file.sha256} of "
+                f"{parameters.dataset}; delete the file and run `dvc repro`"
             )
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file.name, target / file.name)
-    download(dataset, parameters.folder, target)  # with the right date: certificates expire
+    # Downloads happen here and not in the clone: --perturb changes the clock, and then the
+    # certificates of servers seem to have expired.
+    download(dataset, parameters.folder, target)
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
-    """Return the environment without the project's own pins: it has to set them itself."""
+    """Return this process's environment without the project's pins and the user's DVC settings.
+
+    The stages must set the pins themselves. DVC keeps its files in `folder`.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in PINS}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    # Nothing of what DVC keeps or is told elsewhere on this machine.
     for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR"):
         environment[f"DVC_{name}"] = str(folder / name)
     return environment
 
 
-def perturbed(environment: dict[str, str], folder: Path) -> dict[str, str]:
-    """Return an environment in which all is different that must not matter."""
-    import libfaketime  # of the development dependencies, and for Linux alone
+def perturb_environment(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Return an environment that differs in everything that must not affect the result."""
+    import libfaketime  # in requirements-dev.txt, for Linux only
 
     home = folder / "home"
     write_json(home / ".keras/keras.json", {"floatx": "float64", "epsilon": 0.001})
@@ -89,8 +105,8 @@ def perturbed(environment: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Let child processes have a single core, where the system can say so."""
+def limit_to_one_core() -> Iterator[None]:
+    """Run child processes on a single core, if the system supports that."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -102,110 +118,124 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def reproduce(room: Path, perturb: bool) -> None:
-    """Run every stage in the clean room, with nothing restored from a cache."""
-    environment = clean_environment(room.parent)
+def reproduce(clone: Path, perturb: bool) -> None:
+    """Run every stage in the clone. Raises StageError if one fails."""
+    environment = clean_environment(clone.parent)
     command = ["dvc", "repro", "--force", "--no-run-cache"]
     if perturb:
-        with one_core():
-            environment = perturbed(environment, room.parent)
-            result = subprocess.run(command, cwd=room, env=environment, umask=0o077, check=False)
+        with limit_to_one_core():
+            environment = perturb_environment(environment, clone.parent)
+            result = subprocess.run(command, cwd=clone, env=environment, umask=0o077, check=False)
     else:
-        result = subprocess.run(command, cwd=room, env=environment, check=False)
+        result = subprocess.run(command, cwd=clone, env=environment, check=False)
     if result.returncode:
-        raise StageError("the pipeline failed in the clean room, for the reason it gives above")
+        raise StageError("the pipeline failed in the fresh clone; the reason is printed above")
 
 
-def environment_table(
-    here: dict[str, Any], there: dict[str, Any] | None
+def compare_environments(
+    here: dict[str, Any], recorded: dict[str, Any] | None
 ) -> list[tuple[str, str, str]]:
-    """Return rows of what the two machines are, libraries one by one; what differs is marked."""
+    """Return a row (name, recorded value, value here) for each entry of two fingerprints."""
 
-    def flat(record: dict[str, Any] | None) -> dict[str, str]:
-        if record is None:
-            return {}
-        rows = {**record, **record["libraries"]}
+    def list_entries(fingerprint: dict[str, Any] | None) -> dict[str, str]:
+        entries = fingerprint or {}
+        rows = {**entries, **entries.get("libraries", {})}
         return {
             key.replace("_", " "): str(value)
             for key, value in rows.items()
             if key not in ("libraries", "dvc_lock")
         }
 
-    ours, theirs = flat(here), flat(there)
-    return [(key, theirs.get(key, "not recorded"), ours.get(key, "none")) for key in ours | theirs]
+    old, new = list_entries(recorded), list_entries(here)
+    return [(key, old.get(key, "not recorded"), new.get(key, "none")) for key in new | old]
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """Return the report for a person, as Markdown."""
-    lines = [f"# {report['verdict']}: {report['commit'][:12]} against its dvc.lock", ""]
-    lines += ["| stage | verdict | what differs |", "|---|---|---|"]
-    for finding in report["stages"]:
-        what = "; ".join([*finding["outputs"], *finding["notes"]]) or "nothing"
-        lines.append(f"| {finding['stage']} | {finding['verdict']} | {what} |")
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    stages = pd.DataFrame(report["stages"], columns=["stage", "verdict"])
+    notes = [
+        f"- {finding['stage']}: {note}"
+        for finding in report["stages"]
+        for note in (*(f"{path} differs" for path in finding["outputs"]), *finding["notes"])
+    ]
     if report["first_divergence"]:
-        lines += ["", f"The first stage to diverge is **{report['first_divergence']}**."]
-    lines += ["", report["promise"], "", "| environment | recorded | here |", "|---|---|---|"]
-    for key, there, here in report["environment"]:
-        mark = "" if there == here else " ≠"
-        lines.append(f"| {key}{mark} | {there} | {here} |")
-    return "\n".join(lines) + "\n"
+        notes += ["", f"The first stage to diverge is **{report['first_divergence']}**."]
+    rows = [
+        (key if old == new else f"{key} ≠", old, new) for key, old, new in report["environment"]
+    ]
+    environment = pd.DataFrame(rows, columns=["environment", "recorded", "here"])
+    parts = [
+        f"# {report['verdict']}: {report['commit'][:12]} compared with its {LOCK}",
+        stages.to_markdown(index=False),
+        "\n".join(notes),
+        report["promise"],
+        environment.to_markdown(index=False, disable_numparse=True),  # 2.20 stays 2.20
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def report_of(room: Path, committed: Path, perturb: bool) -> dict[str, Any]:
-    """Reproduce the checkout in `room` and return how it compares with that in `committed`."""
-    before = read_lock(room)
-    contradictions = find_stale(room, before)
-    copy_raw(RAW, room / RAW, DownloadParameters.read(room / "params.yaml"))
-    reproduce(room, perturb)
-    findings = judge_stages(committed, room, before, read_lock(room))
+def make_report(clone: Path, committed: Path, perturb: bool) -> dict[str, Any]:
+    """Reproduce the commit in `clone`, and compare it with the same commit in `committed`."""
+    before = read_lock(clone)
+    stale = find_stale(clone, before)
+    copy_raw(RAW, clone / RAW, DownloadParameters.read(clone / PARAMETERS))
+    reproduce(clone, perturb)
+    findings = judge_stages(committed, clone, before, read_lock(clone))
     for finding in findings:
-        for note in contradictions[finding.stage]:
+        for note in stale[finding.stage]:
             finding.worsen(DIFFERENT, note)
-    here, there = fingerprint.fingerprint(committed), fingerprint.recorded(committed)
-    machines = [here] if there is None else [here, there]
-    promised = all(fingerprint.hardware_promises_same_bytes(machine) for machine in machines)
+    here, recorded = collect_fingerprint(), read_fingerprint(committed)
+    promised = all(promises_same_bytes(machine) for machine in (here, recorded or here))
     return {
         "verdict": max((finding.verdict for finding in findings), key=VERDICTS.index),
         "perturbed": perturb,
         "first_divergence": next((f.stage for f in findings if f.verdict != IDENTICAL), None),
         "stages": [vars(finding) for finding in findings],
-        "promise": "Every byte is promised to be the same here."
-        if promised
-        else "Raw and prepared data are promised to be the same bytes here; trained weights, "
-        "metrics and pictures to be equivalent.",
-        "environment": environment_table(here, there),
+        "promise": SAME_BYTES if promised else SAME_DATA,
+        "environment": compare_environments(here, recorded),
     }
 
 
+def check_lock(clone: Path) -> None:
+    """Print what in the clone differs from its dvc.lock. Raises StageError if anything does."""
+    notes = dict.fromkeys(
+        note for found in find_stale(clone, read_lock(clone)).values() for note in found
+    )
+    for note in notes:
+        print(note)
+    if notes:
+        raise StageError(f"{LOCK} is out of date; run `make repro` and commit the result")
+    print(f"{LOCK} belongs to this commit")
+
+
 def main() -> None:
-    """Reproduce, compare, report."""
+    """Clone the last commit, then check its dvc.lock or reproduce it and write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--strict", action="store_true", help="also fail on `equivalent`")
+    parser.add_argument("--strict", action="store_true", help="fail if not every byte is identical")
     parser.add_argument(
         "--perturb",
         action="store_true",
-        help="with another time zone, locale, umask, hash seed, user, home, a clock a year ahead "
-        "and a single core",
+        help="change the time zone, locale, umask, hash seed, user and home folder, set the clock "
+        "a year ahead, and use a single core",
     )
-    parser.add_argument("--lock", action="store_true", help="only check that dvc.lock is current")
+    parser.add_argument(
+        "--lock", action="store_true", help="only check that dvc.lock belongs to the last commit"
+    )
     arguments = parser.parse_args()
     git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
-        committed, room = Path(folder) / "committed", Path(folder) / "clean room"
-        for clone in (committed, room):
-            subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
-            subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
+        committed, clone = Path(folder) / "committed", Path(folder) / "fresh clone"
+        for target in (committed, clone):
+            subprocess.run(["git", "clone", "--quiet", ".", str(target)], check=True)
+            subprocess.run(["git", "checkout", "--quiet", commit], cwd=target, check=True)
         if arguments.lock:
-            contradictions = find_stale(room, read_lock(room))
-            if notes := [note for found in contradictions.values() for note in found]:
-                raise StageError(f"dvc.lock is not of this commit: {'; '.join(notes)}")
-            print("dvc.lock is of this commit")
+            check_lock(clone)
             return
-        report = {"commit": commit, **report_of(room, committed, arguments.perturb)}
+        report = {"commit": commit, **make_report(clone, committed, arguments.perturb)}
     write_json(REPORTS / "verify.json", report)
-    write_text(REPORTS / "verify.md", markdown(report))
-    print(f"\n{markdown(report)}\nAlso in {REPORTS}/verify.md and {REPORTS}/verify.json.")
+    write_text(REPORTS / "verify.md", format_report(report))
+    print(f"\n{format_report(report)}\nThe report is also in {REPORTS}/verify.md and verify.json.")
     print(report["verdict"])
     if report["verdict"] not in ((IDENTICAL,) if arguments.strict else (IDENTICAL, EQUIVALENT)):
         sys.exit(1)

@@ -1,10 +1,13 @@
-"""Train and predict with every kind of network under other processors, and compare the bytes.
+"""Train briefly on other processors, emulated by QEMU, and check that the bytes are the same.
 
-QEMU's user-mode emulation (Debian's package qemu-user) runs the same program with another
-processor's instructions, model number and caches. Each case is a short training on made-up
-pictures and a prediction, its hash that of the weights, the history and the probabilities; the
-last is of metrics, predictions and pictures. The table goes to reports/cpus.md; exits with 1 where
-a hash differs from this machine's own.
+QEMU's user-mode emulation (Debian's package qemu-user) runs a program with the instructions, the
+model number and the caches of another processor. The program here is `probe`. It trains networks
+with every architecture, optimizer, schedule and loss, each for two short epochs of random images,
+predicts, and hashes the weights, the history and the probabilities. Its last case hashes metrics
+and plots.
+
+Writes the hashes to reports/cpus.md. Exits with status 1 if one differs from this machine's. Takes
+about half an hour for each processor.
 
     python -m tools.verify.cpus [CPU ...]
 """
@@ -29,19 +32,19 @@ import pandas as pd
 from stages import evaluate, plot
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
-from stages.core.paths import PARAMETERS
+from stages.core.paths import PARAMETERS, REPORTS
 from stages.core.settings import read_yaml
-from stages.model import portable
 from stages.model.settings import ModelParameters, TrainParameters
 
-CPUS = ("Haswell", "EPYC-Milan")  # of each maker one, half an hour each
-REPORT = Path("reports/cpus.md")
-BATCHES = 1.5  # of training an epoch: a whole one, and a part of one
-# Of every case but params.yaml's own: what goes with any optimizer, and batches that an emulator is
-# done with in half a minute.
+CPUS = ("Haswell", "EPYC-Milan")  # one of Intel and one of AMD
+REPORT = REPORTS / "cpus.md"
+BATCHES = 1.5  # in an epoch: a full batch and a smaller one
+# The starting point of every case but the first: values that every optimizer accepts, and a batch
+# that takes an emulator half a minute.
 PLAIN = {"batch_size": 64, "momentum": 0.0, "nesterov": False, "label_smoothing": 0.0}
 
-# On top of params.yaml: each architecture, API, optimizer, schedule and loss at least once.
+# The changes to params.yaml in each case. Together they use every architecture, API, optimizer,
+# schedule and loss.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "params.yaml": {},
     "dense, adam, batch 32": {
@@ -90,12 +93,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-REPORTING = "metrics and pictures"
+REPORTING = "metrics and plots"
 NAMES = [*CASES, REPORTING]
 
 
 def probe() -> None:
-    """Print each case's name and hash as a line of JSON; this is what runs under emulation."""
+    """Print the name and the hash of each case as a line of JSON. This runs under emulation."""
+    from stages.model.portable import make_portable
     from stages.model.runtime import configure_tensorflow
     from stages.model.training import train_members
 
@@ -111,23 +115,23 @@ def probe() -> None:
         count = int(BATCHES * parameters.batch_size)
         images = rng.random((count, 28, 28), np.float32)
         labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
-        digits = images, labels
+        split = images, labels
         configure_tensorflow(parameters.replicas)
         model, history = train_members(
-            ModelParameters.check(model_values), parameters, digits, digits
+            ModelParameters.check(model_values), parameters, split, split
         )
-        probabilities = portable.make_portable(model, parameters.replicas).predict_probabilities(
+        probabilities = make_portable(model, parameters.replicas).predict_probabilities(
             images, parameters.batch_size
         )
         digest = hashlib.sha256(history.to_csv().encode())
         for array in (*model.get_weights(), probabilities):
             digest.update(array.tobytes())
         print(json.dumps({name: digest.hexdigest()}), flush=True)
-    print(json.dumps({REPORTING: reporting()}), flush=True)
+    print(json.dumps({REPORTING: hash_reports()}), flush=True)
 
 
-def reporting() -> str:
-    """Return the hash of what the last two stages make of made-up predictions and a history."""
+def hash_reports() -> str:
+    """Return the hash of the metrics and plots of random predictions and a random history."""
     rng = np.random.default_rng(1)
     actual, predicted = rng.integers(0, 10, 500), rng.integers(0, 10, 500)
     classes = list(map(str, range(10)))
@@ -156,32 +160,36 @@ def reporting() -> str:
     return digest.hexdigest()
 
 
-def hashes(cpu: str | None) -> dict[str, str]:
-    """Return the probe's hashes on this machine, or under emulation of `cpu`."""
-    interpreter = str(Path(sys.executable).resolve())
-    # The real interpreter does not know the virtual environment that its link lies in.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [interpreter, "-c", "from tools.verify.cpus import probe; probe()"]
+def run_probe(cpu: str | None) -> dict[str, str]:
+    """Return the hash of each case on this machine, or on the emulated processor `cpu`."""
+    name = cpu or "this machine"
+    command = [
+        str(Path(sys.executable).resolve()),
+        "-c",
+        "from tools.verify.cpus import probe; probe()",
+    ]
     if cpu:
-        command = [emulator(), "-cpu", cpu, *command]
+        command = [find_emulator(), "-cpu", cpu, *command]
+    # QEMU needs the real path of Python, which does not know the packages of the environment.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found: dict[str, str] = {}
-    said: deque[str] = deque(maxlen=20)
+    last_lines: deque[str] = deque(maxlen=20)
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line)
+            last_lines.append(line)
             if line.startswith("{"):
                 found |= json.loads(line)
-                print(f"  {cpu or 'this machine'}: {len(found)} of {len(NAMES)}", flush=True)
+                print(f"  {name}: {len(found)} of {len(NAMES)}", flush=True)
     if len(found) < len(NAMES):
-        raise StageError(f"the probe failed on {cpu or 'this machine'}:\n{''.join(said)}")
+        raise StageError(f"the probe failed on {name}:\n{''.join(last_lines)}")
     return found
 
 
-def emulator() -> str:
-    """Return the path of QEMU's user-mode emulator for x86-64."""
+def find_emulator() -> str:
+    """Return the path of QEMU's user-mode emulator for x86-64, or exit if there is none."""
     for name in ("qemu-x86_64", "qemu-x86_64-static"):
         if path := shutil.which(name):
             return path
@@ -189,35 +197,48 @@ def emulator() -> str:
     sys.exit(0)
 
 
-def table(results: dict[str, dict[str, str]]) -> str:
-    """Return the hashes as Markdown, the first eight digits of each, one row a case."""
-    lines = ["| case | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+def format_table(results: dict[str, dict[str, str]]) -> str:
+    """Return the first eight characters of each hash as a Markdown table, one row for each case.
+
+    The first column is this machine's. A hash that differs from it is marked with ≠.
+    """
     native = next(iter(results.values()))
-    for case in NAMES:
-        cells = [
-            f"`{found[case][:8]}`" + ("" if found[case] == native[case] else " ≠")
-            for found in results.values()
+    rows = [
+        [
+            case,
+            *(
+                f"`{h[case][:8]}`{'' if h[case] == native[case] else ' ≠'}"
+                for h in results.values()
+            ),
         ]
-        lines.append(f"| {case} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for case in NAMES
+    ]
+    table: str = pd.DataFrame(rows, columns=["case", *results]).to_markdown(index=False)
+    return f"{table}\n"
 
 
 def main() -> None:
     """Compare this machine with each emulated processor."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cpus", nargs="*", default=CPUS, metavar="CPU", help=f"default: {CPUS}")
+    parser.add_argument(
+        "cpus",
+        nargs="*",
+        default=CPUS,
+        metavar="CPU",
+        help=f"a name that `qemu-x86_64 -cpu help` lists; default: {' '.join(CPUS)}",
+    )
     cpus = parser.parse_args().cpus
-    emulator()
+    find_emulator()
     results = {}
     for cpu in (None, *cpus):
         start = time.monotonic()
-        results[cpu or "this machine"] = hashes(cpu)
+        results[cpu or "this machine"] = run_probe(cpu)
         print(f"{cpu or 'this machine'}: {time.monotonic() - start:.0f} s", flush=True)
-        write_text(REPORT, table(results))
-    print(f"\n{table(results)}")
+        write_text(REPORT, format_table(results))
+    print(f"\n{format_table(results)}")
     native = results["this machine"]
     if different := [cpu for cpu, found in results.items() if found != native]:
-        raise StageError(f"other bytes on {', '.join(different)}")
+        raise StageError(f"the bytes differ on {', '.join(different)}")
     print("identical on all")
 
 

@@ -1,6 +1,6 @@
-"""Record what machine and libraries wrote dvc.lock, in fingerprint.json beside it.
+"""Write fingerprint.json: the machine and the libraries that dvc.lock was recorded on.
 
-It explains a difference; it is no part of the result, so no stage writes it and no metric holds it.
+It helps to explain a difference. It is not part of the result, so no stage writes it.
 
     python -m tools.verify.fingerprint
 """
@@ -16,12 +16,11 @@ from typing import Any
 
 from stages.core.errors import run
 from stages.core.files import write_json
-from stages.core.paths import LOCK, PARAMETERS
-from stages.core.settings import read_yaml
+from stages.core.paths import LOCK
 
 RECORD = Path("fingerprint.json")
 
-# What computes the bytes of an output.
+# The libraries that compute or write an output.
 LIBRARIES = (
     "h5py",
     "keras",
@@ -36,10 +35,9 @@ LIBRARIES = (
 )
 
 
-def fingerprint(project: Path) -> dict[str, Any]:
-    """Return the processor, the system, the libraries here, and the threads of the project."""
-    parameters = read_yaml(project / PARAMETERS)
-    model, flags = processor()
+def collect_fingerprint() -> dict[str, Any]:
+    """Return this machine's processor, system and libraries."""
+    model, instructions = read_processor()
     installed = {
         name: found.version
         for found in importlib.metadata.distributions()
@@ -53,14 +51,12 @@ def fingerprint(project: Path) -> dict[str, Any]:
         "processor": model,
         "python": platform.python_version(),
         "system": platform.system(),
-        "threads": parameters["evaluate"]["threads"],
-        "replicas": parameters["train"]["replicas"],
-        "vector_instructions": flags,
+        "vector_instructions": instructions,
     }
 
 
-def processor() -> tuple[str, str]:
-    """Return the processor's model name and the vector instructions among its flags."""
+def read_processor() -> tuple[str, str]:
+    """Return the processor's model name and its vector instruction sets."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -72,30 +68,30 @@ def processor() -> tuple[str, str]:
     return model[1] if model else platform.processor(), " ".join(names)
 
 
-def hardware_promises_same_bytes(record: dict[str, Any]) -> bool:
-    """Return whether `record` is of a machine on which the trained weights are promised too."""
-    x86 = record["machine"] in ("x86_64", "AMD64") and record["system"] == "Linux"
-    return x86 and {"avx2", "fma"} <= set(record["vector_instructions"].split())
+def promises_same_bytes(fingerprint: dict[str, Any]) -> bool:
+    """Return whether all bytes are promised on this kind of machine, trained weights included."""
+    x86 = fingerprint["machine"] in ("x86_64", "AMD64") and fingerprint["system"] == "Linux"
+    return x86 and {"avx2", "fma"} <= set(fingerprint["vector_instructions"].split())
 
 
-def recorded(project: Path) -> dict[str, Any] | None:
-    """Return the fingerprint recorded for the project's very dvc.lock, or None."""
+def read_fingerprint(project: Path) -> dict[str, Any] | None:
+    """Return the fingerprint written for the project's present dvc.lock, or None."""
     try:
-        record: dict[str, Any] = json.loads((project / RECORD).read_text(encoding="utf-8"))
+        text = (project / RECORD).read_text(encoding="utf-8")
+        fingerprint: dict[str, Any] = json.loads(text)
     except (OSError, ValueError):
         return None
-    return record if record.get("dvc_lock") == checksum(project) else None
+    return fingerprint if fingerprint.get("dvc_lock") == hash_lock(project) else None
 
 
-def checksum(project: Path) -> str:
-    """Return the SHA-256 of dvc.lock, by which the record belongs to it."""
+def hash_lock(project: Path) -> str:
+    """Return the SHA-256 of dvc.lock, which links the fingerprint to it."""
     return hashlib.sha256((project / LOCK).read_bytes()).hexdigest()
 
 
 def main() -> None:
-    """Write the record."""
-    here = Path()
-    write_json(RECORD, {**fingerprint(here), "dvc_lock": checksum(here)})
+    """Write fingerprint.json."""
+    write_json(RECORD, {**collect_fingerprint(), "dvc_lock": hash_lock(Path())})
 
 
 if __name__ == "__main__":

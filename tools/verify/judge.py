@@ -10,22 +10,24 @@ import numpy as np
 from PIL import Image
 
 from stages.core.files import read_csv, read_json
+from stages.core.paths import METRICS, MODEL, PREDICTIONS
 from tools.verify.lockfile import Lock, Recorded, list_files
 
-Outputs = dict[str, Recorded]  # what dvc.lock records of a stage's outputs, by path
+Outputs = dict[str, Recorded]  # the outputs of a stage, by path
 
 IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "different")
 
-# What another processor or thread count may bring; the README has what was measured.
-ACCURACY = 0.003  # largest difference of an accuracy
-AGREEMENT = 0.995  # smallest share of test digits predicted alike
-LOSS = 0.1  # largest relative difference of the validation loss that evaluate measures
-PICTURE = 0.02  # largest mean difference of a picture's pixels, of 1
+# How far two runs may be apart and still be equivalent: as far as another processor or another
+# number of threads may bring them. docs/reproducibility.md has the measurements.
+ACCURACY = 0.003  # largest difference between the test accuracies
+AGREEMENT = 0.995  # smallest share of test images with the same prediction
+LOSS = 0.1  # largest relative difference between the validation losses
+PIXELS = 0.02  # largest mean difference between the pixels of two plots, which are from 0 to 1
 
 
 @dataclass
 class Finding:
-    """What became of one stage."""
+    """The verdict on one stage, and the reasons for it."""
 
     stage: str
     verdict: str = IDENTICAL
@@ -33,16 +35,16 @@ class Finding:
     notes: list[str] = field(default_factory=list)
 
     def worsen(self, verdict: str, note: str) -> None:
-        """Lower the verdict to `verdict`, unless it is that low already, and say why."""
+        """Add a note, and lower the verdict to `verdict` unless it is already as low."""
         self.verdict = max(self.verdict, verdict, key=VERDICTS.index)
         self.notes.append(note)
 
 
-def judge_stages(committed: Path, room: Path, before: Lock, after: Lock) -> list[Finding]:
-    """Return a finding for each stage, in the order in which they ran.
+def judge_stages(committed: Path, clone: Path, before: Lock, after: Lock) -> list[Finding]:
+    """Return a finding for each stage, in the order in which the stages run.
 
-    `committed` is a checkout of the commit and the cache that may hold its model; `room` is the
-    reproduction; `before` and `after` are their dvc.lock.
+    `committed` is a checkout of the commit, and `before` its dvc.lock. `clone` is the reproduction,
+    and `after` its dvc.lock.
     """
     findings: list[Finding] = []
     for stage in dict.fromkeys([*before, *after]):
@@ -50,41 +52,43 @@ def judge_stages(committed: Path, room: Path, before: Lock, after: Lock) -> list
         old, new = list_files(before, "outs", [stage]), list_files(after, "outs", [stage])
         finding.outputs = sorted(path for path in old | new if old.get(path) != new.get(path))
         if set(old) != set(new):
-            finding.worsen(DIFFERENT, "it does not have the outputs that dvc.lock lists")
+            finding.worsen(DIFFERENT, "its outputs are not those that dvc.lock lists")
         elif finding.outputs and stage not in JUDGES:
-            finding.worsen(DIFFERENT, "its bytes are promised on every machine")
+            finding.worsen(DIFFERENT, "its outputs must be identical on every machine")
         elif finding.outputs:
-            JUDGES[stage](finding, committed, room, old)
+            JUDGES[stage](finding, committed, clone, old)
         findings.append(finding)
     return findings
 
 
-def judge_train(finding: Finding, committed: Path, room: Path, outputs: Outputs) -> None:
-    """Compare the model's loss on the validation digits, and the weights where the cache has them.
+def judge_train(finding: Finding, committed: Path, clone: Path, outputs: Outputs) -> None:
+    """Compare the validation losses, and the weights if DVC's cache has the recorded model.
 
-    The loss is that in metrics.json: the history's is of smoothed labels, which hide most of it.
+    The losses are those in metrics.json. The losses in history.csv are computed on smoothed labels,
+    which hides most of a difference.
     """
-    old, new = (metrics(folder)["validation"]["loss"] for folder in (committed, room))
+    old, new = (read_json(folder / METRICS)["validation"]["loss"] for folder in (committed, clone))
     finding.worsen(
         EQUIVALENT if abs(old - new) <= LOSS * old else DIFFERENT,
-        f"validation loss {old:.6f}, here {new:.6f} (bound {LOSS:.0%})",
+        f"the validation loss is {new:.6f} instead of {old:.6f} (allowed: {LOSS:.0%} apart)",
     )
-    path = "data/model/model.keras"
-    cached = Path(".dvc/cache/files/md5") / outputs[path].md5[:2] / outputs[path].md5[2:]
-    if path not in finding.outputs:
+    model = MODEL.as_posix()
+    if model not in finding.outputs:
         return
+    md5 = outputs[model].md5
+    cached = Path(".dvc/cache/files/md5") / md5[:2] / md5[2:]
     if not cached.is_file():
-        finding.notes.append("the recorded model is not in the cache, so no weights to compare")
+        finding.notes.append("the weights were not compared: DVC's cache lacks the recorded model")
         return
-    recorded, reproduced = weights(cached), weights(room / path)
+    recorded, reproduced = read_weights(cached), read_weights(clone / model)
     if [array.shape for array in recorded] != [array.shape for array in reproduced]:
-        finding.worsen(DIFFERENT, "the weights have other shapes")
+        finding.worsen(DIFFERENT, "the weights have different shapes")
     else:
         largest = max(np.abs(a - b).max() for a, b in zip(recorded, reproduced, strict=True))
-        finding.notes.append(f"weights differ by at most {largest:.3g}")
+        finding.notes.append(f"the weights differ by at most {largest:.3g}")
 
 
-def weights(path: Path) -> list[np.ndarray[Any, Any]]:
+def read_weights(path: Path) -> list[np.ndarray[Any, Any]]:
     """Return the arrays in a `.keras` file, in the order of their names."""
     found: list[tuple[str, np.ndarray[Any, Any]]] = []
     with (
@@ -98,39 +102,36 @@ def weights(path: Path) -> list[np.ndarray[Any, Any]]:
     return [array for _, array in sorted(found, key=lambda entry: entry[0])]
 
 
-def metrics(folder: Path) -> Any:
-    """Return what `evaluate` measured in the project at `folder`."""
-    return read_json(folder / "data/evaluation/metrics.json")
-
-
-def judge_evaluate(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
-    """Compare the accuracy on the test digits, and how many of them are predicted alike."""
-    folders = (committed, room)
-    old, new = (metrics(folder)["test"]["accuracy"] for folder in folders)
-    tables = [read_csv(f / "data/evaluation/predictions.csv", ("predicted",)) for f in folders]
+def judge_evaluate(finding: Finding, committed: Path, clone: Path, _: Outputs) -> None:
+    """Compare the test accuracies and the predictions on the test images."""
+    folders = (committed, clone)
+    old, new = (read_json(folder / METRICS)["test"]["accuracy"] for folder in folders)
+    tables = [read_csv(folder / PREDICTIONS, ("predicted",)) for folder in folders]
     same_length = len(tables[0]) == len(tables[1])
-    alike = (tables[0]["predicted"] == tables[1]["predicted"]).mean() if same_length else 0.0
-    close = abs(old - new) <= ACCURACY and alike >= AGREEMENT
+    same = (tables[0]["predicted"] == tables[1]["predicted"]).mean() if same_length else 0.0
+    close = abs(old - new) <= ACCURACY and same >= AGREEMENT
     finding.worsen(
         EQUIVALENT if close else DIFFERENT,
-        f"test accuracy {old:.4f}, here {new:.4f} (bound {ACCURACY}); "
-        f"{alike:.2%} of the test digits predicted alike (bound {AGREEMENT:.2%})",
+        f"the test accuracy is {new:.4f} instead of {old:.4f} (allowed: {ACCURACY} apart); "
+        f"{same:.2%} of the test images have the same prediction (allowed: {AGREEMENT:.1%})",
     )
 
 
-def judge_plot(finding: Finding, committed: Path, room: Path, _: Outputs) -> None:
-    """Compare the pictures pixel by pixel."""
+def judge_plot(finding: Finding, committed: Path, clone: Path, _: Outputs) -> None:
+    """Compare the plots pixel by pixel."""
     for path in finding.outputs:
-        pictures = []
-        for folder in (committed, room):
-            with Image.open(folder / path) as picture:
-                pictures.append(np.asarray(picture.convert("L"), np.float64) / 255)
-        if pictures[0].shape != pictures[1].shape:
-            finding.worsen(DIFFERENT, f"{path} is of another size")
+        pixels = []
+        for folder in (committed, clone):
+            with Image.open(folder / path) as plot:
+                pixels.append(np.asarray(plot.convert("L"), np.float64) / 255)
+        if pixels[0].shape != pixels[1].shape:
+            finding.worsen(DIFFERENT, f"{path} has another size")
         else:
-            mean = np.abs(pictures[0] - pictures[1]).mean()
-            verdict = EQUIVALENT if mean <= PICTURE else DIFFERENT
-            finding.worsen(verdict, f"{path} differs by {mean:.2%} a pixel (bound {PICTURE:.0%})")
+            mean = np.abs(pixels[0] - pixels[1]).mean()
+            finding.worsen(
+                EQUIVALENT if mean <= PIXELS else DIFFERENT,
+                f"the pixels of {path} differ by {mean:.2%} on average (allowed: {PIXELS:.0%})",
+            )
 
 
 JUDGES = {"train": judge_train, "evaluate": judge_evaluate, "plot": judge_plot}

@@ -93,9 +93,9 @@ def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for stage in dict.fromkeys([*lock, *graph]):
         if stage not in lock or stage not in graph:
-            found[stage] = [f"the stage {stage} is in only one of {GRAPH} and {LOCK}"]
+            found[stage] = [f"only {GRAPH if stage in graph else LOCK} has the stage {stage}"]
             continue
-        notes = _find_unlisted(graph[stage], stage, lock)
+        notes = _compare_definitions(graph[stage], stage, lock)
         for kind in ("deps", "outs"):
             for path, recorded in list_files(lock, kind, [stage]).items():
                 if changes := find_changes(path, recorded.md5):
@@ -106,23 +106,24 @@ def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
     return found
 
 
-def _find_unlisted(definition: Mapping[str, Any], stage: str, lock: Lock) -> list[str]:
-    """Return what only one of the `definition` of a stage in dvc.yaml and `lock` lists."""
+def _compare_definitions(definition: Mapping[str, Any], stage: str, lock: Lock) -> list[str]:
+    """Return a line for each difference between `lock` and the stage's `definition` in dvc.yaml."""
+    before, now = lock[stage]["cmd"], definition["cmd"]
+    notes = [f"cmd of {stage} is {now!r} in {GRAPH} and {before!r} in {LOCK}"] * (now != before)
     outs = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
-    pairs = {
-        "command": ({definition["cmd"]}, {lock[stage]["cmd"]}),
-        "dependency": (set(definition["deps"]), set(list_files(lock, "deps", [stage]))),
-        "parameter": (set(definition.get("params", [])), set(list_parameters(lock, [stage]))),
-        "output": (
+    listed = {
+        "deps": (set(definition["deps"]), set(list_files(lock, "deps", [stage]))),
+        "params": (set(definition.get("params", [])), set(list_parameters(lock, [stage]))),
+        "outs": (
             {next(iter(out)) if isinstance(out, dict) else out for out in outs},
             set(list_files(lock, "outs", [stage])),
         ),
     }
-    return [
-        f"the {kind} {name} of {stage} is in only one of {GRAPH} and {LOCK}"
-        for kind, (ours, theirs) in pairs.items()
-        for name in sorted(ours ^ theirs)
-    ]
+    for kind, (ours, theirs) in listed.items():
+        for file, names in ((GRAPH, ours - theirs), (LOCK, theirs - ours)):
+            if names:
+                notes.append(f"only {file} lists {', '.join(sorted(names))} in {kind} of {stage}")
+    return notes
 
 
 def _compare_values(recorded: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
