@@ -1,3 +1,5 @@
+"""Recipes, and the check of all sections of params.yaml."""
+
 import subprocess
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def values():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_valid_and_changes_something(folder, name):
+def test_recipe_is_valid_and_keeps_comments(folder, name):
     before = Path("params.yaml").read_text()
     recipe.apply(name)
     assert Path("params.yaml").read_text() != before
@@ -37,7 +39,7 @@ def test_every_recipe_is_valid_and_changes_something(folder, name):
     assert [c for c in comments if c not in Path("params.yaml").read_text().splitlines()] == []
 
 
-def test_notebook_is_the_pages_experiment_to_the_letter(folder):
+def test_notebook_has_the_values_of_the_course_page(folder):
     recipe.apply("notebook")
     found = values()
     assert found["preprocess"] == {"validation_fraction": 0.2, "seed": 42, "stratify": False}
@@ -52,7 +54,7 @@ def test_notebook_is_the_pages_experiment_to_the_letter(folder):
     assert (train["schedule"]["name"], train["early_stopping"]["enabled"]) == ("constant", False)
 
 
-def test_recipes_start_from_the_commit_and_do_not_pile_up(folder):
+def test_recipes_do_not_add_up(folder):
     Path("recipes/a.yaml").write_text("train: {epochs: 1}\n")
     Path("recipes/b.yaml").write_text("train: {batch_size: 7}\n")
     committed = values()
@@ -62,10 +64,10 @@ def test_recipes_start_from_the_commit_and_do_not_pile_up(folder):
     assert values()["train"] == committed["train"] | {"batch_size": 7}
 
 
-def test_changes_of_your_own_are_not_overwritten(folder):
+def test_uncommitted_changes_are_not_overwritten(folder):
     own = Path("params.yaml").read_text() + "# mine\n"
     Path("params.yaml").write_text(own)
-    with pytest.raises(StageError, match="changes of your own"):
+    with pytest.raises(StageError, match="uncommitted changes"):
         recipe.apply("notebook")
     assert Path("params.yaml").read_text() == own
 
@@ -73,7 +75,7 @@ def test_changes_of_your_own_are_not_overwritten(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {speed: 1}", r"the recipe's train\.speed is not a key of params\.yaml"),
+        ("train: {speed: 1}", r"the recipe has train\.speed, which is not a key of params\.yaml"),
         ("train: {epochs: 0}", r"train\.epochs is 0"),
         ("model: {architecture: branched, api: sequential}", r"model\.architecture .* model\.api"),
         (
@@ -82,7 +84,7 @@ def test_changes_of_your_own_are_not_overwritten(folder):
         ),
     ],
 )
-def test_recipe_that_cannot_work_is_refused_and_changes_nothing(folder, text, message):
+def test_invalid_recipe_changes_nothing(folder, text, message):
     Path("recipes/bad.yaml").write_text(text)
     before = Path("params.yaml").read_text()
     with pytest.raises(StageError, match=message):
@@ -90,8 +92,8 @@ def test_recipe_that_cannot_work_is_refused_and_changes_nothing(folder, text, me
     assert Path("params.yaml").read_text() == before
 
 
-def test_unknown_recipe_lists_those_there_are(folder):
-    with pytest.raises(StageError, match=r"no recipe 'nothing'; there are .*notebook"):
+def test_unknown_recipe_is_refused_with_all_names(folder):
+    with pytest.raises(StageError, match=r"no recipe 'nothing'; the recipes are .*notebook"):
         recipe.apply("nothing")
 
 

@@ -1,4 +1,4 @@
-"""Verification of a small project in a clean room, as it is and with planted faults."""
+"""`make verify` on a small project: unchanged, and with faults that it must find."""
 
 import json
 import shutil
@@ -24,12 +24,12 @@ def original(small_project):
 
 @pytest.fixture
 def project(original, tmp_path):
-    """A copy of the verified project, with its cache, to plant a fault in."""
+    """A copy of the project and its cache, which a test may change."""
     return original.copy(tmp_path / "copy")
 
 
 def verify(project, *arguments):
-    """Run the check and return its exit code, what it printed, and its report."""
+    """Run the command. Return its exit code, what it printed, and its report, if there is one."""
     report = project.folder / "reports/verify.json"
     report.unlink(missing_ok=True)
     try:
@@ -45,7 +45,7 @@ def replace(project, path, old, new):
     (project.folder / path).write_text(text.replace(old, new))
 
 
-def test_untouched_project_is_identical_whatever_the_surroundings(original):
+def test_unchanged_project_is_identical_under_perturb(original):
     code, printed, report = verify(original, "--strict", "--perturb")
     assert code == 0
     assert report["verdict"] == "identical"
@@ -57,7 +57,7 @@ def test_untouched_project_is_identical_whatever_the_surroundings(original):
     assert "not recorded" not in (original.folder / "reports/verify.md").read_text()
 
 
-# Each edit, the stage that it must be found in, and the output that must be named.
+# File, old and new text, the first stage that differs, and an output that the report must name.
 FAULTS = {
     "unseeded shuffle": (
         "stages/preprocess.py",
@@ -73,7 +73,7 @@ FAULTS = {
         "evaluate",
         "data/evaluation/metrics.json",
     ),
-    "order that depends on PYTHONHASHSEED": (
+    "order that depends on the hash seed": (
         "stages/evaluate.py",
         '    metrics["train"] = {',
         '    metrics["names"] = list(set(classes))\n    metrics["train"] = {',
@@ -91,7 +91,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_is_caught_and_named(project, fault):
+def test_fault_is_found_and_named(project, fault):
     path, old, new, stage, output = FAULTS[fault]
     replace(project, path, old, new)
     assert project.repro()[0] == stage
@@ -104,133 +104,132 @@ def test_planted_fault_is_caught_and_named(project, fault):
     assert f"The first stage to diverge is **{stage}**" in printed
 
 
-def test_thread_count_taken_from_the_machine_is_caught(project):
-    old = "return DataParallel(twin, threads)"
-    new = 'return DataParallel(twin, len(__import__("os").sched_getaffinity(0)))'
-    replace(project, "stages/network.py", old, new)
+def test_replicas_that_depend_on_the_cores_are_found(project):
+    old = "return DataParallel(network, replicas)"
+    new = 'return DataParallel(network, len(__import__("os").sched_getaffinity(0)))'
+    replace(project, "stages/model/portable.py", old, new)
     project.repro()
-    project.commit("threads of the machine")
+    project.commit("one replica for each core")
     code, _, report = verify(project, "--strict", "--perturb")
     assert code == 1
     assert report["first_divergence"] == "train"
 
 
-def test_edited_lock_is_caught(project):
-    lock = (project.folder / "dvc.lock").read_text()
-    (md5,) = {
-        line.split()[-1]
-        for before, line in zip(lock.splitlines()[:-2], lock.splitlines()[2:], strict=True)
-        if before.strip() == "- path: data/processed/test.npz"
-    }
-    (project.folder / "dvc.lock").write_text(lock.replace(md5, md5[::-1]))
+def test_edited_lock_is_found(project):
+    lock = project.folder / "dvc.lock"
+    path = "data/processed/test.npz"
+    md5 = lockfile.list_files(lockfile.read_lock(project.folder), "outs")[path].md5
+    lock.write_text(lock.read_text().replace(md5, md5[::-1]))
     project.commit("edited lock")
-    code, _, report = verify(project)
+    code, printed, report = verify(project)
     assert code == 1
     assert (report["verdict"], report["first_divergence"]) == ("different", "preprocess")
-    assert report["stages"][1]["outputs"] == ["data/processed/test.npz"]
+    assert report["stages"][1]["outputs"] == [path]
+    assert f"- preprocess: {path} differs" in printed
 
 
-def test_stale_metrics_are_caught_without_running_anything(project):
-    metrics = project.folder / "data/evaluation/metrics.json"
-    content = json.loads(metrics.read_text())
-    content["test"]["accuracy"] += 0.01
-    metrics.write_text(json.dumps(content))
-    project.commit("better metrics")
-    code, printed, report = verify(project, "--lock")
-    assert (code, report) == (1, None)
-    assert "data/evaluation/metrics.json has changed since dvc.lock was recorded" in printed
-
-
-@pytest.mark.parametrize(
-    ("path", "old", "new", "message"),
-    [
-        (
-            "params.yaml",
-            "dpi: 60",
-            "dpi: 61",
-            "plot.dpi is 61 in params.yaml and 60 in dvc.lock",
-        ),
-        (
-            "stages/plot.py",
-            "mistakes on",
-            "errors on",
-            "stages/plot.py has changed since dvc.lock",
-        ),
-        (
-            "dvc.yaml",
-            "- stages/plot.py",
-            "- stages/plot.py\n      - README.md",
-            "the dependency README.md of plot is in only one of dvc.yaml and dvc.lock",
-        ),
-    ],
-)
-def test_lock_that_is_not_of_the_commit_is_caught(project, path, old, new, message):
-    assert verify(project, "--lock")[0] == 0
-    replace(project, path, old, new)
+def test_lock_check_names_everything_that_differs(project):
+    assert verify(project, "--lock") == (0, "dvc.lock belongs to this commit\n", None)
+    project.set({"train.schedule.every": 3, "plot.dpi": 61})
+    replace(project, "dvc.yaml", "- stages/plot.py", "- stages/plot.py\n      - README.md")
+    replace(project, "stages/plot.py", "mistakes on", "errors on")
+    replace(project, "data/evaluation/metrics.json", '"chosen_epoch": ', '"chosen_epoch": 1')
+    folder = project.folder / "stages/model"
+    (folder / "new.py").touch()
+    (folder / "augmentation.py").unlink()
+    (folder / ".settings.py.swp").touch()
+    with (folder / "runtime.py").open("a") as file:
+        file.write("# changed\n")
     project.commit("changed")
-    code, printed, _ = verify(project, "--lock")
-    assert code == 1
-    assert message in printed
+    ended = project.run("python", "-m", "tools.verify", "--lock", code=1)
+    since = "since dvc.lock was recorded"
+    assert ended.stdout.splitlines() == [
+        f"stages/model/runtime.py has changed {since}",
+        f"stages/model/new.py was added {since}",
+        f"stages/model/augmentation.py was deleted {since}",
+        "train.schedule.every is 3 in params.yaml and 1 in dvc.lock",
+        f"data/evaluation/metrics.json has changed {since}",
+        "only dvc.yaml lists README.md in deps of plot",
+        f"stages/plot.py has changed {since}",
+        "plot.dpi is 61 in params.yaml and 60 in dvc.lock",
+    ]
+    assert (
+        ended.stderr == "error: dvc.lock is out of date; run `make repro` and commit the result\n"
+    )
+    page = (ROOT / "docs/reproducibility.md").read_text()
+    example = page.split("```console\n$ make lock-check\n")[1].split("```")[0]
+    assert set(example.splitlines()) < set((ended.stdout + ended.stderr).splitlines())
 
 
-def test_changed_raw_byte_is_caught(project):
+def test_lock_check_in_a_git_hook_changes_nothing(project):
+    """git sets GIT_DIR and GIT_INDEX_FILE for its hooks."""
+    (project.folder / "README.md").write_text("staged")
+    project.run("git", "add", "README.md")
+    git = project.folder / ".git"
+    variables = (f"GIT_DIR={git}", f"GIT_INDEX_FILE={git / 'index'}")
+    project.run("env", *variables, "python", "-m", "tools.verify", "--lock")
+    assert (
+        project.run("git", "status", "--porcelain", "--branch").stdout == "## main\nM  README.md\n"
+    )
+
+
+def test_changed_raw_data_is_refused(project):
     path = project.folder / "data/raw/train-labels-idx1-ubyte"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    path.unlink()
+    path.unlink()  # a link into the cache
     path.write_bytes(content)
     code, printed, _ = verify(project)
     assert code == 1
-    assert "data/raw/train-labels-idx1-ubyte: not the bytes of digits" in printed
+    assert "error: data/raw/train-labels-idx1-ubyte: expected the SHA-256" in printed
 
 
-# Without its pins the result does depend on the instruction set and on the shares of a batch: were
-# this not so, the tests above could not see a difference. On the number of threads it does not.
+# Trains with other instruction sets, replicas and threads than the project's.
 CONTROL = """
 import os, sys
 from stages.core import environment
-isa, shares, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-environment.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = isa
-from stages.model import architectures
-from stages.model import portable
-from stages.model import runtime
+instructions, replicas, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+environment.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = instructions
+from stages.model import portable, runtime
 from tools.verify import cpus
-portable, settle = portable.make_portable, runtime.configure_tensorflow
-portable.make_portable = lambda model, _: portable(model, shares)
-runtime.configure_tensorflow = lambda _: settle(threads)
+make, configure = portable.make_portable, runtime.configure_tensorflow
+portable.make_portable = lambda model, _: make(model, replicas)
+runtime.configure_tensorflow = lambda _: configure(threads)
 cpus.CASES = {"control": {}}
 cpus.probe()
 """
 
 
-def test_control_instruction_sets_and_shares_change_the_result_and_threads_do_not(original):
-    def digest(*arguments):
+def test_only_instructions_and_replicas_change_the_bytes(original):
+    """Threads do not. If nothing did, the tests above could not find a difference."""
+
+    def train(*arguments):
         (original.folder / "control.py").write_text(CONTROL)
         printed = original.run("python", "control.py", *map(str, arguments)).stdout
         (original.folder / "control.py").unlink()
         line = next(line for line in printed.splitlines() if line.startswith("{"))
         return json.loads(line)["control"]
 
-    pinned = digest("AVX2", 2, 2)
-    assert digest("AVX2", 2, 1) == pinned
-    others = [digest("SSE41", 2, 2), digest("AVX2", 1, 2), digest("AVX2", 4, 2)]
+    pinned = train("AVX2", 2, 2)
+    assert train("AVX2", 2, 1) == pinned
+    others = [train("SSE41", 2, 2), train("AVX2", 1, 2), train("AVX2", 4, 2)]
     assert len({pinned, *others}) == 4
 
 
-def test_fingerprint_is_of_the_lock_beside_it():
+def test_fingerprint_belongs_to_the_lock():
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "dvc.lock"], cwd=ROOT, check=False)
     if changed.returncode:
         pytest.skip("dvc.lock has changes that are not committed yet")
-    assert fingerprint.recorded(ROOT) is not None
+    assert fingerprint.read_fingerprint(ROOT) is not None
 
 
-def test_the_recorded_run_is_as_accurate_as_the_readme_says():
+def test_readme_has_the_recorded_accuracy():
     accuracy = read_json(ROOT / "data/evaluation/metrics.json")["test"]["accuracy"]
     assert accuracy >= 0.995
     assert f"| accuracy | {accuracy:.2%}".replace("%", " %") in (ROOT / "README.md").read_text()
 
 
-def test_equivalence_is_bounded(tmp_path):
+def test_evaluate_is_equivalent_within_bounds(tmp_path):
     def write(name, accuracy, wrong):
         folder = tmp_path / name / "data/evaluation"
         folder.mkdir(parents=True)
@@ -244,14 +243,14 @@ def test_equivalence_is_bounded(tmp_path):
     for name, accuracy, wrong, verdict in [
         ("close", 0.992, 4, "equivalent"),
         ("less accurate", 0.98, 4, "different"),
-        ("other digits", 0.99, 9, "different"),
+        ("other predictions", 0.99, 9, "different"),
     ]:
         finding = judge.Finding("evaluate")
         judge.judge_evaluate(finding, committed, write(name, accuracy, wrong), {})
         assert finding.verdict == verdict, name
 
 
-def test_stage_in_only_one_of_the_two_is_different(tmp_path):
+def test_stage_in_only_one_lock_is_different(tmp_path):
     outs = {"outs": [{"path": "a", "md5": "1"}]}
     before, after = {"gone": outs}, {"new": outs}
     findings = judge.judge_stages(tmp_path, tmp_path, before, after)
@@ -261,7 +260,7 @@ def test_stage_in_only_one_of_the_two_is_different(tmp_path):
     ]
 
 
-def test_training_that_ends_elsewhere_is_different(original, tmp_path, monkeypatch):
+def test_train_is_equivalent_within_bounds(original, tmp_path, monkeypatch):
     monkeypatch.chdir(original.folder)
     other = tmp_path / "other"
     for results in ("data/model", "data/evaluation"):
@@ -270,7 +269,7 @@ def test_training_that_ends_elsewhere_is_different(original, tmp_path, monkeypat
     finding = judge.Finding("train", outputs=["data/model/model.keras"])
     judge.judge_train(finding, original.folder, other, outs)
     assert finding.verdict == "equivalent"
-    assert "weights differ by at most 0" in finding.notes
+    assert "the weights differ by at most 0" in finding.notes
     metrics = read_json(other / "data/evaluation/metrics.json")
     metrics["validation"]["loss"] *= 1.25
     write_json(other / "data/evaluation/metrics.json", metrics)
@@ -283,13 +282,13 @@ def test_training_that_ends_elsewhere_is_different(original, tmp_path, monkeypat
     ("shade", "size", "verdict"),
     [(250, (40, 30), "equivalent"), (128, (40, 30), "different"), (255, (41, 30), "different")],
 )
-def test_pictures_are_compared_by_their_pixels(tmp_path, shade, size, verdict):
-    for name, picture in [
+def test_plots_are_compared_by_their_pixels(tmp_path, shade, size, verdict):
+    for name, plot in [
         ("committed", Image.new("L", (40, 30), 255)),
-        ("room", Image.new("L", size, shade)),
+        ("clone", Image.new("L", size, shade)),
     ]:
         (tmp_path / name).mkdir()
-        picture.save(tmp_path / name / "a.png")
+        plot.save(tmp_path / name / "a.png")
     finding = judge.Finding("plot", outputs=["a.png"])
-    judge.judge_plot(finding, tmp_path / "committed", tmp_path / "room", {})
+    judge.judge_plot(finding, tmp_path / "committed", tmp_path / "clone", {})
     assert finding.verdict == verdict

@@ -1,8 +1,9 @@
-"""Write a recipe's values into params.yaml, and check every section before anything runs.
+"""Write a recipe's values into params.yaml, or check params.yaml.
 
-A recipe in recipes/ holds only the keys that differ from the params.yaml of the last commit. That
-is where each one starts from, so recipes don't pile up; uncommitted changes of your own are kept
-safe by refusing. `git checkout params.yaml` goes back. Without a name, only the check is made.
+A recipe is a file in recipes/ with the keys that differ from params.yaml in the last commit. Each
+recipe is applied to that version, so two recipes never add up. The command refuses to overwrite
+uncommitted changes. `git checkout params.yaml` undoes it. Without a name, it only checks every
+section of params.yaml.
 
     python -m tools.recipe [name]
 """
@@ -38,7 +39,7 @@ RECIPES = Path("recipes")
 
 
 def check(content: Mapping[str, Any]) -> None:
-    """Raise StageError unless `content` has every section, each with valid values, and no other."""
+    """Raise StageError unless `content` has every section, all values valid, and nothing else."""
     names = [section.section for section in SECTIONS]
     for name in content:
         if name not in names:
@@ -50,10 +51,10 @@ def check(content: Mapping[str, Any]) -> None:
     check_together(ModelParameters.check(content["model"]), TrainParameters.check(content["train"]))
 
 
-def merged(parameters: str, recipe: Mapping[str, Any]) -> str:
-    """Return the YAML text `parameters` with the values of `recipe`, comments kept.
+def merge_recipe(parameters: str, recipe: Mapping[str, Any]) -> str:
+    """Return the YAML text `parameters` with the values of `recipe`. Comments stay.
 
-    Raises StageError for a key that `parameters` does not have.
+    Raises StageError if `recipe` has a key that `parameters` lacks.
     """
     yaml = YAML()
     yaml.width = 100
@@ -62,7 +63,9 @@ def merged(parameters: str, recipe: Mapping[str, Any]) -> str:
     def merge(target: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
         for key, value in values.items():
             if key not in target:
-                raise StageError(f"the recipe's {prefix}{key} is not a key of {PARAMETERS}")
+                raise StageError(
+                    f"the recipe has {prefix}{key}, which is not a key of {PARAMETERS}"
+                )
             if isinstance(value, Mapping):
                 merge(target[key], value, f"{prefix}{key}.")
             else:
@@ -75,34 +78,38 @@ def merged(parameters: str, recipe: Mapping[str, Any]) -> str:
 
 
 def apply(name: str) -> None:
-    """Write the recipe's parameters to params.yaml, or raise StageError and leave it as it is."""
+    """Write the parameters of the recipe `name` to params.yaml.
+
+    Raises StageError, and leaves the file unchanged, if the recipe is unknown or invalid, or if the
+    file has changes that would be lost.
+    """
     recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if name not in recipes:
-        raise StageError(f"no recipe {name!r}; there are {', '.join(recipes)}")
+        raise StageError(f"there is no recipe {name!r}; the recipes are {', '.join(recipes)}")
     git = ["git", "show", f"HEAD:./{PARAMETERS}"]
     shown = subprocess.run(git, capture_output=True, text=True, encoding="utf-8", check=False)
     if shown.returncode:
-        raise StageError(f"{PARAMETERS} of the last commit: {shown.stderr.strip()}")
+        raise StageError(f"cannot read {PARAMETERS} in the last commit: {shown.stderr.strip()}")
     current, committed = PARAMETERS.read_text(encoding="utf-8"), shown.stdout
-    known = [committed, *(merged(committed, read_yaml(path)) for path in recipes.values())]
+    known = [committed, *(merge_recipe(committed, read_yaml(path)) for path in recipes.values())]
     if current not in known:
         raise StageError(
-            f"{PARAMETERS} has changes of your own, which a recipe would overwrite: commit them, "
-            f"or go back with `git checkout {PARAMETERS}`"
+            f"{PARAMETERS} has uncommitted changes that the recipe would overwrite; commit them, "
+            f"or undo them with `git checkout {PARAMETERS}`"
         )
-    new = merged(committed, read_yaml(recipes[name]))
+    new = merge_recipe(committed, read_yaml(recipes[name]))
     check(YAML(typ="safe", pure=True).load(new))
     write_text(PARAMETERS, new)
 
 
 def main() -> None:
-    """Apply the named recipe, if any, and check params.yaml."""
+    """Apply the named recipe, or check params.yaml if none is named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", nargs="?", help="a file in recipes/, without .yaml")
+    parser.add_argument("name", nargs="?", help="the name of a file in recipes/, without .yaml")
     name = parser.parse_args().name
     if name:
         apply(name)
-        print(f"{PARAMETERS} now holds the recipe {name}; `git diff {PARAMETERS}` shows it")
+        print(f"applied the recipe {name}; `git diff {PARAMETERS}` shows the changes")
     else:
         check(read_yaml(PARAMETERS))
 

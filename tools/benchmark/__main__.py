@@ -37,7 +37,7 @@ from stages.core.settings import read_yaml
 from tools.benchmark import tables
 from tools.benchmark.references import REFERENCES
 from tools.benchmark.tables import Result, Results
-from tools.recipe import RECIPES, SECTIONS, check, merged
+from tools.recipe import RECIPES, SECTIONS, check, merge_recipe
 from tools.verify.__main__ import clean_environment
 from tools.verify.fingerprint import collect_fingerprint
 
@@ -194,7 +194,10 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
     """Return what to measure; raise StageError for an unknown part or recipe."""
     default = PARAMETERS.read_text(encoding="utf-8")
     paths = sorted(RECIPES.glob("*.yaml"))
-    texts = {"default": default, **{path.stem: merged(default, read_yaml(path)) for path in paths}}
+    texts = {
+        "default": default,
+        **{path.stem: merge_recipe(default, read_yaml(path)) for path in paths},
+    }
     known = [*REFERENCES, *texts]
     for kind, asked, choices in (("part", parts, list(PARTS)), ("recipe", names, known)):
         for name in asked:
@@ -209,7 +212,7 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
         else:
             check(YAML(typ="safe", pure=True).load(texts[name]))
             found.append(Trial("recipes", name, texts[name], PIPELINE, measure_pipeline))
-    one_epoch = merged(default, {"train": {"epochs": 1}})
+    one_epoch = merge_recipe(default, {"train": {"epochs": 1}})
     for factor in FACTORS:
         label = f"{factor} times the training set"
         found.append(Trial("growth", label, one_epoch, PIPELINE, partial(measure_growth, factor)))
@@ -239,7 +242,7 @@ def measure_trials(
             count += 1
             label = f"{count}/{runs} {trial.part}: {trial.name}, seed {seed}"
             changes = {"model": {"seed": seed}, "train": {"seed": seed}}
-            parameters = merged(trial.parameters, changes)
+            parameters = merge_recipe(trial.parameters, changes)
             key = trial.compute_key(seed, machine)
             if key in known:
                 print(f"{label}: already measured")
