@@ -148,14 +148,16 @@ def prepare(folder: Path, make: Callable[[Path], None]) -> Path:
 def first_run(shared):
     """A folder that holds a small project after its first run, for tests to copy.
 
-    `project` is the committed project and `used.json` is what each stage used in that run.
+    `project` is the committed project, `used.json` is what each stage used in that run, and
+    `printed.txt` is what the run printed.
     """
 
     def make(folder: Path) -> None:
         (folder / "project").mkdir()
         project = Project.create(folder / "project")
-        used = spied_repro(project, folder / "programs")
+        used, printed = spied_repro(project, folder / "programs")
         (folder / "used.json").write_text(json.dumps(used))
+        (folder / "printed.txt").write_text(printed)
         project.commit("first run")
 
     return prepare(shared / "first_run", make)

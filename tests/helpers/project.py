@@ -144,8 +144,8 @@ def graph(folder: Path = ROOT) -> dict[str, dict]:
 STAGES = list(graph())  # in the order in which they run
 
 
-def spied_repro(project: Project, programs: Path) -> dict[str, dict[str, list[str]]]:
-    """Run `dvc repro` with every stage under the spy, and return what each stage used.
+def spied_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
+    """Run `dvc repro` with every stage under the spy; return what each used and what was printed.
 
     DVC starts a stage with the `python` on the PATH: here a script in the folder `programs`.
     """
@@ -153,7 +153,8 @@ def spied_repro(project: Project, programs: Path) -> dict[str, dict[str, list[st
     script = programs / "python"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.helpers.spy "$@"\n')
     script.chmod(0o755)
-    return _used(project, project.run("dvc", "repro", programs=programs).stdout)
+    printed = project.run("dvc", "repro", programs=programs).stdout
+    return _used(project, printed), printed
 
 
 def spied_stage(project: Project, stage: str) -> dict[str, list[str]]:

@@ -1,0 +1,193 @@
+"""The documentation: links, commands, parameters, and the output that it quotes."""
+
+import copy
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.pages import missing_lines, quoted_commands
+from helpers.project import ROOT
+from ruamel.yaml import YAML
+
+from stages.sources.catalogue import CATALOGUE
+from tools import install, recipe
+
+LISTED = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
+README, KOREAN, TECHNIQUES = (
+    ROOT / name for name in ("README.md", "README.ko.md", "docs/techniques.md")
+)
+
+
+def read_prose(page: Path) -> str:
+    """Return the text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def list_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", read_prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def list_experiments(page: Path) -> list[list[tuple[str, str]]]:
+    """Return the keys and values that each block of commands sets with -S.
+
+    A list of values, as in `train.epochs=2,4,8`, counts as its first value.
+    """
+    blocks = re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    blocks += re.findall(r"`(dvc exp run [^`]*)`", read_prose(page))
+    found = [re.findall(r"-S '?([\w.]+)=(\[[^\]]*\]|[^\s',]+)", block) for block in blocks]
+    return [settings for settings in found if settings]
+
+
+# Links
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_relative_links_lead_somewhere(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", read_prose(page)):
+        if re.match(r"(https?|mailto):", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in list_anchors(target), link
+
+
+# Commands
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_named_commands_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^\$ )make ([a-z.][\w./-]*)", text, re.M):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.M), target
+    for module in re.findall(r"python -m ((?:stages|tools)\.[\w.]*\w)", text):
+        assert module.isupper() or module.endswith("NAME") or importlib.util.find_spec(module)
+    for value in re.findall(r"RECIPE=([a-z]\w*)", text):
+        assert value == "name" or (ROOT / f"recipes/{value}.yaml").exists(), value
+
+
+@pytest.mark.parametrize("page", [page for page in LISTED if list_experiments(ROOT / page)])
+def test_parameters_of_commands_are_valid(page):
+    """The commands of a block follow each other, so each changes the values that the last left."""
+    yaml = YAML(typ="safe")
+    start = yaml.load(ROOT / "params.yaml")
+    if ROOT / page == TECHNIQUES:  # its commands start from this recipe
+        merged = recipe.merge_recipe(
+            (ROOT / "params.yaml").read_text(), yaml.load(ROOT / "recipes/notebook.yaml")
+        )
+        start = yaml.load(merged)
+    for settings in list_experiments(ROOT / page):
+        values = copy.deepcopy(start)
+        for key, value in settings:
+            *sections, last = key.split(".")
+            section = values
+            for name in sections:
+                section = section[name]
+            assert last in section, key
+            section[last] = 1 if value.startswith("$") else yaml.load(value)
+        recipe.check(values)
+
+
+def test_readmes_have_the_same_commands_and_output():
+    assert quoted_commands(KOREAN) == quoted_commands(README)
+
+
+# Quoted output
+
+
+def read_output(command: str) -> list[str]:
+    """Return the lines that README quotes below a command."""
+    (found,) = [
+        quoted.output for quoted in quoted_commands(README) if " ".join(quoted.command) == command
+    ]
+    assert found
+    return found
+
+
+def blank_numbers(line: str) -> str:
+    """Return a line with `...`, which stands for any text, instead of each number."""
+    return re.sub(r"\d+(\.\d+)?(e-\d+)?", "...", line)
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        ("make repro", ["requirements.txt", "requirements-tools.txt"]),
+        ("make test", ["requirements-dev.txt"]),  # .venv exists by then
+    ],
+)
+def test_quoted_installation_is_real(command, files, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("requirements-tools.txt").touch()
+    if command == "make test":
+        install.PYTHON.parent.mkdir(parents=True)
+        install.PYTHON.touch()
+    for step in ("check_python", "make_venv", "fetch_uv", "install"):
+        monkeypatch.setattr(install, step, lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["tools/install.py", *files])
+    install.main()
+    assert capsys.readouterr().out.splitlines() == read_output(command)[:1]
+
+
+def test_quoted_run_is_real(first_run, small_project):
+    """Compared with a small project, whose numbers and dataset are different."""
+    printed = (first_run / "printed.txt").read_text() + small_project.run("dvc", "repro").stdout
+    quoted = [
+        blank_numbers(line.replace(CATALOGUE["mnist"].title, "..."))
+        for line in read_output("make repro")[1:]
+    ]
+    assert len(quoted) > 5
+    assert missing_lines(quoted, printed) == []
+
+
+def test_quoted_end_of_tests_is_real(tmp_path):
+    """Compared with ruff and pytest on one small file."""
+    file = tmp_path / "test_one.py"
+    file.write_text("def test_one():\n    pass\n")
+    printed = ""
+    for command in (
+        ["ruff", "check", "--isolated", file],
+        ["pytest", "--disable-plugin-autoload", "--rootdir", tmp_path, "-c", os.devnull, file],
+    ):
+        printed += subprocess.run(
+            [Path(sys.executable).parent / command[0], *command[1:]],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    quoted = [re.sub(r"=+", "...", line) for line in read_output("make test")[1:]]
+    assert len(quoted) > 1
+    assert missing_lines(quoted, printed) == []
+
+
+def test_quoted_epoch_is_the_recorded_one():
+    (line,) = [line for line in read_output("make repro") if "accuracy: " in line]
+    quoted = dict(re.findall(r"(\w+): ([\d.e-]+)", line))
+    last = pd.read_csv(ROOT / "data/model/history.csv").iloc[-1]
+    assert f"{last['learning_rate']:.4e}" == quoted.pop("learning_rate")
+    assert quoted == {name: f"{last[name]:.4f}" for name in quoted}
+    assert {"accuracy", "loss", "val_accuracy", "val_loss"} == quoted.keys()
+
+
+def test_quoted_metrics_are_the_recorded_ones():
+    metrics = json.loads((ROOT / "data/evaluation/metrics.json").read_text())
+    rows = [line.split() for line in read_output("dvc metrics diff") if line != "..."]
+    assert rows.pop(0) == ["Path", "Metric", "HEAD", "workspace", "Change"]
+    assert len(rows) > 2
+    for path, name, old, new, change in rows:
+        assert path == "data/evaluation/metrics.json"
+        part, metric = name.split(".")
+        assert float(old) == round(metrics[part][metric], 5)
+        assert float(new) - float(old) == pytest.approx(float(change), abs=1e-5)
