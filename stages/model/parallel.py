@@ -1,6 +1,12 @@
-"""Split each batch over replicas that compute side by side."""
+"""Split each batch over replicas, on one worker or several, and add their results in a fixed order.
 
-from collections.abc import Sequence
+A replica computes an equal share of every batch. A worker is a process that computes one or more
+replicas. The result depends on the number of replicas, but not on the number of workers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +17,58 @@ import tensorflow as tf
 from stages.core.files import Floats
 from stages.model.architectures import MAIN, has_two_outputs
 
+Node = tuple[int, int]  # the replicas from the first number up to, but not including, the second
+Tensors = list[tf.Tensor]
+
+
+class Workers:
+    """The workers of one training. This class is a single worker; `cluster.Cluster` has several."""
+
+    index = 0
+    count = 1
+
+    def replicas_of(self, worker: int, replicas: int) -> range:
+        """Return the replicas that `worker` computes, of `replicas` in all."""
+        return range(worker * replicas // self.count, (worker + 1) * replicas // self.count)
+
+    def exchange(
+        self, own: dict[Any, Tensors], keys_of: Callable[[int], Sequence[Any]]
+    ) -> dict[Any, Tensors]:
+        """Return the tensors of all workers; `keys_of` returns the keys of a worker.
+
+        The tensors of all keys have the same shapes.
+        """
+        assert list(own) == list(keys_of(self.index))
+        return own
+
+
+@dataclass
+class ReplicaStep:
+    """One training step of one replica, while TensorFlow traces it."""
+
+    number: tf.Tensor  # int64; no other step of any replica has the same
+    draws: int = 0  # seeds drawn so far
+    averages: list[tuple[Any, float]] = field(default_factory=list)  # variables and their momentum
+    statistics: Tensors = field(default_factory=list)  # the share's value for each of `averages`
+
+
+_tracing: list[ReplicaStep] = []
+
+
+@contextmanager
+def tracing(step: ReplicaStep) -> Iterator[ReplicaStep]:
+    """Make `step` the one that layers find with `traced_step`."""
+    _tracing.append(step)
+    try:
+        yield step
+    finally:
+        _tracing.pop()
+
+
+def traced_step() -> ReplicaStep | None:
+    """Return the step that is being traced, or None outside of training."""
+    return _tracing[-1] if _tracing else None
+
 
 class DataParallel(keras.Model):
     """A network that splits each batch into equal shares, one for each replica.
@@ -20,11 +78,12 @@ class DataParallel(keras.Model):
     Soudry, "Train longer, generalize better", 2017, call ghost batch normalization.
     """
 
-    def __init__(self, network: keras.Model, replicas: int) -> None:
+    def __init__(self, network: keras.Model, replicas: int, workers: Workers | None = None) -> None:
         """Wrap `network`; its weights become the weights of this model."""
         super().__init__()
         self.network = network
         self.replicas = replicas
+        self.workers = workers or Workers()
         # The fixed signature avoids a second trace for a last batch that is smaller.
         self.main_output = tf.function(
             lambda images: self(images)[MAIN] if has_two_outputs(network) else self(images),
@@ -42,16 +101,113 @@ class DataParallel(keras.Model):
         count = tf.shape(images)[0]
         # No share may be empty, because oneDNN's pooling fails on an empty batch.
         padded = tf.pad(images, [[0, tf.maximum(self.replicas - count, 0)], [0, 0], [0, 0]])
-        bounds = [tf.shape(padded)[0] * i // self.replicas for i in range(self.replicas + 1)]
-        shares = [self.network(padded[i:j], training=training) for i, j in pairwise(bounds)]
-        return tf.nest.map_structure(lambda *each: join_shares(each, count), *shares)
+        shares = {
+            replica: self.network(padded[i:j], training=training)
+            for replica, (i, j) in self._own_bounds(tf.shape(padded)[0]).items()
+        }
+        return self._join(shares, tf.shape(padded)[0], count)
+
+    def train_step(self, data: tuple[tf.Tensor, Any]) -> dict[str, tf.Tensor]:
+        """Take one step on images and labels, and return the metrics of the epoch so far.
+
+        The gradients of the replicas are added in the order of a binary tree. The averages of batch
+        normalisation are updated with the statistics of each replica in turn.
+        """
+        images, labels = data
+        count = tf.shape(images)[0]
+        shares, statistics, gradients = {}, {}, {}
+        for replica, (i, j) in self._own_bounds(count).items():
+            step = ReplicaStep(self.optimizer.iterations * self.replicas + replica)
+            with tracing(step), tf.GradientTape() as tape:
+                shares[replica] = self.network(images[i:j], training=True)
+                share_labels = tf.nest.map_structure(lambda y, i=i, j=j: y[i:j], labels)
+                loss = self.compute_loss(y=share_labels, y_pred=shares[replica])
+                # The loss of a batch is a mean over its images.
+                loss *= tf.cast(j - i, loss.dtype) / tf.cast(count, loss.dtype)
+            gradients[replica, replica + 1] = tape.gradient(
+                loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            statistics[replica] = step.statistics
+
+        outputs = self._join(shares, count, count)
+        every = self.workers.exchange(statistics, self._own_replicas)
+        for replica in range(self.replicas):
+            for (average, momentum), value in zip(step.averages, every[replica], strict=True):
+                average.assign(average * momentum + value * (1.0 - momentum))
+        self._loss_tracker.update_state(
+            self.compute_loss(y=labels, y_pred=outputs), sample_weight=count
+        )
+        self.optimizer.apply(self._add(gradients), self.trainable_variables)
+        return self.compute_metrics(images, labels, outputs)
+
+    def _own_replicas(self, worker: int) -> range:
+        return self.workers.replicas_of(worker, self.replicas)
+
+    def _own_bounds(self, count: tf.Tensor) -> dict[int, tuple[tf.Tensor, tf.Tensor]]:
+        """Return where the shares of this worker's replicas start and end in a batch."""
+        bounds = [*pairwise(count * i // self.replicas for i in range(self.replicas + 1))]
+        return {replica: bounds[replica] for replica in self._own_replicas(self.workers.index)}
+
+    def _join(self, shares: dict[int, Any], padded: tf.Tensor, count: tf.Tensor) -> Any:
+        """Return the first `count` outputs of all shares of a batch of `padded` images, in order.
+
+        Probabilities keep their logits, the input of softmax, from which Keras computes the
+        cross-entropy.
+        """
+        rows = -(-padded // self.replicas)
+        own = {
+            replica: [
+                tf.pad(tensor, [[0, rows - tf.shape(tensor)[0]], [0, 0]])
+                for output in tf.nest.flatten(outputs)
+                for tensor in with_logits(output)
+            ]
+            for replica, outputs in shares.items()
+        }
+        every = self.workers.exchange(own, self._own_replicas)
+        bounds = pairwise(padded * i // self.replicas for i in range(self.replicas + 1))
+        parts = [[tensor[: j - i] for tensor in every[k]] for k, (i, j) in enumerate(bounds)]
+        joined = [tf.concat(each, 0)[:count] for each in zip(*parts, strict=True)]
+        example = next(iter(shares.values()))
+        outputs = []
+        for output in tf.nest.flatten(example):
+            outputs.append(joined.pop(0))
+            if len(with_logits(output)) == 2:
+                outputs[-1]._keras_logits = joined.pop(0)
+        return tf.nest.pack_sequence_as(example, outputs)
+
+    def _add(self, gradients: dict[Node, Tensors]) -> Tensors:
+        """Return the sum of all replicas' gradients, one tensor for each trainable variable."""
+
+        def nodes(worker: int) -> list[Node]:
+            return largest_nodes(self._own_replicas(worker), (0, self.replicas))
+
+        own = {node: add_tree(gradients, node) for node in nodes(self.workers.index)}
+        return add_tree(self.workers.exchange(own, nodes), (0, self.replicas))
 
 
-def join_shares(shares: Sequence[tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-    """Return the first `count` probabilities of all shares, one after the other."""
-    probabilities = tf.concat(shares, 0)[:count]
-    if all(hasattr(share, "_keras_logits") for share in shares):
-        # Keras's cross-entropy reads the input of softmax from here: exact near 0 and 1.
-        logits = tf.concat([share._keras_logits for share in shares], 0)
-        probabilities._keras_logits = logits[:count]
-    return probabilities
+def with_logits(output: tf.Tensor) -> Tensors:
+    """Return probabilities and, if they come from softmax, its input."""
+    return [output, output._keras_logits] if hasattr(output, "_keras_logits") else [output]
+
+
+def largest_nodes(replicas: range, node: Node) -> list[Node]:
+    """Return the largest nodes of the binary tree below `node` that contain only `replicas`."""
+    start, stop = node
+    if replicas.start <= start and stop <= replicas.stop:
+        return [node]
+    if stop <= replicas.start or replicas.stop <= start:
+        return []
+    middle = (start + stop) // 2
+    return largest_nodes(replicas, (start, middle)) + largest_nodes(replicas, (middle, stop))
+
+
+def add_tree(sums: dict[Node, Tensors], node: Node) -> Tensors:
+    """Return the sums at `node` of a binary tree, from the sums at nodes below it.
+
+    Floating-point addition depends on the order; the tree fixes it for any number of workers.
+    """
+    if node in sums:
+        return sums[node]
+    middle = sum(node) // 2
+    left, right = add_tree(sums, (node[0], middle)), add_tree(sums, (middle, node[1]))
+    return [a + b for a, b in zip(left, right, strict=True)]

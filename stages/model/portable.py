@@ -5,12 +5,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from stages.model.parallel import DataParallel
+from stages.model.parallel import DataParallel, Workers, traced_step
 
 ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels process at a time
 
 
-def make_portable(model: keras.Model, replicas: int) -> DataParallel:
+def make_portable(
+    model: keras.Model, replicas: int, workers: Workers | None = None
+) -> DataParallel:
     """Return a copy of `model`, with the same weights, that computes the same bytes everywhere.
 
     Train and predict with the copy, which splits each batch over `replicas`. Save the original:
@@ -18,7 +20,30 @@ def make_portable(model: keras.Model, replicas: int) -> DataParallel:
     """
     network = keras.models.clone_model(model, clone_function=make_portable_layer, recursive=True)
     network.set_weights(model.get_weights())
-    return DataParallel(network, replicas)
+    for layer in network._flatten_layers():
+        for value in vars(layer).values():
+            if isinstance(value, keras.random.SeedGenerator):
+                draw_by_step(value)
+    return DataParallel(network, replicas, workers)
+
+
+def draw_by_step(generator: keras.random.SeedGenerator) -> None:
+    """Make the random numbers of a layer depend on its seed, the step and the replica alone.
+
+    Keras's generator counts its calls instead. Its count depends on which replicas a worker
+    computes, and a resumed training would have to restore it.
+    """
+    seed, count_calls = int(generator.state.numpy()[0]), generator.next
+
+    def draw(ordered: bool = True) -> tf.Tensor:
+        step = traced_step()
+        if step is None:
+            return count_calls(ordered)
+        step.draws += 1
+        numbers = (seed + step.draws) % 2**32, step.number
+        return tf.stack([tf.cast(number, tf.uint32) for number in numbers])
+
+    generator.next = draw
 
 
 def make_portable_layer(layer: keras.Layer) -> keras.Layer:
@@ -47,8 +72,13 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
         """Return `inputs` normalised by the batch in training, else by the moving averages."""
         if training and self.trainable:
             mean, variance = keras.ops.moments(inputs, self._reduction_axes)
+            step = traced_step()
             for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                average.assign(average * self.momentum + value * (1.0 - self.momentum))
+                if step is None:
+                    average.assign(average * self.momentum + value * (1.0 - self.momentum))
+                else:  # DataParallel updates the averages, in the order of the replicas
+                    step.averages.append((average, self.momentum))
+                    step.statistics.append(value)
         else:
             mean, variance = self.moving_mean, self.moving_variance
         scale = self.gamma / keras.ops.sqrt(variance + self.epsilon)
