@@ -16,9 +16,11 @@ export LOGNAME := $(or $(LOGNAME),$(USER),user)
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-repro: .venv/runtime ## Run the stages that changed. RECIPE=name: use the parameters of recipes/name.yaml.
+repro: .venv/runtime ## Run the stages that changed. RECIPE=name WORKERS=4; FRESH=1: do not resume a training.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
-	@before=$$(git hash-object dvc.lock 2>&1); $(BIN)/dvc repro && \
+	@$(if $(FRESH),rm -rf data/checkpoint)
+	@before=$$(git hash-object dvc.lock 2>&1); \
+		$(if $(WORKERS),$(BIN)/python -m tools.worker --local $(WORKERS),$(BIN)/dvc repro) && \
 		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.verify.fingerprint; fi
 
 test: lint ## Run `make lint`, then all tests.
@@ -47,8 +49,8 @@ benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PART
 		$(if $(PARTS),--parts $(PARTS)) $(if $(DOCS),--docs)
 
 # Only PERTURB uses a package for tests, libfaketime.
-verify: $(if $(PERTURB),.venv/development,.venv/runtime) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1
-	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb)
+verify: $(if $(PERTURB),.venv/development,.venv/runtime) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1 WORKERS=2
+	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb) $(if $(WORKERS),--workers $(WORKERS))
 
 verify-cpus: .venv/runtime ## Train briefly on other processors, emulated by QEMU, and compare.
 	@$(BIN)/python -m tools.verify.cpus

@@ -81,9 +81,12 @@ def main() -> None:
 
     # Imported here because TensorFlow takes seconds to load, and a mistake in the parameters or the
     # data should be reported at once.
-    from stages.model import calibration, portable, runtime, storage
+    from stages.model.runtime import configure_tensorflow, load_tensorflow
 
-    runtime.configure_tensorflow(parameters.threads)
+    load_tensorflow()
+    from stages.model import calibration, portable, storage
+
+    configure_tensorflow(parameters.threads)
     model = storage.load(MODEL)
     network = portable.make_portable(model, parameters.threads)
     metrics: dict[str, Any] = {}

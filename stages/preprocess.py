@@ -15,14 +15,14 @@ from pydantic import Field
 from sklearn.model_selection import train_test_split
 
 from stages.core.errors import StageError, run
-from stages.core.files import Bytes, Floats, write_npz
+from stages.core.files import Bytes, Floats, Pieces, write_npz
 from stages.core.paths import DATASET, PROCESSED, RAW
-from stages.core.prepared import read_classes
+from stages.core.prepared import read_classes, split_into_pieces
 from stages.core.settings import Section
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
-Indices = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int32]
 
 
 class PreprocessParameters(Section):
@@ -58,7 +58,7 @@ def split(labels: Bytes, parameters: PreprocessParameters, classes: int) -> tupl
     fraction = parameters.validation_fraction
     try:
         train, validation = train_test_split(
-            np.arange(len(labels)),
+            np.arange(len(labels), dtype=np.int32),
             test_size=fraction,
             random_state=parameters.seed,
             stratify=labels if parameters.stratify else None,
@@ -85,6 +85,24 @@ def one_hot(labels: Bytes, classes: int) -> Floats:
     return np.eye(classes, dtype=np.float32)[labels]
 
 
+def write_split(name: str, images: Bytes, labels: Bytes, indices: Indices, classes: int) -> None:
+    """Write the images and labels at `indices` as a prepared split, piece by piece."""
+    pieces = [indices[piece] for piece in split_into_pieces(len(indices))]
+    shape = images.shape[1:]
+    arrays = {
+        "images": Pieces(
+            (len(indices), *shape), np.float32, (normalise(images[piece]) for piece in pieces)
+        ),
+        "labels": Pieces(
+            (len(indices), classes),
+            np.float32,
+            (one_hot(labels[piece], classes) for piece in pieces),
+        ),
+    }
+    write_npz(PROCESSED / f"{name}.npz", arrays)
+    print(f"{name}: {len(indices)} images of {shape} pixels")
+
+
 def main() -> None:
     """Write the three splits."""
     parameters = PreprocessParameters.read()
@@ -97,17 +115,10 @@ def main() -> None:
             f"found {test_images.shape[1:]}"
         )
     train, validation = split(labels, parameters, classes)
-    for name, subset_images, subset_labels in (
-        ("train", images[train], labels[train]),
-        ("validation", images[validation], labels[validation]),
-        ("test", test_images, test_labels),
-    ):
-        arrays = {
-            "images": normalise(subset_images),
-            "labels": one_hot(subset_labels, classes),
-        }
-        write_npz(PROCESSED / f"{name}.npz", arrays)
-        print(f"{name}: {len(subset_labels)} images of {subset_images.shape[1:]} pixels")
+    every = np.arange(len(test_labels), dtype=np.int32)
+    write_split("train", images, labels, train, classes)
+    write_split("validation", images, labels, validation, classes)
+    write_split("test", test_images, test_labels, every, classes)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 Reads data/processed/train.npz and validation.npz, and `model` and `train` in params.yaml. Writes
 data/model/model.keras, which `keras.models.load_model` opens, and data/model/history.csv, one row
-for each epoch. This stage never opens the file with the test set.
+for each epoch. An interrupted run leaves data/checkpoint, and the next run goes on from there. This
+stage never opens the file with the test set.
 
     python -m stages.train
 """
 
-from stages.core.errors import run
+from stages.core.errors import StageError, run
 from stages.core.files import write_csv
-from stages.core.paths import HISTORY, MODEL, TRAIN, VALIDATION
+from stages.core.paths import CHECKPOINT, HISTORY, MODEL, TRAIN, VALIDATION
 from stages.core.prepared import read_split
 from stages.model.settings import ModelParameters, TrainParameters, check_together
 
@@ -18,19 +19,41 @@ def main() -> None:
     """Read the parameters and the data, train, and save."""
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
     check_together(model_parameters, parameters)
-    splits = [read_split(path) for path in (TRAIN, VALIDATION)]
+    train, validation = read_split(TRAIN), read_split(VALIDATION)
 
     # Imported here because TensorFlow takes seconds to load, and a mistake in the parameters or the
     # data should be reported at once.
-    from stages.model.runtime import configure_tensorflow
-    from stages.model.storage import save
-    from stages.model.training import train_members
+    from stages.model.runtime import configure_tensorflow, load_tensorflow
 
-    configure_tensorflow(parameters.replicas)
-    # pop, so that the arrays are freed as soon as TensorFlow has its own copy.
-    model, history = train_members(model_parameters, parameters, splits.pop(0), splits.pop(0))
-    save(model, parameters.loss, MODEL)
-    write_csv(HISTORY, history)
+    load_tensorflow()
+    from stages.model import checkpoint, cluster
+    from stages.model.storage import save
+    from stages.model.training import make_history, train_members
+
+    workers = cluster.find_workers(parameters.replicas)
+    configure_tensorflow(len(workers.replicas_of(workers.index, parameters.replicas)))
+    origin = checkpoint.describe_origin(model_parameters, parameters)
+
+    def save_epoch(state: checkpoint.State) -> None:
+        if workers.index == 0:
+            checkpoint.save(origin, state)
+            write_csv(HISTORY, make_history(state))  # so that the curves can be watched
+
+    with cluster.report_failures(workers):
+        workers.connect()
+        state = cluster.agree(workers, origin)
+        try:
+            model, history = train_members(
+                model_parameters, parameters, train, validation, state, save_epoch, workers
+            )
+        except KeyboardInterrupt:
+            kept = f"{CHECKPOINT} holds the training up to its last epoch; " * CHECKPOINT.exists()
+            raise StageError(f"interrupted; {kept}`dvc repro` goes on from there") from None
+        if workers.index == 0:
+            save(model, parameters.loss, MODEL)
+            write_csv(HISTORY, history)
+            checkpoint.delete()
+        workers.end()
 
 
 if __name__ == "__main__":

@@ -75,17 +75,19 @@ def test_npz_does_not_depend_on_date_or_umask(tmp_path, monkeypatch):
 def test_object_arrays_are_refused(path):
     """Python objects are pickled in an `.npz`, and a pickle can run code."""
     array = np.array([{"a": 1}], object)
-    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+    with pytest.raises(ValueError, match="holds Python objects"):
         write_npz(path, {"images": array})
     assert names(path.parent) == []
     np.savez(path, images=array, labels=LABELS)
-    with pytest.raises(StageError, match=f"{path}: not a readable .npz: Object arrays cannot be"):
+    with pytest.raises(
+        StageError, match=f"{path}: not a readable .npz: images.npy holds Python objects"
+    ):
         read_split(path)
 
 
-def test_zip_bomb_is_refused(path):
+def test_compressed_split_is_refused(path):
     np.savez_compressed(path, images=np.zeros((10_000, 28, 28), np.float32), labels=LABELS)
-    with pytest.raises(StageError, match=r"npz: images.npy would unpack to 31360128 bytes"):
+    with pytest.raises(StageError, match=r"npz: not a readable .npz: images.npy is compressed"):
         read_split(path)
 
 

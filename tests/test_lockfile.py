@@ -1,11 +1,10 @@
 """What `find_stale` reports on a tiny DVC project after one change."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.project import AUTHOR, ROOT
+from helpers.project import AUTHOR, ROOT, Project
 
 from stages.core.errors import StageError
 from tools.verify.lockfile import find_stale, list_files, list_parameters, read_lock
@@ -32,7 +31,7 @@ IGNORED = ("code/.a.py.swp", "code/a.py~", "code/sub/.#b.py", "code/__pycache__/
 
 
 def run(folder, *command):
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    return Project(folder).run(*command).stdout
 
 
 def commit(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.core.errors import StageError
-from stages.model import architectures, optimizer, portable, training
+from stages.model import architectures, batches, optimizer, portable, training
 from stages.model.settings import EarlyStopping, ModelParameters, Schedule, TrainParameters
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -102,19 +102,6 @@ def test_trained_members_leave_memory(train_with, model_with, small_split, monke
     assert len(model.layers) == 4  # the input, two members and their mean
 
 
-def test_training_holds_the_images_once(train_with, model_with, small_split, monkeypatch):
-    arrays, fit_one = [array.copy() for array in small_split], training.fit
-    left = [weakref.ref(array) for array in arrays]
-
-    def watched(*arguments):
-        assert [array() for array in left] == [None, None]
-        return fit_one(*arguments)
-
-    monkeypatch.setattr(training, "fit", watched)
-    parameters = model_with(architecture="dense")
-    training.train_members(parameters, train_with(), (arrays.pop(0), arrays.pop()), small_split)
-
-
 def test_plateau_schedule_lowers_the_rate(train_with, tiny_model, small_split):
     # The rate is too low for any improvement: epochs 2 and 3 stall, then 4 and 5.
     parameters = train_with(
@@ -197,39 +184,58 @@ def test_infinite_loss_stops_the_stage(train_with, tiny_model, small_split):
         training.fit(tiny_model(), small_split, small_split, parameters)
 
 
+def epochs_of(split, parameters, first_epoch=0):
+    """Return the images and labels of each epoch from `first_epoch` on, as they are trained on."""
+    dataset = batches.make_training_batches(split, parameters, False, first_epoch)
+    found = [(images.numpy(), labels.numpy()) for images, labels in dataset]
+    steps = batches.count_steps(len(split[0]), parameters)
+    return [found[i : i + steps] for i in range(0, len(found), steps)]
+
+
 def test_each_epoch_has_every_image_in_its_own_order(train_with, small_split):
     images, labels = small_split
-    numbered = (np.arange(len(images), dtype=np.float32), labels)
-    dataset = training.make_batches(numbered, train_with(batch_size=10, seed=1), False)
-    epochs = [np.concatenate([batch for batch, _ in dataset]) for _ in range(2)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(len(images)))
-    assert epochs[0].tolist() != epochs[1].tolist() != list(range(len(images)))
-    for seed in (1, 2):
-        first = training.make_batches(numbered, train_with(batch_size=10, seed=seed), False)
-        again = np.concatenate([batch for batch, _ in first])
-        assert (again.tolist() == epochs[0].tolist()) == (seed == 1)
+    numbered = np.arange(len(images), dtype=np.float32), labels
+
+    def orders(**changes):
+        parameters = train_with(epochs=2, batch_size=10, **changes)
+        return [
+            np.concatenate([batch for batch, _ in epoch]).tolist()
+            for epoch in epochs_of(numbered, parameters)
+        ]
+
+    first, second = orders(seed=1)
+    everything = list(range(len(images)))
+    assert sorted(first) == sorted(second) == everything
+    assert first != second != everything != first
+    assert orders(seed=1) == [first, second]
+    assert orders(seed=2)[0] != first
+
+
+def test_later_epochs_do_not_depend_on_earlier_ones(train_with, small_split):
+    parameters = train_with(epochs=3, batch_size=16, augmentation={"shift": 2.0})
+    whole, rest = epochs_of(small_split, parameters), epochs_of(small_split, parameters, 2)
+    assert len(rest) == 1
+    for (images, labels), (same_images, same_labels) in zip(whole[2], rest[0], strict=True):
+        assert images.tobytes() == same_images.tobytes()
+        assert labels.tobytes() == same_labels.tobytes()
 
 
 def test_labels_stay_with_their_images(train_with, small_split):
     images, labels = small_split
-    for batch_images, batch_labels in training.make_batches(
-        small_split, train_with(batch_size=7), False
-    ):
-        for image, label in zip(batch_images.numpy(), batch_labels.numpy(), strict=True):
+    (epoch,) = epochs_of(small_split, train_with(batch_size=7))
+    for batch_images, batch_labels in epoch:
+        for image, label in zip(batch_images, batch_labels, strict=True):
             index = np.flatnonzero((images == image).all(axis=(1, 2)))[0]
             assert labels[index].tolist() == label.tolist()
 
 
 def test_augmentation_differs_between_epochs(train_with, small_split):
     images, _ = small_split
-    parameters = train_with(
-        batch_size=64, augmentation={"shift": 2.0, "rotation": 20.0, "zoom": 0.1}
-    )
-    dataset = training.make_batches(small_split, parameters, False)
-    first, second = (next(iter(dataset))[0].numpy() for _ in range(2))
+    changes = {"shift": 2.0, "rotation": 20.0, "zoom": 0.1}
+    parameters = train_with(epochs=2, batch_size=64, augmentation=changes)
+    first, second = (epoch[0][0] for epoch in epochs_of(small_split, parameters))
     assert not any((image == images).all(axis=(1, 2)).any() for image in first)
-    assert first.tobytes() != second.tobytes()
+    assert not any((image == first).all(axis=(1, 2)).any() for image in second)
     assert first.min() >= 0
     assert first.max() <= images.max()
 
@@ -245,16 +251,14 @@ def test_two_trainings_give_the_same_bytes(train_with, tiny_model, small_split):
 
 
 def test_last_batch_smaller_than_replicas_is_left_out(train_with, small_split):
-    def sizes(batch_size, train=True):
-        parameters = train_with(batch_size=batch_size, replicas=2)
-        return [
-            len(images)
-            for images, _ in training.make_batches(small_split, parameters, False, train)
-        ]
+    def sizes(batch_size):
+        (epoch,) = epochs_of(small_split, train_with(batch_size=batch_size, replicas=2))
+        return [len(images) for images, _ in epoch]
 
     assert sizes(21) == [21, 21, 21]  # of 64 images, one is left over
     assert sizes(31) == [31, 31, 2]
-    assert sizes(21, train=False) == [21, 21, 21, 1]
+    in_order = batches.make_validation_batches(small_split, 21, False)
+    assert [len(images) for images, _ in in_order] == [21, 21, 21, 1]
 
 
 def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
@@ -276,10 +280,21 @@ def test_loss_smooths_labels(train_with):
     hard, smooth = (training.make_loss(train_with(label_smoothing=value)) for value in (0.0, 0.2))
     labels = np.eye(4, dtype=np.float32)[:1]
     probabilities = np.array([[0.7, 0.1, 0.1, 0.1]], np.float32)
-    assert float(hard(labels, probabilities)[0]) == pytest.approx(-math.log(0.7), rel=1e-5)
+    assert float(hard(labels, probabilities)) == pytest.approx(-math.log(0.7), rel=1e-5)
     # 0.2 is spread over four classes: 0.8 + 0.05 for the right one.
     expected = -0.85 * math.log(0.7) - 3 * 0.05 * math.log(0.1)
     assert float(smooth(labels, probabilities)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_count_every_image_once(train_with, model_with, small_split):
+    """The history's losses are means over images, whatever the number of replicas."""
+    for replicas in (1, 3):
+        parameters = train_with(replicas=replicas, batch_size=64, learning_rate=1e-9)
+        network = architectures.build(model_with(architecture="branched"), (28, 28), 10)
+        model = portable.make_portable(network, replicas)
+        history = training.fit(model, small_split, small_split, parameters).iloc[0]
+        total = history["main_loss"] + parameters.auxiliary_weight * history["auxiliary_loss"]
+        assert history["loss"] == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (60, 8)])

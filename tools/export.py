@@ -137,8 +137,10 @@ def main() -> None:
 
     # Imported here because TensorFlow takes seconds to load, and a mistake above should be reported
     # at once.
+    from stages.model.runtime import configure_tensorflow, load_tensorflow
+
+    load_tensorflow()
     from stages.model.portable import make_portable
-    from stages.model.runtime import configure_tensorflow
     from stages.model.storage import load
 
     configure_tensorflow(parameters.threads)

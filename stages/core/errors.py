@@ -2,7 +2,7 @@
 
     Exception
     ├── StageError            a mistake or fault outside the code: the user sees one line
-    │   └── PictureError      tools/predict/picture.py: a file is not a readable picture of a digit
+    │   └── ImageFileError    tools/predict/picture.py: an image file cannot be classified
     ├── SourceError           stages/sources/fetch.py: a source did not give the expected bytes
     │   └── TransientError    stages/sources/fetch.py: the same, but a retry may help
     └── CheckError            tools/doctor.py: a check found something wrong

@@ -5,9 +5,11 @@ sorted and lines end with LF. A file gets its name only when it is complete.
 """
 
 import json
+import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,28 @@ def open_zip_member(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[
         yield stream
 
 
-def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+@dataclass(frozen=True)
+class Pieces:
+    """An array that is computed piece by piece, because all of it may not fit in memory."""
+
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+    pieces: Iterable[Array]  # along the first axis
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array | Pieces]) -> None:
     """Write arrays to an uncompressed `.npz`, because compressed bytes depend on zlib's build."""
     with write_atomically(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, array in arrays.items():
-            with open_zip_member(archive, f"{name}.npy", array.nbytes) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
+            dtype = np.dtype(array.dtype)
+            if dtype.hasobject:
+                raise ValueError(f"{name} holds Python objects, which would have to be pickled")
+            header = {"descr": dtype.str, "fortran_order": False, "shape": array.shape}
+            size = math.prod(array.shape) * dtype.itemsize
+            with open_zip_member(archive, f"{name}.npy", size) as stream:
+                np.lib.format.write_array_header_1_0(stream, header)
+                for piece in array.pieces if isinstance(array, Pieces) else [array]:
+                    stream.write(piece.tobytes())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -7,20 +7,21 @@ their labels:
     labels    (n, classes)          float32    one-hot: a single 1 in each row
 """
 
+import math
+import os
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from stages.core.errors import StageError
-from stages.core.files import Array, Floats, read_json, reject_zip_bombs
+from stages.core.files import Array, Floats, read_json
 
-
-def read_member(archive: zipfile.ZipFile, name: str) -> Array:
-    """Return one array of an `.npz`. Arrays of Python objects, which are pickles, are refused."""
-    with archive.open(name) as stream:
-        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
+BLOCK = 1 << 20  # bytes read at a time
+PIECE = 4096  # images processed at a time
 
 
 def read_classes(path: Path) -> list[str]:
@@ -35,12 +36,14 @@ def read_classes(path: Path) -> list[str]:
 def read_split(path: Path) -> tuple[Floats, Floats]:
     """Return the images and labels of a prepared split.
 
-    Raises StageError if the file is missing or damaged, or holds anything but a prepared split.
+    Both arrays are memory maps: the system reads their parts from disk when they are used, and can
+    drop them again. Raises StageError if the file is missing or damaged, or if it holds anything
+    but a prepared split. The whole file is read once to check this.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # np.load leaves damaged files open
-            reject_zip_bombs(archive, path)
-            images, labels = (read_member(archive, f"{name}.npy") for name in ("images", "labels"))
+            members = [archive.getinfo(f"{name}.npy") for name in ("images", "labels")]
+            images, labels = (map_member(path, member) for member in members)
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
     except KeyError as error:
@@ -51,6 +54,48 @@ def read_split(path: Path) -> tuple[Floats, Floats]:
         ) from error
     check_split(path, images, labels)
     return images, labels
+
+
+def map_member(path: Path, member: zipfile.ZipInfo) -> Array:
+    """Return a memory map of an array in the `.npz` file at `path`, after checking its CRC-32.
+
+    Raises ValueError for a compressed member, and for an array of Python objects, which is a
+    pickle.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset)
+        header = stream.read(30)  # of the zip format; its last two numbers are lengths
+        stream.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)
+        start = stream.tell()
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"{member.filename} has version {version} of the .npy format")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        size = stream.tell() - start + math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        if fortran_order or size != member.file_size:
+            raise ValueError(f"the header of {member.filename} does not match its content")
+        array_start = stream.tell()
+        stream.seek(start)
+        checksum, left = 0, size
+        while left and (block := stream.read(min(left, BLOCK))):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+    if left:
+        raise ValueError(f"{member.filename} ends {left} bytes too early")
+    if checksum != member.CRC:
+        raise ValueError(f"{member.filename} has the wrong CRC-32")
+    if not math.prod(shape):
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", array_start, shape)
+
+
+def split_into_pieces(count: int) -> Iterator[slice]:
+    """Yield slices of at most PIECE entries that cover an array of `count` entries."""
+    for start in range(0, count, PIECE):
+        yield slice(start, min(start + PIECE, count))
 
 
 def check_split(path: Path, images: Array, labels: Array) -> None:
@@ -66,7 +111,9 @@ def check_split(path: Path, images: Array, labels: Array) -> None:
         expect(array.ndim == dimensions, f"{name} with {dimensions} dimensions", found)
     expect(images.size > 0, "at least one image", f"shape {images.shape}")
     expect(len(images) == len(labels), f"{len(images)} labels", len(labels))
-    low, high = images.min(), images.max()  # NaN fails the comparison below
-    expect(bool(low >= 0 and high <= 1), "pixels in [0, 1]", f"[{low}, {high}]")
-    one_hot = (np.count_nonzero(labels, axis=1) == 1) & ((labels == 1).sum(axis=1) == 1)
-    expect(bool(one_hot.all()), "one-hot labels", "a row that is not one-hot")
+    for piece in split_into_pieces(len(images)):
+        low, high = images[piece].min(), images[piece].max()  # NaN fails the comparison below
+        expect(bool(low >= 0 and high <= 1), "pixels in [0, 1]", f"[{low}, {high}]")
+        rows = labels[piece]
+        one_hot = (np.count_nonzero(rows, axis=1) == 1) & ((rows == 1).sum(axis=1) == 1)
+        expect(bool(one_hot.all()), "one-hot labels", "a row that is not one-hot")

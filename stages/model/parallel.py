@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,25 +21,37 @@ Node = tuple[int, int]  # the replicas from the first number up to, but not incl
 Tensors = list[tf.Tensor]
 
 
+class Group(NamedTuple):
+    """What one exchange carries of one kind. The tensors of all keys have the same shapes."""
+
+    own: dict[Any, Tensors]  # of this worker
+    keys_of: Callable[[int], Sequence[Any]]  # the keys that a worker, given by its number, has
+
+
 class Workers:
     """The workers of one training. This class is a single worker; `cluster.Cluster` has several."""
 
     index = 0
     count = 1
 
+    def connect(self) -> None:
+        """Wait until all workers have started."""
+
+    def end(self) -> None:
+        """Wait until all workers have done their part."""
+
     def replicas_of(self, worker: int, replicas: int) -> range:
         """Return the replicas that `worker` computes, of `replicas` in all."""
         return range(worker * replicas // self.count, (worker + 1) * replicas // self.count)
 
-    def exchange(
-        self, own: dict[Any, Tensors], keys_of: Callable[[int], Sequence[Any]]
-    ) -> dict[Any, Tensors]:
-        """Return the tensors of all workers; `keys_of` returns the keys of a worker.
+    def exchange(self, *groups: Group) -> list[dict[Any, Tensors]]:
+        """Return the tensors of all workers, for each group."""
+        assert all(list(own) == list(keys_of(self.index)) for own, keys_of in groups)
+        return [own for own, _ in groups]
 
-        The tensors of all keys have the same shapes.
-        """
-        assert list(own) == list(keys_of(self.index))
-        return own
+    def exchange_bytes(self, content: bytes) -> list[bytes]:
+        """Return the `content` of every worker, in their order."""
+        return [content]
 
 
 @dataclass
@@ -84,6 +96,8 @@ class DataParallel(keras.Model):
         self.network = network
         self.replicas = replicas
         self.workers = workers or Workers()
+        # The loss of labels and outputs; compute_loss has the same value, but also counts it.
+        self.share_loss: Callable[[Any, Any], tf.Tensor]
         # The fixed signature avoids a second trace for a last batch that is smaller.
         self.main_output = tf.function(
             lambda images: self(images)[MAIN] if has_two_outputs(network) else self(images),
@@ -105,7 +119,8 @@ class DataParallel(keras.Model):
             replica: self.network(padded[i:j], training=training)
             for replica, (i, j) in self._own_bounds(tf.shape(padded)[0]).items()
         }
-        return self._join(shares, tf.shape(padded)[0], count)
+        (every,) = self.workers.exchange(self._group_outputs(shares, tf.shape(padded)[0]))
+        return self._join(every, shares, tf.shape(padded)[0], count)
 
     def train_step(self, data: tuple[tf.Tensor, Any]) -> dict[str, tf.Tensor]:
         """Take one step on images and labels, and return the metrics of the epoch so far.
@@ -121,7 +136,7 @@ class DataParallel(keras.Model):
             with tracing(step), tf.GradientTape() as tape:
                 shares[replica] = self.network(images[i:j], training=True)
                 share_labels = tf.nest.map_structure(lambda y, i=i, j=j: y[i:j], labels)
-                loss = self.compute_loss(y=share_labels, y_pred=shares[replica])
+                loss = tf.add_n([self.share_loss(share_labels, shares[replica]), *self.losses])
                 # The loss of a batch is a mean over its images.
                 loss *= tf.cast(j - i, loss.dtype) / tf.cast(count, loss.dtype)
             gradients[replica, replica + 1] = tape.gradient(
@@ -129,27 +144,40 @@ class DataParallel(keras.Model):
             )
             statistics[replica] = step.statistics
 
-        outputs = self._join(shares, count, count)
-        every = self.workers.exchange(statistics, self._own_replicas)
+        every_output, every_statistic, sums = self.workers.exchange(
+            self._group_outputs(shares, count),
+            Group(statistics, self._own_replicas),
+            Group(
+                {node: add_tree(gradients, node) for node in self._own_nodes(self.workers.index)},
+                self._own_nodes,
+            ),
+        )
         for replica in range(self.replicas):
-            for (average, momentum), value in zip(step.averages, every[replica], strict=True):
+            for (average, momentum), value in zip(
+                step.averages, every_statistic[replica], strict=True
+            ):
                 average.assign(average * momentum + value * (1.0 - momentum))
+        outputs = self._join(every_output, shares, count, count)
         self._loss_tracker.update_state(
             self.compute_loss(y=labels, y_pred=outputs), sample_weight=count
         )
-        self.optimizer.apply(self._add(gradients), self.trainable_variables)
-        return self.compute_metrics(images, labels, outputs)
+        self.optimizer.apply(add_tree(sums, (0, self.replicas)), self.trainable_variables)
+        metrics: dict[str, tf.Tensor] = self.compute_metrics(images, labels, outputs)
+        return metrics
 
     def _own_replicas(self, worker: int) -> range:
         return self.workers.replicas_of(worker, self.replicas)
+
+    def _own_nodes(self, worker: int) -> list[Node]:
+        return largest_nodes(self._own_replicas(worker), (0, self.replicas))
 
     def _own_bounds(self, count: tf.Tensor) -> dict[int, tuple[tf.Tensor, tf.Tensor]]:
         """Return where the shares of this worker's replicas start and end in a batch."""
         bounds = [*pairwise(count * i // self.replicas for i in range(self.replicas + 1))]
         return {replica: bounds[replica] for replica in self._own_replicas(self.workers.index)}
 
-    def _join(self, shares: dict[int, Any], padded: tf.Tensor, count: tf.Tensor) -> Any:
-        """Return the first `count` outputs of all shares of a batch of `padded` images, in order.
+    def _group_outputs(self, shares: dict[int, Any], padded: tf.Tensor) -> Group:
+        """Return the outputs of a batch of `padded` images, with equal shapes for all replicas.
 
         Probabilities keep their logits, the input of softmax, from which Keras computes the
         cross-entropy.
@@ -163,7 +191,12 @@ class DataParallel(keras.Model):
             ]
             for replica, outputs in shares.items()
         }
-        every = self.workers.exchange(own, self._own_replicas)
+        return Group(own, self._own_replicas)
+
+    def _join(
+        self, every: dict[int, Tensors], shares: dict[int, Any], padded: tf.Tensor, count: tf.Tensor
+    ) -> Any:
+        """Return the first `count` outputs of all replicas, in order, in the form of a share."""
         bounds = pairwise(padded * i // self.replicas for i in range(self.replicas + 1))
         parts = [[tensor[: j - i] for tensor in every[k]] for k, (i, j) in enumerate(bounds)]
         joined = [tf.concat(each, 0)[:count] for each in zip(*parts, strict=True)]
@@ -174,15 +207,6 @@ class DataParallel(keras.Model):
             if len(with_logits(output)) == 2:
                 outputs[-1]._keras_logits = joined.pop(0)
         return tf.nest.pack_sequence_as(example, outputs)
-
-    def _add(self, gradients: dict[Node, Tensors]) -> Tensors:
-        """Return the sum of all replicas' gradients, one tensor for each trainable variable."""
-
-        def nodes(worker: int) -> list[Node]:
-            return largest_nodes(self._own_replicas(worker), (0, self.replicas))
-
-        own = {node: add_tree(gradients, node) for node in nodes(self.workers.index)}
-        return add_tree(self.workers.exchange(own, nodes), (0, self.replicas))
 
 
 def with_logits(output: tf.Tensor) -> Tensors:

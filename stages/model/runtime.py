@@ -1,12 +1,33 @@
-"""Configure TensorFlow so that results do not depend on the machine."""
+"""Load and configure TensorFlow so that results do not depend on the machine."""
 
 import os
-
-import keras
-import tensorflow as tf
+import re
+import sys
+import tempfile
 
 from stages.core import environment
 from stages.core.errors import StageError
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow without the notices that it writes to standard error while it loads.
+
+    They come from C++ code that runs before any setting can turn them off: for example, that oneDNN
+    is on. Everything else that is written meanwhile is shown.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            for line in written.read().decode(errors="replace").splitlines():
+                if not re.match(r"I\d{4} |WARNING: All log messages before absl::Init", line):
+                    print(line, file=sys.stderr)
 
 
 def configure_tensorflow(threads: int) -> None:
@@ -25,6 +46,9 @@ def configure_tensorflow(threads: int) -> None:
             "before `import tensorflow`"
             + (f" and do not change {', '.join(changed)}" if changed else "")
         )
+    import keras
+    import tensorflow as tf
+
     # A user's own keras.json and environment may hold other values.
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)

@@ -1,8 +1,7 @@
-"""Train a network: data order, loss, metrics, callbacks, and the members of an ensemble."""
+"""Train networks: loss, metrics, callbacks, and the members of an ensemble."""
 
 import gc
-import re
-import sys
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -10,18 +9,21 @@ import pandas as pd
 import tensorflow as tf
 
 from stages.core.errors import StageError
-from stages.core.files import Floats
 from stages.model.architectures import AUXILIARY, MAIN, build, has_two_outputs
-from stages.model.augmentation import augment
+from stages.model.batches import (
+    Split,
+    count_steps,
+    make_training_batches,
+    make_validation_batches,
+)
 from stages.model.calibration import calibrate
+from stages.model.checkpoint import SaveState, State
 from stages.model.ensemble import average_members, average_over_shifts
 from stages.model.optimizer import RecordLearningRate, make_optimizer
-from stages.model.parallel import DataParallel
+from stages.model.parallel import DataParallel, Workers
 from stages.model.portable import make_portable
+from stages.model.progress import make_progress
 from stages.model.settings import EarlyStopping, ModelParameters, TrainParameters
-
-# Images (n, height, width) and labels (n, classes), as arrays or as TensorFlow's copies of them.
-Split = tuple[Floats | tf.Tensor, Floats | tf.Tensor]
 
 METRICS = {
     "accuracy": keras.metrics.CategoricalAccuracy,
@@ -31,140 +33,140 @@ METRICS = {
 
 
 def train_members(
-    model_parameters: ModelParameters, parameters: TrainParameters, train: Split, validation: Split
+    model_parameters: ModelParameters,
+    parameters: TrainParameters,
+    train: Split,
+    validation: Split,
+    state: State | None = None,
+    save: Callable[[State], object] = id,
+    workers: Workers | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Return the trained network and its history, whose columns `fit` describes.
+    """Return the trained network and its history, whose columns `make_history` describes.
 
-    Each member of an ensemble has its own seeds; the history is the mean of theirs.
+    Each member of an ensemble has its own seeds. The training goes on from `state`, and calls
+    `save` with the new state after each epoch. Several `workers` each compute a part of it.
     """
-    images, labels = train
-    shape, classes = images.shape[1:], labels.shape[1]
-    # TensorFlow's copy serves all members. Drop the NumPy arrays to free memory.
-    train = tf.constant(images), tf.constant(labels)
-    del images, labels
-    members, histories = [], []
-    for number in range(model_parameters.members):
+    state = state or State()
+    shape, classes, count = train[0].shape[1:], train[1].shape[1], model_parameters.members
+    members = []
+    for number in range(count):
         model = build(model_parameters.for_member(number), shape, classes)
+        members.append(model)
         if number == 0:
             model.summary()
-        if model_parameters.members > 1:
-            print(f"Member {number + 1} of {model_parameters.members}", flush=True)
-        portable = make_portable(model, parameters.replicas)
-        histories.append(fit(portable, train, validation, parameters.for_member(number)))
+        if number < len(state.finished):
+            model.set_weights(state.finished[number])
+            continue
+        portable = make_portable(model, parameters.replicas, workers)
+        name = f"member {number + 1} of {count}" if count > 1 else ""
+        fit(portable, train, validation, parameters.for_member(number), state, save, name)
         if parameters.label_smoothing:
             calibrate(portable, *validation, parameters.batch_size)
         model.set_weights(portable.get_weights())
-        members.append(model)
+        state.finish_member(model.get_weights())
         # The portable model and its optimizer refer to each other, so only gc frees them.
         del portable
         gc.collect()
-    history = pd.concat(histories).groupby("epoch").mean().reset_index().astype({"chosen": int})
     model = average_members(members)
     if model_parameters.test_time_augmentation:
         model = average_over_shifts(model)
-    return model, history
+    return model, make_history(state)
 
 
 def fit(
-    model: DataParallel, train: Split, validation: Split, parameters: TrainParameters
+    model: DataParallel,
+    train: Split,
+    validation: Split,
+    parameters: TrainParameters,
+    state: State | None = None,
+    save: Callable[[State], object] = id,
+    name: str = "",
 ) -> pd.DataFrame:
-    """Train `model`, a portable model, in place and return its history, one row for each epoch.
-
-    Columns: epoch (from 1); learning_rate, of the epoch's last step; loss and each metric on the
-    training images as augmented; the same with the prefix val_ on the validation images after the
-    epoch; chosen, 1 for the epoch whose weights the model ends with. A branched network also has
-    main_loss and auxiliary_loss.
+    """Train `model`, a portable model, in place and return its history.
 
     Raises StageError if there are fewer training images than replicas, or if the loss becomes NaN.
     """
-    keras.utils.set_random_seed(parameters.seed)
-    two = has_two_outputs(model.network)
-    training = make_batches(train, parameters, two)
-    steps = int(training.cardinality())
+    state = state or State()
+    if len(state.rows) == len(state.finished):
+        state.rows.append([])
+        state.chosen.append(0)
+    first, epochs = len(state.rows[-1]), parameters.epochs
+    steps = count_steps(len(train[0]), parameters)
     if not steps:
         raise StageError(
             f"train.replicas is {parameters.replicas} and there are {len(train[0])} training "
             "images: each replica needs at least one; lower train.replicas"
         )
+    if first:
+        prefix = f"{name}: " if name else ""
+        print(f"{prefix}resuming after epoch {first} of {epochs}", flush=True)
+    keras.utils.set_random_seed(parameters.seed)
+    two = has_two_outputs(model.network)
     compile_model(model, parameters, steps)
     # Create the optimizer's variables now, or TensorFlow traces the step twice.
     model.optimizer.build(model.trainable_variables)
     stopping = make_early_stopping(parameters.early_stopping)
-    history = model.fit(
-        training,
-        validation_data=make_batches(validation, parameters, two, training=False),
-        epochs=parameters.epochs,
-        callbacks=[*make_callbacks(parameters), *stopping],
-        shuffle=False,  # make_batches does
-        verbose="auto" if sys.stdout.isatty() else 2,
-    ).history
-    epochs = len(history.get("val_loss", []))
-    if not epochs or not np.isfinite(history["loss"] + history["val_loss"]).all():
+    plateau = make_plateau(parameters)
+    model.fit(
+        make_training_batches(train, parameters, two, first),
+        validation_data=make_validation_batches(validation, parameters.batch_size, two),
+        initial_epoch=first,
+        epochs=first if state.stopped else epochs,
+        steps_per_epoch=steps,
+        callbacks=[
+            RecordLearningRate(),
+            keras.callbacks.TerminateOnNaN(),
+            *plateau,
+            *stopping,
+            SaveState(state, [*plateau, *stopping], save),  # after what it saves
+            *make_progress(name, epochs),
+        ],
+        shuffle=False,  # the batches are shuffled already
+        verbose=0,
+    )
+    rows = state.rows[-1]
+    if not all(np.isfinite(list(row.values())).all() for row in rows):
         raise StageError(
-            f"the loss is NaN or infinite after {epochs} epochs: lower train.learning_rate, "
+            f"the loss is NaN or infinite after {len(rows)} epochs: lower train.learning_rate, "
             f"now {parameters.learning_rate:g}, or use another train.optimizer"
         )
-    # Metrics are of the main output, so they need no prefix.
-    table = pd.DataFrame({re.sub(f"{MAIN}_(?!loss)", "", name): history[name] for name in history})
-    table.insert(0, "epoch", range(1, epochs + 1))
-    chosen = stopping[0].best_epoch + 1 if stopping else epochs
     if stopping:
-        ended = "early stopping after" if epochs < parameters.epochs else "trained all"
-        print(f"{ended} {epochs} epochs; the weights are those of epoch {chosen}", flush=True)
-    table["chosen"] = (table["epoch"] == chosen).astype(int)
-    return table
+        ended = "early stopping" if len(rows) < epochs else "no early stopping"
+        print(f"{ended} after {len(rows)} epochs; using the weights of epoch {state.chosen[-1]}")
+    return make_history(state)
 
 
-def make_batches(
-    split: Split, parameters: TrainParameters, two_outputs: bool, training: bool = True
-) -> tf.data.Dataset:
-    """Return batches of images and labels, for training in a new random order each epoch.
+def make_history(state: State) -> pd.DataFrame:
+    """Return the history of a training, one row for each epoch, averaged over the members.
 
-    Only indices are shuffled; each batch is gathered from the arrays in memory, and its images are
-    augmented as `parameters.augmentation` says. A network with two outputs gets the labels for both
-    by name. In training, a last batch with fewer images than replicas is left out.
+    Columns: epoch (from 1); learning_rate, of the epoch's last step; loss and each metric on the
+    training images as augmented; the same with the prefix val_ on the validation images after the
+    epoch; chosen, 1 for the epoch whose weights the model ends with. A branched network also has
+    main_loss and auxiliary_loss.
     """
-    images, labels = (tf.constant(array) for array in split)
-    count, seed, augmentation = len(split[0]), parameters.seed, parameters.augmentation
-
-    def gather(
-        batch: tf.Tensor, draw: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
-        batch_images, targets = tf.gather(images, batch), tf.gather(labels, batch)
-        if draw is not None:
-            batch_images = augment(batch_images, draw, augmentation)
-        return batch_images, dict.fromkeys((MAIN, AUXILIARY), targets) if two_outputs else targets
-
-    indices = tf.data.Dataset.range(count)
-    if training:
-        rest = count % parameters.batch_size
-        indices = indices.shuffle(count, seed=seed)
-        indices = indices.take(count - rest if rest < parameters.replicas else count)
-    dataset = indices.batch(parameters.batch_size)
-    if training and any(augmentation.model_dump().values()):
-        # Two random numbers for each batch of each epoch decide how its images are augmented.
-        draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
-        dataset = tf.data.Dataset.zip(dataset, draws)
-    # No Python control flow here, so skip AutoGraph, which is slow.
-    dataset = dataset.map(tf.autograph.experimental.do_not_convert(gather))
-    # Nothing here is left to tune, and tf.data's tuner can delay the end of an epoch by seconds.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.prefetch(2).with_options(options)
+    tables = []
+    for rows, chosen in zip(state.rows, state.chosen, strict=True):
+        table = pd.DataFrame(rows)
+        table.insert(0, "epoch", range(1, len(rows) + 1))
+        table["chosen"] = (table["epoch"] == chosen).astype(int)
+        tables.append(table)
+    return pd.concat(tables).groupby("epoch").mean().reset_index().astype({"chosen": int})
 
 
 def compile_model(model: DataParallel, parameters: TrainParameters, steps: int) -> None:
     """Compile `model` with its loss, optimizer and metrics; an epoch has `steps` steps."""
     metrics = [METRICS[name](name=name) for name in parameters.metrics]
-    two = has_two_outputs(model.network)
-    model.compile(
-        optimizer=make_optimizer(parameters, steps),
-        loss=dict.fromkeys((MAIN, AUXILIARY), make_loss(parameters))
-        if two
-        else make_loss(parameters),
-        loss_weights={MAIN: 1.0, AUXILIARY: parameters.auxiliary_weight} if two else None,
-        metrics={MAIN: metrics} if two else metrics,
-    )
+    loss, weights = make_loss(parameters), {MAIN: 1.0, AUXILIARY: parameters.auxiliary_weight}
+    optimizer = make_optimizer(parameters, steps)
+    if has_two_outputs(model.network):
+        losses = dict.fromkeys(weights, loss)
+        model.compile(optimizer, losses, loss_weights=weights, metrics={MAIN: metrics})
+        model.share_loss = lambda labels, outputs: tf.add_n(
+            [loss(labels[name], outputs[name]) * weight for name, weight in weights.items()]
+        )
+    else:
+        model.compile(optimizer, loss, metrics=metrics)
+        model.share_loss = loss
 
 
 def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
@@ -172,23 +174,21 @@ def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
 
     Label smoothing: Szegedy et al., "Rethinking the Inception architecture", 2016.
     """
-    if parameters.label_smoothing:
-        return keras.losses.CategoricalCrossentropy(label_smoothing=parameters.label_smoothing)
-    return keras.losses.get(parameters.loss)
+    if parameters.loss == "mean_squared_error":
+        return keras.losses.MeanSquaredError()
+    return keras.losses.CategoricalCrossentropy(label_smoothing=parameters.label_smoothing)
 
 
-def make_callbacks(parameters: TrainParameters) -> list[keras.callbacks.Callback]:
-    """Return the callbacks that record the learning rate, stop at NaN, and lower the rate."""
-    result = [RecordLearningRate(), keras.callbacks.TerminateOnNaN()]
-    if parameters.schedule.name == "plateau":
-        result.append(
-            keras.callbacks.ReduceLROnPlateau(
-                factor=parameters.schedule.factor,
-                patience=parameters.schedule.every,
-                min_delta=0.0,
-            )
+def make_plateau(parameters: TrainParameters) -> list[keras.callbacks.ReduceLROnPlateau]:
+    """Return a list with Keras's plateau schedule, or an empty list for another schedule."""
+    schedule = parameters.schedule
+    if schedule.name != "plateau":
+        return []
+    return [
+        keras.callbacks.ReduceLROnPlateau(
+            factor=schedule.factor, patience=schedule.every, min_delta=0.0
         )
-    return result
+    ]
 
 
 def make_early_stopping(parameters: EarlyStopping) -> list[keras.callbacks.EarlyStopping]:

@@ -26,7 +26,8 @@ def dump(array: Bytes) -> bytes:
 def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
     """Return the array in an IDX file, or its first `count` entries: uint8, (n, ...).
 
-    A file whose name ends in .gz is decompressed. Raises StageError if the file is missing, if it
+    A file whose name ends in .gz is decompressed; any other is mapped into memory, so that only the
+    parts in use are read. Raises StageError if the file is missing, if it
     does not have `dimensions` dimensions, or if its length does not match the shape in its header.
     """
     try:
@@ -50,6 +51,8 @@ def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
                     f"found {length - 4 - len(header)}"
                 )
             n = shape[0] if count is None else min(count, shape[0])
+            if n * entry and path.suffix != ".gz":
+                return np.memmap(path, np.uint8, "r", stream.tell(), (n, *shape[1:]))
             return np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StageError(f"{path}: not readable as gzip: {error}") from error

@@ -13,7 +13,6 @@ from typing import Any
 
 from stages import train as stage
 from stages.core.errors import run
-from stages.model.settings import ModelParameters, TrainParameters
 from tools.benchmark.time_command import append_record
 
 
@@ -21,20 +20,15 @@ def main() -> None:
     """Replace the function that trains by one that also measures, and run the stage."""
     # Not at the top, because TensorFlow takes seconds to load.
     from stages.model import training
-    from stages.model.training import Split, train_members
 
-    def time_members(
-        model_parameters: ModelParameters,
-        parameters: TrainParameters,
-        train: Split,
-        validation: Split,
-    ) -> Any:
-        count, splits = len(train[0]), [train]
-        del train  # pop hands over the only reference, so that training can free the arrays
+    train_members = training.train_members
+
+    def time_members(*arguments: Any, **named: Any) -> Any:
+        model_parameters, _, train, *_ = arguments
         start = time.perf_counter()
-        model, history = train_members(model_parameters, parameters, splits.pop(), validation)
+        model, history = train_members(*arguments, **named)
         seconds = time.perf_counter() - start
-        images = count * len(history) * model_parameters.members
+        images = len(train[0]) * len(history) * model_parameters.members
         append_record(Path(sys.argv[1]), "training", seconds=seconds, images=images)
         return model, history
 

@@ -118,10 +118,13 @@ def limit_to_one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def reproduce(clone: Path, perturb: bool) -> None:
+def reproduce(clone: Path, perturb: bool, workers: int = 1) -> None:
     """Run every stage in the clone. Raises StageError if one fails."""
     environment = clean_environment(clone.parent)
     command = ["dvc", "repro", "--force", "--no-run-cache"]
+    if workers > 1:
+        launcher = ["python", "-m", "tools.worker", "--local", str(workers)]
+        command = [*launcher, "--force", "--no-run-cache"]
     if perturb:
         with limit_to_one_core():
             environment = perturb_environment(environment, clone.parent)
@@ -174,12 +177,12 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def make_report(clone: Path, committed: Path, perturb: bool) -> dict[str, Any]:
+def make_report(clone: Path, committed: Path, perturb: bool, workers: int) -> dict[str, Any]:
     """Reproduce the commit in `clone`, and compare it with the same commit in `committed`."""
     before = read_lock(clone)
     stale = find_stale(clone, before)
     copy_raw(RAW, clone / RAW, DownloadParameters.read(clone / PARAMETERS))
-    reproduce(clone, perturb)
+    reproduce(clone, perturb, workers)
     findings = judge_stages(committed, clone, before, read_lock(clone))
     for finding in findings:
         for note in stale[finding.stage]:
@@ -219,6 +222,9 @@ def main() -> None:
         "a year ahead, and use a single core",
     )
     parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="train on N workers on this machine"
+    )
+    parser.add_argument(
         "--lock", action="store_true", help="only check that dvc.lock belongs to the last commit"
     )
     arguments = parser.parse_args()
@@ -232,7 +238,10 @@ def main() -> None:
         if arguments.lock:
             check_lock(clone)
             return
-        report = {"commit": commit, **make_report(clone, committed, arguments.perturb)}
+        report = {
+            "commit": commit,
+            **make_report(clone, committed, arguments.perturb, arguments.workers),
+        }
     write_json(REPORTS / "verify.json", report)
     write_text(REPORTS / "verify.md", format_report(report))
     print(f"\n{format_report(report)}\nThe report is also in {REPORTS}/verify.md and verify.json.")

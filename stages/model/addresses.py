@@ -1,0 +1,136 @@
+"""The addresses of the workers: read them from TF_CONFIG, and accept connections to one alone.
+
+TF_CONFIG is TensorFlow's convention: a JSON text in the environment, which schedulers can set too.
+
+    {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
+     "task": {"type": "worker", "index": 0}}
+"""
+
+import ctypes
+import ipaddress
+import json
+import os
+import re
+import socket
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from stages.core.errors import StageError
+
+
+def read_tf_config(text: str) -> tuple[list[str], int]:
+    """Return the addresses of all workers, as host:port, and the index of this one."""
+    try:
+        config = json.loads(text)
+        addresses, task = config["cluster"]["worker"], config["task"]
+        kind, index = task["type"], int(task["index"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(
+            f"TF_CONFIG is not readable ({type(error).__name__}: {error}); it has to look like "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    if kind != "worker" or set(config["cluster"]) != {"worker"}:
+        raise StageError("TF_CONFIG has tasks of another type; all have to be of type worker")
+    if not isinstance(addresses, list) or not addresses:
+        raise StageError(f"TF_CONFIG: worker is {addresses!r}, expected a list of host:port")
+    for address in addresses:
+        if not isinstance(address, str) or not re.fullmatch(r"[^\s/]+:\d{1,5}", address):
+            raise StageError(f"TF_CONFIG: {address!r} is not an address such as host:2222")
+    if repeated := sorted({address for address in addresses if addresses.count(address) > 1}):
+        raise StageError(f"TF_CONFIG has an address twice: {', '.join(repeated)}")
+    if not 0 <= index < len(addresses):
+        raise StageError(f"TF_CONFIG: index is {index}, expected 0 to {len(addresses) - 1}")
+    return addresses, index
+
+
+def check_count(workers: int, replicas: int) -> None:
+    """Raise StageError if there are more workers than replicas."""
+    if workers > replicas:
+        raise StageError(
+            f"there are {workers} workers and train.replicas is {replicas}: each worker computes "
+            f"at least one replica; start at most {replicas} workers or raise train.replicas"
+        )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of an address."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def answers(address: str) -> bool:
+    """Return whether a process listens at an address."""
+    try:
+        with socket.create_connection(split_address(address), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def find_ips(address: str) -> list[tuple[socket.AddressFamily, str]]:
+    """Return the IP addresses of a host, with their families."""
+    host, port = split_address(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise StageError(f"TF_CONFIG: {host} is not a known host: {error}") from error
+    return sorted({(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found})
+
+
+def check_address_is_free(address: str) -> None:
+    """Raise StageError unless this worker can listen at its address."""
+    for family, ip in find_ips(address):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as free:
+                free.bind((ip, split_address(address)[1]))
+        except OSError as error:
+            raise StageError(
+                f"TF_CONFIG: this worker cannot listen at {address}: {error.strerror}; is another "
+                "worker started with the same index, or is it an address of another machine?"
+            ) from error
+
+
+def accept_only(address: str) -> None:
+    """Accept connections to `address` alone.
+
+    TensorFlow listens on all addresses of the machine. A socket filter of Linux (socket(7),
+    SO_ATTACH_FILTER) drops what is sent to another address.
+    """
+    if sys.platform != "linux":
+        return
+    instructions = []
+    for _, ip in find_ips(address):
+        instructions += accept_destination(ipaddress.ip_address(ip))
+    instructions.append((RETURN, 0, 0, 0))  # drop
+    code = ctypes.create_string_buffer(
+        b"".join(struct.pack("HBBI", *each) for each in instructions)
+    )
+    program = struct.pack("HP", len(instructions), ctypes.addressof(code))
+    for entry in Path("/proc/self/fd").iterdir():
+        # Most files are not sockets, and some are gone by now.
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as listener:
+            listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if listening and listener.getsockname()[1] == split_address(address)[1]:
+                listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+# Instructions of the Berkeley Packet Filter, and the start of the IP header (linux/filter.h).
+LOAD_WORD, LOAD_BYTE, SHIFT_RIGHT, JUMP_IF_EQUAL, RETURN = 0x20, 0x30, 0x74, 0x15, 0x06
+IP_HEADER = 0xFFF00000
+SO_ATTACH_FILTER = 26
+
+
+def accept_destination(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> list[tuple[int, int, int, int]]:
+    """Return the instructions that accept a packet sent to `ip`, and else go on behind them."""
+    start = 16 if ip.version == 4 else 24  # of the destination in the IP header
+    compare = [(LOAD_BYTE, IP_HEADER), (SHIFT_RIGHT, 4), (JUMP_IF_EQUAL, ip.version)]
+    for i, word in enumerate(struct.unpack(f">{len(ip.packed) // 4}I", ip.packed)):
+        compare += [(LOAD_WORD, IP_HEADER + start + 4 * i), (JUMP_IF_EQUAL, word)]
+    return [
+        (code, 0, len(compare) - i if code == JUMP_IF_EQUAL else 0, value)
+        for i, (code, value) in enumerate(compare)
+    ] + [(RETURN, 0, 0, 0xFFFF)]

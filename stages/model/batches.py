@@ -1,0 +1,98 @@
+"""Read batches of images and labels from the prepared splits.
+
+Which images a training step sees, and how they are augmented, depends only on the seed, the epoch
+and the step. So a training can start at any epoch, and every worker reads the same batches.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from stages.core.files import Floats
+from stages.model.architectures import AUXILIARY, MAIN
+from stages.model.augmentation import augment
+from stages.model.settings import TrainParameters
+
+Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classes)
+
+
+def count_steps(images: int, parameters: TrainParameters) -> int:
+    """Return the number of steps in an epoch over a training set of `images` images.
+
+    A last batch with fewer images than replicas is left out.
+    """
+    steps, rest = divmod(images, parameters.batch_size)
+    return steps + (rest >= parameters.replicas)
+
+
+def make_training_batches(
+    split: Split, parameters: TrainParameters, two_outputs: bool, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """Return the batches of all epochs from `first_epoch` on, one epoch after the other.
+
+    Each epoch has its own random order. Images are augmented as `parameters.augmentation` says.
+    """
+    images, labels = split
+    seed, size, augmentation = parameters.seed, parameters.batch_size, parameters.augmentation
+    steps = count_steps(len(images), parameters)
+
+    @lru_cache(maxsize=1)
+    def shuffle(epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(len(images))
+
+    def read(step: np.int64) -> Split:
+        epoch, position = divmod(int(step), steps)
+        indices = shuffle(epoch)[position * size : (position + 1) * size]
+        return images[indices], labels[indices]
+
+    def change(step: tf.Tensor, batch_images: tf.Tensor) -> tf.Tensor:
+        if not any(augmentation.model_dump().values()):
+            return batch_images
+        return augment(batch_images, tf.stack([tf.constant(seed, tf.int64), step]), augmentation)
+
+    steps_in_order = tf.data.Dataset.range(first_epoch * steps, parameters.epochs * steps)
+    return read_batches(steps_in_order, split, two_outputs, read, change)
+
+
+def make_validation_batches(split: Split, size: int, two_outputs: bool) -> tf.data.Dataset:
+    """Return the batches of one pass over `split`, in its order, of `size` images each."""
+    images, labels = split
+
+    def read(number: np.int64) -> Split:
+        batch = slice(number * size, (number + 1) * size)
+        return np.array(images[batch]), np.array(labels[batch])
+
+    numbers = tf.data.Dataset.range(-(-len(images) // size))
+    return read_batches(numbers, split, two_outputs, read, lambda _, batch_images: batch_images)
+
+
+def read_batches(
+    numbers: tf.data.Dataset,
+    split: Split,
+    two_outputs: bool,
+    read: Callable[[np.int64], Split],
+    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> tf.data.Dataset:
+    """Return a dataset with a batch for each number, read ahead of its use.
+
+    `read` returns the images and labels of a number, and `change` the changed images. A network
+    with two outputs gets the labels for both, by name.
+    """
+
+    def load(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
+        batch = tf.numpy_function(read, [number], [tf.float32, tf.float32])
+        for tensor, array in zip(batch, split, strict=True):
+            tensor.set_shape((None, *array.shape[1:]))
+        images, labels = batch
+        labels = dict.fromkeys((MAIN, AUXILIARY), labels) if two_outputs else labels
+        return change(number, images), labels
+
+    # Nothing here is left to tune, and tf.data's tuner can delay the end of an epoch by seconds.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    # There is no Python control flow to convert, and AutoGraph is slow.
+    load = tf.autograph.experimental.do_not_convert(load)
+    return numbers.map(load).prefetch(2).with_options(options)

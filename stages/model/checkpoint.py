@@ -1,0 +1,223 @@
+"""Save a training after each epoch, so that an interrupted run can go on and end in the same bytes.
+
+The checkpoint is the file data/checkpoint/checkpoint.npz. It says what the training depends on:
+only a run that depends on the same resumes from it.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from stages.core.environment import PINS
+from stages.core.files import Array, write_bytes
+from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
+from stages.model.architectures import MAIN
+from stages.model.settings import ModelParameters, TrainParameters
+
+Origin = dict[str, str]  # what a training depends on: names, and values or hashes
+Row = dict[str, float]  # the loss, metrics and learning rate of an epoch
+
+PACKAGE = Path(__file__).parents[1]  # the folder `stages`
+LIBRARIES = ("keras", "numpy", "scipy", "tensorflow", "tensorflow-cpu")
+# The attributes of Keras's EarlyStopping and ReduceLROnPlateau that change during training.
+COUNTERS = ("best", "best_epoch", "cooldown_counter", "stopped_epoch", "wait")
+
+
+@dataclass
+class State:
+    """A training between two epochs, or before the first."""
+
+    rows: list[list[Row]] = field(default_factory=list)  # of each member; the last one is training
+    chosen: list[int] = field(default_factory=list)  # the epoch whose weights each member ends with
+    finished: list[list[Array]] = field(default_factory=list)  # the weights of each finished member
+    # The rest is of the member in training.
+    weights: list[Array] = field(default_factory=list)
+    optimizer: list[Array] = field(default_factory=list)
+    best_weights: list[Array] = field(default_factory=list)  # kept by early stopping
+    counters: list[Row] = field(default_factory=list)  # of early stopping and plateau
+    stopped: bool = False  # early stopping has ended the training
+
+    def finish_member(self, weights: list[Array]) -> None:
+        """Keep the weights of the member that was in training, and forget the rest of it."""
+        self.finished.append(weights)
+        self.weights, self.optimizer, self.best_weights = [], [], []
+        self.stopped = False
+
+
+class SaveState(keras.callbacks.Callback):
+    """Restore a training when it begins, and save it after each epoch."""
+
+    def __init__(
+        self,
+        state: State,
+        callbacks: list[keras.callbacks.Callback],
+        save: Callable[[State], object],
+    ) -> None:
+        """Keep `state` up to date and pass it to `save`; `callbacks` are those with counters."""
+        super().__init__()
+        self.state, self.callbacks, self.save = state, callbacks, save
+
+    def on_train_begin(self, logs: Row | None = None) -> None:  # noqa: ARG002  # Keras's signature
+        """Restore what `on_epoch_end` saved."""
+        if not self.state.weights:
+            return
+        self.model.network.set_weights(self.state.weights)
+        for variable, value in zip(
+            self.model.optimizer.variables, self.state.optimizer, strict=True
+        ):
+            variable.assign(value)
+        for callback, counters in zip(self.callbacks, self.state.counters, strict=True):
+            vars(callback).update(counters)
+            if hasattr(callback, "best_weights"):
+                callback.best_weights = self.state.best_weights
+
+    def on_epoch_end(self, epoch: int, logs: Row) -> None:
+        """Save the state, unless the loss is no longer finite."""
+        # Metrics are of the main output, so they need no prefix.
+        row = {re.sub(f"{MAIN}_(?!loss)", "", name): float(value) for name, value in logs.items()}
+        self.state.rows[-1].append(row)
+        if not np.isfinite(list(row.values())).all():
+            return
+        self.state.weights = self.model.network.get_weights()
+        self.state.optimizer = [variable.numpy() for variable in self.model.optimizer.variables]
+        self.state.counters = [
+            {name: value for name, value in vars(callback).items() if name in COUNTERS}
+            for callback in self.callbacks
+        ]
+        self.state.chosen[-1] = epoch + 1
+        for callback in self.callbacks:
+            if hasattr(callback, "best_weights"):
+                self.state.chosen[-1] = callback.best_epoch + 1
+                self.state.best_weights = callback.best_weights
+        self.state.stopped = self.model.stop_training
+        self.save(self.state)
+
+
+def describe_origin(model: ModelParameters, train: TrainParameters) -> Origin:
+    """Return everything that the result of a training depends on.
+
+    Prepared data is described by the checksums in the `.npz` files. Processors with AVX2 give the
+    same bytes and count as one; every other processor is described by its model.
+    """
+    scripts = [PACKAGE / "__init__.py", PACKAGE / "train.py"]
+    origin = {
+        f"stages/{path.relative_to(PACKAGE).as_posix()}": hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted([*scripts, *PACKAGE.glob("core/*.py"), *PACKAGE.glob("model/*.py")])
+    }
+    for section in (model, train):
+        for name, value in section.model_dump().items():
+            origin[f"{section.section}.{name}"] = json.dumps(value, sort_keys=True)
+    for path in (TRAIN, VALIDATION):
+        with zipfile.ZipFile(path) as archive:
+            members = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+        origin[path.as_posix()] = json.dumps(members)
+    for library in importlib.metadata.distributions():
+        if (name := library.name.lower().replace("_", "-")) in LIBRARIES:
+            origin[name] = library.version
+    origin["Python"] = ".".join(map(str, sys.version_info[:2]))
+    return origin | {"processor": describe_processor(), "environment": json.dumps(PINS)}
+
+
+def describe_processor() -> str:
+    """Return the kind of this processor: the same text for processors that give the same bytes."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    flags = re.search(r"^flags\s*: (.*)$", text, re.M)
+    if flags and {"avx2", "fma"} <= set(flags[1].split()):
+        return f"{platform.machine()} with AVX2"
+    model = re.search(r"^(?:model name|CPU part)\s*: (.*)$", text, re.M)
+    return f"{platform.machine()} {model[1] if model else ''}"
+
+
+def find_differences(ours: Origin, theirs: Origin) -> str:
+    """Return the names of what differs between two origins, or an empty text."""
+    return ", ".join(sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name)))
+
+
+def pack(origin: Origin, state: State) -> bytes:
+    """Return a checkpoint: an `.npz` file with all arrays, and the rest as JSON."""
+    arrays = {
+        f"{name}/{i}": array
+        for name in ("weights", "optimizer", "best_weights")
+        for i, array in enumerate(getattr(state, name))
+    }
+    for member, weights in enumerate(state.finished):
+        arrays |= {f"finished/{member}/{i}": array for i, array in enumerate(weights)}
+    rest = {
+        "origin": origin,
+        "rows": state.rows,
+        "chosen": state.chosen,
+        "counters": state.counters,
+        "stopped": state.stopped,
+        "finished": len(state.finished),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, json=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes) -> tuple[Origin, State]:
+    """Return the origin and the state in a checkpoint. Many exceptions mean a damaged one."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        rest = json.loads(archive["json"].tobytes())
+
+        def arrays(name: str) -> list[Array]:
+            count = sum(re.fullmatch(rf"{name}/\d+", key) is not None for key in archive.files)
+            return [archive[f"{name}/{i}"] for i in range(count)]
+
+        state = State(
+            rows=rest["rows"],
+            chosen=rest["chosen"],
+            finished=[arrays(f"finished/{member}") for member in range(rest["finished"])],
+            weights=arrays("weights"),
+            optimizer=arrays("optimizer"),
+            best_weights=arrays("best_weights"),
+            counters=rest["counters"],
+            stopped=rest["stopped"],
+        )
+    return rest["origin"], state
+
+
+def save(origin: Origin, state: State) -> None:
+    """Write the checkpoint."""
+    write_bytes(CHECKPOINT, pack(origin, state))
+
+
+def load(origin: Origin) -> State:
+    """Return the state in the checkpoint if it has this origin, and else that before training.
+
+    Says why a checkpoint is not used.
+    """
+    try:
+        found, state = unpack(CHECKPOINT.read_bytes())
+    except FileNotFoundError:
+        return State()
+    except Exception as error:  # NumPy, zipfile and json raise many types for a damaged file
+        print(f"{CHECKPOINT} is damaged ({error}); starting over", flush=True)
+        return State()
+    if differences := find_differences(origin, found):
+        print(f"{CHECKPOINT} is from a run with other {differences}; starting over", flush=True)
+        return State()
+    return state
+
+
+def delete() -> None:
+    """Delete the checkpoint and its folder."""
+    CHECKPOINT.unlink(missing_ok=True)
+    if CHECKPOINT.parent.is_dir():
+        CHECKPOINT.parent.rmdir()

@@ -1,0 +1,164 @@
+"""Real runs of `dvc repro` that are killed, interrupted or start from a strange checkpoint."""
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.project import Project, allow_interrupts, graph, outputs
+
+# How often each training is killed. More takes minutes: KILLS=20 pytest tests/test_interruption.py
+KILLS = int(os.environ.get("KILLS", "2"))
+# DVC would restore a training that has run before.
+TRAIN = ["repro", "--force", "--no-run-cache", "--single-item", "train"]
+CHECKPOINT = "data/checkpoint/checkpoint.npz"
+
+CASES = {
+    "dropout and augmentation": {
+        "model.dropout": 0.3,
+        "train.epochs": 60,
+        "train.augmentation.shift": 2.0,
+        "train.optimizer": "muon",
+        "train.label_smoothing": 0.1,
+    },
+    "early stopping": {
+        "model.architecture": "convolutional",
+        "model.filters": [[4], [8]],
+        "train.label_smoothing": 0.0,
+        "train.epochs": 60,
+        "train.early_stopping.patience": 20,
+        "train.optimizer": "sgd",
+        "train.momentum": 0.9,
+        "train.learning_rate": 0.3,
+        "train.schedule.name": "constant",
+        "train.early_stopping.enabled": True,
+    },
+    "plateau and branches": {
+        "model.architecture": "branched",
+        "model.filters": [[2], [3]],
+        "train.label_smoothing": 0.0,
+        "train.epochs": 30,
+        "train.optimizer": "adam",
+        "train.schedule.name": "plateau",
+        "train.metrics": ["precision", "recall"],
+    },
+    "ensemble with test-time augmentation": {
+        "model.members": 3,
+        "model.test_time_augmentation": True,
+        "train.epochs": 20,
+        "train.optimizer": "adamw",
+        "train.schedule.name": "exponential",
+    },
+}
+
+
+def start(project: Project, *arguments: str) -> subprocess.Popen:
+    """Start `dvc` in a process group of its own, as a terminal does."""
+    bin_folder = Path(sys.executable).parent
+    return subprocess.Popen(
+        ["dvc", *arguments],
+        cwd=project.folder,
+        env=os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=allow_interrupts,
+    )
+
+
+def hashes(project: Project) -> dict[str, str]:
+    """Return the MD5 of every output of train and of the stages after it."""
+    stages = graph(project.folder)
+    paths = [path for name in ("train", "evaluate", "plot") for path in outputs(stages[name])]
+    return {
+        path: hashlib.md5((project.folder / path).read_bytes()).hexdigest()  # noqa: S324  # DVC's
+        for path in paths
+    }
+
+
+def wait_for_epochs(process: subprocess.Popen, count: int) -> str:
+    """Read the output of `process` until `count` more epochs are complete, and return it."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        count -= bool(re.match(r"(member \d of \d, )?epoch \d+ of", line))
+        if not count:
+            break
+    return said
+
+
+@pytest.fixture
+def project(small_project):
+    with small_project.undo_changes():
+        yield small_project
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_killed_training_ends_in_the_same_bytes(project, case):
+    """Kills DVC, or DVC and its stage, at random moments, and then lets the training finish."""
+    project.set(CASES[case])
+    project.run("dvc", "repro")
+    expected = hashes(project)
+    rng = random.Random(case)  # noqa: S311  # not for security
+    resumed = 0
+    for _ in range(KILLS):
+        process = start(project, *TRAIN)
+        said = wait_for_epochs(process, rng.randint(1, 3))
+        time.sleep(rng.uniform(0, 0.1))
+        rng.choice([os.kill, os.killpg])(process.pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        said += process.communicate()[0]
+        resumed += "resuming after epoch" in said
+    project.run("dvc", *TRAIN)
+    project.run("dvc", "repro")
+    assert hashes(project) == expected
+    assert resumed
+    assert not (project.folder / CHECKPOINT).parent.exists()
+
+
+@pytest.mark.slow
+def test_training_killed_at_any_time_ends_in_the_same_bytes(project):
+    """The kills come while Python starts, TensorFlow loads, or an epoch runs or is saved."""
+    project.set({"train.epochs": 4})
+    project.run("dvc", "repro")
+    expected = hashes(project)
+    rng = random.Random(0)  # noqa: S311  # not for security
+    for _ in range(KILLS):
+        process = start(project, *TRAIN)
+        time.sleep(rng.uniform(0, 8))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    project.run("dvc", *TRAIN)
+    project.run("dvc", "repro")
+    assert hashes(project) == expected
+
+
+def test_interrupted_training_says_how_to_go_on(project):
+    project.set({"train.epochs": 200})
+    process = start(project, "repro", "train")
+    wait_for_epochs(process, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[0]
+    assert process.returncode
+    line = re.search(r"^error: .*$", said, re.M)[0]
+    assert line == (
+        f"error: interrupted; {CHECKPOINT} holds the training up to its last epoch; `dvc repro` "
+        "goes on from there"
+    )
+    assert "Traceback" not in said
+    # The history of the epochs so far is there, complete.
+    rows = (project.folder / "data/model/history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(1, len(rows)))]
+    # Other parameters: the checkpoint is not used.
+    project.set({"train.epochs": 1})
+    said = project.run("dvc", "repro", "train").stdout
+    assert f"{CHECKPOINT} is from a run with other train.epochs; starting over" in said
+    assert "epoch 1 of 1" in said
+    assert not (project.folder / CHECKPOINT).exists()

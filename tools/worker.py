@@ -1,0 +1,158 @@
+"""Run one worker of a training on several machines, or all workers on this machine.
+
+Worker 0 runs `dvc repro`, and so the stage `train`. Every other worker prepares its data with
+`dvc repro preprocess` and then runs the stage by itself; it writes no results. TF_CONFIG tells each
+worker the addresses of all (docs/cluster.md).
+
+    python -m tools.worker --local 4 [options of dvc repro]
+    python -m tools.worker --hosts host0:2222,host1:2222 --index 1
+    python -m tools.worker --slurm
+    python -m tools.worker --job NAME --service NAME --completions 4
+
+The third form runs in a SLURM step with one task for each worker, the fourth in a pod of a
+Kubernetes Indexed Job.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from stages.core.errors import StageError, run
+from stages.core.paths import PARAMETERS
+from stages.core.settings import read_yaml
+from stages.model.addresses import check_count
+
+PORT = 2222  # on machines of their own, workers can all use the same
+TRAIN = [sys.executable, "-m", "stages.train"]
+DVC = [sys.executable, "-m", "dvc", "repro"]
+
+
+def make_tf_config(addresses: list[str], index: int) -> dict[str, str]:
+    """Return the environment variable that tells a worker about all workers."""
+    task = {"type": "worker", "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
+
+
+def find_free_addresses(count: int) -> list[str]:
+    """Return addresses on the loopback interface whose ports are free."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+
+
+def read_slurm(environment: Mapping[str, str]) -> tuple[list[str], int]:
+    """Return the addresses of a SLURM step's tasks, one on each node, and the index of this one."""
+    try:
+        index, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    except KeyError as error:
+        raise StageError(f"{error.args[0]} is not set; start this command with srun") from None
+    command = ["scontrol", "show", "hostnames", nodes]
+    hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    if len(hosts) != count:
+        raise StageError(f"{count} tasks on {len(hosts)} nodes: use --ntasks-per-node=1")
+    return [f"{host}:{PORT}" for host in hosts], index
+
+
+def read_kubernetes(
+    environment: Mapping[str, str], job: str, service: str, completions: int
+) -> tuple[list[str], int]:
+    """Return the addresses of the pods of an Indexed Job, and the index of this pod."""
+    try:
+        index = int(environment["JOB_COMPLETION_INDEX"])
+    except KeyError:
+        raise StageError(
+            "JOB_COMPLETION_INDEX is not set; the Job needs completionMode: Indexed"
+        ) from None
+    return [f"{job}-{pod}.{service}:{PORT}" for pod in range(completions)], index
+
+
+def run_locally(count: int, options: list[str]) -> int:
+    """Run all workers on this machine, and return the exit code of `dvc repro`.
+
+    The other workers start only if the stage `train` will run, and end with `dvc repro`.
+    """
+    check_count(count, read_yaml(PARAMETERS)["train"]["replicas"])
+    prepared = call([*DVC, *options, "preprocess"])
+    if prepared:
+        return prepared
+    plan = [*DVC, *options, "--dry", "--single-item", "train"]
+    planned = subprocess.run(plan, check=False, capture_output=True, text=True).stdout
+    # With --force, preprocess must not run again while the workers read its arrays.
+    command = [*DVC, *options, *(["--downstream", "train"] if "--force" in options else [])]
+    if "Running stage 'train'" not in planned or count == 1:
+        return call(command)
+    addresses = find_free_addresses(count)
+    others = []
+    try:
+        for index in range(1, count):
+            environment = os.environ | make_tf_config(addresses, index)
+            environment.pop("TENSORBOARD_LOGDIR", None)  # worker 0 writes there
+            others.append(subprocess.Popen(TRAIN, env=environment, stdout=subprocess.DEVNULL))
+        return call(command, make_tf_config(addresses, 0))
+    finally:
+        for other in others:
+            other.kill()
+
+
+def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
+    """Run the worker `index`, and return the exit code of its last command."""
+    variables = make_tf_config(addresses, index)
+    if index == 0:
+        return call([*DVC, *options], variables)
+    return call([*DVC, *options, "preprocess"]) or call(TRAIN, variables)
+
+
+def call(command: list[str], variables: Mapping[str, str] | None = None) -> int:
+    """Run a command with more environment variables, and return its exit code.
+
+    Ctrl-C also reaches the command, which then ends by itself.
+    """
+    with subprocess.Popen(command, env=os.environ | dict(variables or {})) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def main() -> None:
+    """Find out who the workers are, and run this one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--local", type=int, metavar="N", help="run N workers on this machine")
+    way.add_argument("--hosts", metavar="HOST:PORT,...", help="the addresses of all workers")
+    way.add_argument("--slurm", action="store_true", help="read the workers from SLURM's variables")
+    way.add_argument("--job", metavar="NAME", help="the name of a Kubernetes Indexed Job")
+    parser.add_argument("--index", type=int, help="with --hosts: the number of this worker, from 0")
+    parser.add_argument("--service", help="with --job: the name of the headless Service")
+    parser.add_argument("--completions", type=int, help="with --job: the number of pods")
+    arguments, options = parser.parse_known_args()
+    if arguments.local is not None:
+        if arguments.local < 1:
+            parser.error("--local needs at least one worker")
+        sys.exit(run_locally(arguments.local, options))
+    if arguments.hosts:
+        if arguments.index is None:
+            parser.error("--hosts needs --index")
+        addresses, index = arguments.hosts.split(","), arguments.index
+    elif arguments.slurm:
+        addresses, index = read_slurm(os.environ)
+    else:
+        if not (arguments.service and arguments.completions):
+            parser.error("--job needs --service and --completions")
+        addresses, index = read_kubernetes(
+            os.environ, arguments.job, arguments.service, arguments.completions
+        )
+    sys.exit(run_worker(addresses, index, options))
+
+
+if __name__ == "__main__":
+    run(main)
