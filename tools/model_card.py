@@ -37,7 +37,7 @@ def card(project: Path) -> str:
     mistakes = predictions[predictions["actual"] != predictions["predicted"]]
     dataset = read_json(project / DATASET)
     labels = {part: outputs[f"data/raw/{part}-labels-idx1-ubyte"] for part in ("train", "t10k")}
-    parameters = nested(list_parameters(lock))
+    parameters = list_parameters(lock)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -86,15 +86,6 @@ def class_record(name: str, predictions: pd.DataFrame) -> dict[str, Any]:
         "recall": (actual & predicted).sum() / max(actual.sum(), 1),
         "taken": sorted(taken.items(), key=lambda entry: (-entry[1], entry[0])),
     }
-
-
-def nested(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters that dvc.lock records, some with dotted keys, as sections."""
-    sections: dict[str, Any] = {}
-    for key, value in recorded.items():
-        section, _, name = key.partition(".")
-        sections.setdefault(section, {}).update({name: value} if name else value)
-    return sections
 
 
 def parameter_text(sections: dict[str, Any]) -> str:
