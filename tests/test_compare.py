@@ -64,7 +64,7 @@ def run(monkeypatch, capsys):
 
 
 def changed(project, before, after):
-    """Return how many test digits the second branch fixed, and how many it broke."""
+    """Return how many test images the second branch fixed, and how many it broke."""
     right = []
     for branch in (before, after):
         text = project.run("git", "show", f"{branch}:data/evaluation/predictions.csv").stdout
@@ -116,7 +116,7 @@ def test_larger_drop_than_allowed_is_worse_whatever_the_chance():
     assert judge_runs(0, 5, 10_000, allowed=0.0005).direction == "same"
     judgement = judge_runs(0, 5, 10_000, allowed=0.0004)
     assert judgement.direction == "worse"
-    assert judgement.verdict == "Worse, by 0.000500, where 0.0004 is allowed"
+    assert judgement.verdict == "Worse by 0.000500, and 0.0004 is allowed"
     assert judge_runs(5, 0, 10_000, allowed=0.0).direction == "same"
 
 
@@ -141,8 +141,8 @@ def test_better_is_told_in_words(project):
     assert few > 1
     assert p_value < 0.001  # else these runs show nothing
     printed = project.run(*MAKE, "compare", "BASE=main", "HEAD=longer", "MAX_DROP=0.1").stdout
-    evidence = f"{fixed} digits fixed, {broken} broken (McNemar's exact test, p = {p_value:.2g})"
-    assert f"Better, by more than chance: {evidence}.\n" in printed
+    evidence = f"{fixed} images fixed, {broken} broken (McNemar's exact test, p = {p_value:.2g})"
+    assert f"Significantly better: {evidence}.\n" in printed
     assert re.search(r"^train.epochs +2 +6$", printed, re.M)
 
 
@@ -151,10 +151,10 @@ def test_workflow_fails_on_worse_and_puts_it_into_the_job_summary(project, tmp_p
     judge, summarise = [step["run"] for step in steps if "compare" in step.get("run", "")]
     monkeypatch.setenv("BASE", "longer")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    assert "Worse, by more than chance" in project.run("bash", "-ec", judge, code=1).stdout
+    assert "Significantly worse" in project.run("bash", "-ec", judge, code=1).stdout
     project.run("bash", "-ec", summarise)
     markdown = (tmp_path / "summary.md").read_text()
-    assert markdown.startswith("## Worse, by more than chance: longer → HEAD\n")
+    assert markdown.startswith("## Significantly worse: longer → HEAD\n")
     assert "| train.epochs | `6` | `2` |" in markdown
     table = re.findall(r"^\| \d \| \d+ of \d+ \| \d+ \| (\d+) \| (\d+) \|$", markdown, re.M)
     counts = [sum(map(int, column)) for column in zip(*table, strict=True)]
@@ -166,7 +166,7 @@ def test_same_result_is_no_difference(here, run):
     assert code == 0
     assert re.search(r"^plot.dpi +60 +50$", printed, re.M)
     assert "All 14 metrics are the same on both sides." in printed
-    verdict = "No evidence of a difference: 0 digits fixed, 0 broken (McNemar's exact test, p = 1)."
+    verdict = "No evidence of a difference: 0 images fixed, 0 broken (McNemar's exact test, p = 1)."
     assert verdict in printed
 
 
@@ -174,9 +174,10 @@ def test_workspace_is_compared_as_it_is(here, run):
     here.run("git", "checkout", "-q", "redrawn", "--", "params.yaml", "dvc.lock", "data")
     code, printed = run(compare, "longer")
     assert code == 1
-    assert "longer → workspace, on the same 297 test digits" in printed
+    assert "longer → workspace, on the same 297 test images" in printed
+    assert printed.startswith("Significantly worse: ")  # the verdict comes first
     assert re.search(r"^plot.dpi +60 +50$", printed, re.M)
-    assert "Worse, by more than chance" in printed
+    assert "Significantly worse" in printed
 
 
 def test_equal_revisions_are_refused(here, run):
@@ -241,17 +242,22 @@ def test_shallow_clone_tells_how_to_get_the_rest(project, tmp_path, monkeypatch,
         ("metrics.json", r'"loss": [0-9.]+', '"loss": NaN', "expected a finite number for .*loss"),
         ("metrics.json", r'"loss": [0-9.]+', '"loss": "low"', "expected a finite number .*'low'"),
         ("metrics.json", r'"accuracy":', '"acuracy":', "expected test.accuracy"),
-        ("metrics.json", r'"accuracy": [0-9.]+', '"accuracy": 0.5', "not of one run"),
+        ("metrics.json", r'"accuracy": [0-9.]+', '"accuracy": 0.5', "come from different runs"),
         ("metrics.json", "{", "", "metrics.json: not readable as JSON"),
         ("predictions.csv", "confidence", "sureness", "expected a row for each test digit"),
         ("predictions.csv", r"0\.\d+\n", "\n", "expected a row for each test digit"),
         ("predictions.csv", r"\n7,", "\n8,", "expected a row for each test digit, numbered"),
-        ("predictions.csv", r"\n296,.*", "", "not of one run|not judged by the same test digits"),
+        (
+            "predictions.csv",
+            r"\n296,.*",
+            "",
+            "come from different runs|evaluated on different test images",
+        ),
         (
             "../raw/dataset.json",
             r'"t10k-labels.*: "',
             r"\g<0>0",
-            "not judged by the same test digits",
+            "evaluated on different test images",
         ),
         ("../../dvc.lock", "schema", "<<<<<<< HEAD\nschema", "dvc.lock: not readable as YAML"),
     ],
@@ -278,7 +284,7 @@ def test_lock_without_hashes_vouches_for_no_result(here, run):
     lock.write_text(lock.read_text().replace("md5: ", "md6: "))
     code, printed = run(compare, "longer")
     assert code == 2
-    assert "RESULTS THAT MAY NOT BE ITS OWN: workspace: dvc.yaml or dvc.lock is damaged" in printed
+    assert "STALE RESULTS: workspace: dvc.yaml or dvc.lock is damaged" in printed
 
 
 def test_other_validation_digits_are_told(here, run):
@@ -287,7 +293,7 @@ def test_other_validation_digits_are_told(here, run):
     lock.write_text(lock.read_text().replace(md5, md5[::-1]))
     code, printed = run(compare, "longer")
     assert code == 2
-    assert "The two have set other digits aside" in printed
+    assert "The validation sets differ" in printed
     assert "validation.npz has changed since dvc.lock was recorded" in printed
 
 
@@ -303,7 +309,7 @@ def test_results_in_the_cache_are_found(here, run):
     here.run("git", "checkout", "-q", "--force", "main")
     code, printed = run(compare, "cached", "longer")
     assert code == 0
-    assert "Better, by more than chance" in printed
+    assert "Significantly better" in printed
 
 
 @pytest.mark.parametrize(("width", "media"), [(390, "screen"), (1280, "screen"), (700, "print")])
@@ -317,7 +323,7 @@ def test_page_is_one_file_that_fits_phone_desktop_and_paper(here, run, browser, 
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
-    assert page.inner_text("h1") == "Better, by more than chance"
+    assert page.inner_text("h1") == "Significantly better"
     assert page.evaluate("document.documentElement.scrollWidth") == width
     sizes = page.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
     assert sizes == [28] * sum(changed(here, "main", "longer"))
@@ -362,7 +368,7 @@ def test_seeds_are_kept_trained_once_and_judged_as_recipes(project, monkeypatch,
     code, printed = run(compare, "main", "redrawn")
     assert code == 0
     assert "over 2 seeds before" in printed
-    assert "Of these two runs alone: No evidence of a difference: 0 digits fixed" in printed
+    assert "For these two runs alone: No evidence of a difference: 0 images fixed" in printed
 
     # A single experiment is a revision like any other.
     code, printed = run(compare, names[0], names[1])

@@ -1,9 +1,9 @@
-"""Train the parameters of the last commit under several seeds: how much of a result is chance.
+"""Train the last commit with several seeds, and report how much the results vary.
 
-Each seed, as `model.seed` and `train.seed`, is a DVC experiment of that commit: kept (`dvc exp
-show`), run in a folder of its own, and not trained again. tools/compare.py judges two commits by
-their seeds where both have them. Prints mean, standard deviation and range of every metric, and
-writes the same to reports/seeds.md.
+Each seed is set as `model.seed` and `train.seed` in a DVC experiment of that commit (`dvc exp show`).
+It runs in a folder of its own and is not trained again. If two commits have such runs,
+tools/compare uses them. Prints mean, standard deviation and range of every metric, and writes the
+same to reports/seeds.md.
 
     python -m tools.seeds 5
 """
@@ -23,12 +23,14 @@ REPORT = Path("reports/seeds.md")
 
 
 def train(seed: int, name: str) -> None:
-    """Run the last commit under a seed, as an experiment of that name."""
+    """Run the last commit with a seed, as an experiment of that name."""
     command = ["dvc", "exp", "run", "--temp", "--name", name]
     for key in ("model.seed", "train.seed"):
         command += ["--set-param", f"{key}={seed}"]
     if subprocess.run(command, check=False).returncode:
-        raise StageError(f"seed {seed} failed, for the reason above; those before it are kept")
+        raise StageError(
+            f"seed {seed} failed; the reason is printed above, and earlier seeds are kept"
+        )
 
 
 def summary(members: list[Result]) -> str:
@@ -48,7 +50,7 @@ def summary(members: list[Result]) -> str:
 
 
 def count(text: str) -> int:
-    """Return a number of seeds, at least the two that a standard deviation takes, for argparse."""
+    """Return a number of seeds for argparse. A standard deviation needs at least two."""
     with suppress(ValueError):
         if (number := int(text)) > 1:
             return number
@@ -56,14 +58,14 @@ def count(text: str) -> int:
 
 
 def main() -> None:
-    """Train what has not been trained yet, then report."""
+    """Train the seeds that have not run yet, then report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("count", type=count, help="how many seeds, from 1 on; at least 2")
     seeds = range(1, parser.parse_args().count + 1)
     if changed_since("HEAD"):
         raise StageError(
-            "the workspace differs from the last commit, and seeds belong to a commit: commit "
-            "first, or go back with `git checkout .`"
+            "the workspace differs from the last commit: commit first, or go back with "
+            "`git checkout .`"
         )
     commit = commit_of("HEAD")
     there = seed_names(commit)

@@ -1,15 +1,15 @@
-"""Say what two revisions differ in, and whether the difference is more than chance.
+"""Compare two revisions, and test whether their accuracies differ significantly.
 
-A revision is a branch, tag, commit or experiment, or `workspace`, the files as they are. Reads what
-is committed or in DVC's cache and trains nothing. Prints the parameters and metrics that differ,
-the paired test on the same test digits, and the digits newly right and newly wrong; writes the same
-to reports/compare.md, for a pull request, and with pictures to reports/compare.html, one file.
+A revision is a branch, tag, commit or experiment, or `workspace`, the files in the working tree.
+The command reads what is committed or in DVC's cache and trains nothing. It prints the verdict, the
+parameters and metrics that differ, and the test images that were fixed or broken. It writes the
+same to reports/compare.md, for a pull request, and with images to reports/compare.html.
 
-Exits with 1 where the second's accuracy is worse beyond chance, or by more than --max-drop; with 2
-where the two cannot be compared, or where one's results are not of its own code and parameters.
-Where both have a set of seeds (tools/seeds.py), the recipes are judged and not these two runs.
+Exits with 1 if the second revision is significantly less accurate, or by more than --max-drop; with
+2 if the two cannot be compared, or if the results of one do not belong to its code and parameters.
+If both have runs with several seeds (tools/seeds.py), the recipes are compared instead.
 
-    python -m tools.compare main [workspace] [--max-drop 0.001]
+    python -m tools.compare main [workspace] [--max-drop 0.001] [--per-class]
 """
 
 import argparse
@@ -35,16 +35,19 @@ from stages.core.files import write_text
 from stages.core.paths import REPORTS
 from tools.compare import revision
 from tools.compare.revision import WORKSPACE, Result
-from tools.compare.significance import judge_recipes, judge_runs
+from tools.compare.significance import (
+    SIGNIFICANCE_LEVEL,
+    adjust_p_values,
+    judge_recipes,
+    judge_runs,
+)
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
-SHOWN = 100  # pictures of digits newly right, and as many newly wrong
+SHOWN = 100  # images that are shown of those fixed, and of those broken
 
-ONE_RUN_EACH = (
-    "That is of one run each. What other seeds would make of it: `make seeds` on both commits."
-)
-OTHER_DIGITS = "The two have set other digits aside: their validation metrics say little together."
+ONE_RUN_EACH = "This compares one run of each. For other seeds, run `make seeds` on both commits."
+OTHER_VALIDATION_SET = "The validation sets differ, so validation metrics are not comparable."
 
 BETTER_HIGHER = ("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1")
 BETTER_LOWER = ("loss",)
@@ -58,7 +61,7 @@ class Row:
     before: str
     after: str
     difference: str = ""
-    direction: str = ""  # better, worse, same, or empty where neither is better
+    direction: str = ""  # better, worse, same, or empty if neither is better
 
 
 def differing_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
@@ -95,9 +98,9 @@ def metric_rows(before: dict[str, float], after: dict[str, float]) -> list[Row]:
 
 
 def paired(base: Result, head: Result) -> pd.DataFrame:
-    """Return both predictions of each test digit, side by side: predicted_before, right_after, ...
+    """Return both predictions of each test image, side by side: predicted_before, right_after, ...
 
-    Raises StageError where the two were not judged by the same test digits.
+    Raises StageError if the two were not evaluated on the same test images.
     """
     columns = ["index", "actual"]
     if base.test_files != head.test_files or not base.predictions[columns].equals(
@@ -105,8 +108,8 @@ def paired(base: Result, head: Result) -> pd.DataFrame:
     ):
         old, new = (f"{len(side.predictions)} of '{side.title}'" for side in (base, head))
         raise StageError(
-            f"{base.name} and {head.name} were not judged by the same test digits, so none can be "
-            f"paired: {old}, and {new if new != old else 'as many others of the same title'}"
+            f"{base.name} and {head.name} were evaluated on different test images, so they cannot "
+            f"be compared: {old}, and {new if new != old else 'as many others of the same title'}"
         )
     table = base.predictions.merge(head.predictions, on=columns, suffixes=("_before", "_after"))
     for side in ("before", "after"):
@@ -122,28 +125,34 @@ def picture(image: npt.NDArray[np.float32]) -> str:
 
 
 def by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Return for each class its count of test digits and how many were right, fixed and broken."""
-    rows = []
+    """Return for each class its number of test images, and how many were right, fixed and broken.
+
+    The p-values are corrected for the number of classes.
+    """
+    rows: list[dict[str, Any]] = []
     for name in classes:
-        digits = table[table["actual"] == name]
-        before, after = digits["right_before"], digits["right_after"]
+        images = table[table["actual"] == name]
+        before, after = images["right_before"], images["right_after"]
         rows.append(
             {
                 "name": name,
-                "count": len(digits),
+                "count": len(images),
                 "before": int(before.sum()),
                 "after": int(after.sum()),
                 "fixed": int((~before & after).sum()),
                 "broken": int((before & ~after).sum()),
             }
         )
+    tests = [judge_runs(row["fixed"], row["broken"], row["count"], 1.0) for row in rows]
+    for row, p_value in zip(rows, adjust_p_values([test.p_value for test in tests]), strict=True):
+        row["p_value"] = p_value
     return rows
 
 
 def digit_rows(
     table: pd.DataFrame, wrong: str, images: npt.NDArray[np.float32] | None
 ) -> list[dict[str, Any]]:
-    """Return the digits of a table, first those of which the `wrong` side was most sure."""
+    """Return the images of a table, the most confident mistakes of the `wrong` side first."""
     ordered = table.sort_values([f"confidence_{wrong}", "index"], ascending=[False, True])
     rows: list[dict[str, Any]] = ordered.to_dict("records")  # type: ignore[assignment]
     for row in rows[:SHOWN]:
@@ -151,8 +160,8 @@ def digit_rows(
     return rows
 
 
-def report_of(base: Result, head: Result, allowed: float) -> dict[str, Any]:
-    """Return all that the templates say of two results."""
+def report_of(base: Result, head: Result, allowed: float, per_class: bool) -> dict[str, Any]:
+    """Return everything that the templates show."""
     table = paired(base, head)
     fixed = table[~table["right_before"] & table["right_after"]]
     broken = table[table["right_before"] & ~table["right_after"]]
@@ -166,6 +175,7 @@ def report_of(base: Result, head: Result, allowed: float) -> dict[str, Any]:
     found = (revision.test_images(side) for side in (head, base))
     images = next((images for images in found if images is not None), None)
     metrics = metric_rows(base.metrics, head.metrics)
+    classes = by_class(table, head.classes)
     return {
         "base": base,
         "head": head,
@@ -180,10 +190,13 @@ def report_of(base: Result, head: Result, allowed: float) -> dict[str, Any]:
             if base.code.get(path) != head.code.get(path)
         ],
         "metrics": metrics,
-        "classes": by_class(table, head.classes),
+        "classes": classes,
+        "shown_classes": [
+            row for row in classes if per_class or row["p_value"] < SIGNIFICANCE_LEVEL
+        ],
         "count": len(table),
         "one_run_each": ONE_RUN_EACH,
-        "validation_differs": OTHER_DIGITS if base.validation != head.validation else None,
+        "validation_differs": OTHER_VALIDATION_SET if base.validation != head.validation else None,
         "fixed": digit_rows(fixed, "before", images),
         "broken": digit_rows(broken, "after", images),
         "shown": SHOWN,
@@ -204,14 +217,14 @@ def render(report: Mapping[str, Any], kind: str) -> str:
     return environment.get_template(f"compare.{kind}.jinja").render(report)
 
 
-def compare(base: str, head: str, allowed: float) -> dict[str, Any]:
-    """Return the report on two revisions, or raise StageError where they cannot be compared."""
+def compare(base: str, head: str, allowed: float, per_class: bool = False) -> dict[str, Any]:
+    """Return the report on two revisions, or raise StageError if they cannot be compared."""
     commits = [revision.commit_of(side) for side in (base, head) if side != WORKSPACE]
     if len(commits) == 2 and commits[0] == commits[1]:
         raise StageError(f"{base} and {head} are the same commit: nothing to compare")
     if not commits or (len(commits) == 1 and not revision.changed_since(commits[0])):
         raise StageError(f"{base} and {head} hold the same files: nothing to compare")
-    return report_of(revision.read(base), revision.read(head), allowed)
+    return report_of(revision.read(base), revision.read(head), allowed, per_class)
 
 
 def share(text: str) -> float:
@@ -228,14 +241,15 @@ def main() -> None:
     parser.add_argument("base", help="the revision to compare with")
     parser.add_argument("head", nargs="?", default=WORKSPACE, help=f"default: {WORKSPACE}")
     parser.add_argument(
-        "--max-drop", type=share, default=1.0, help="also fail where accuracy falls by more"
+        "--max-drop", type=share, default=1.0, help="also fail if accuracy falls by more"
     )
+    parser.add_argument("--per-class", action="store_true", help="show every class")
     arguments = parser.parse_args()
     page, markdown = REPORTS / "compare.html", REPORTS / "compare.md"
     for path in (page, markdown):
-        path.unlink(missing_ok=True)  # whatever happens now, an older report would mislead
+        path.unlink(missing_ok=True)  # an old report would mislead
     try:
-        report = compare(arguments.base, arguments.head, arguments.max_drop)
+        report = compare(arguments.base, arguments.head, arguments.max_drop, arguments.per_class)
     except StageError as error:
         write_text(markdown, f"## Cannot be compared\n\n{error}\n")
         print(f"error: {error}", file=sys.stderr)

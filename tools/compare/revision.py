@@ -52,7 +52,7 @@ class Result:
     title: str  # of the dataset
     classes: list[str]
     test_files: list[str | None]  # the SHA-256 of the raw test images and labels
-    validation: str | None  # the MD5 of the prepared validation digits
+    validation: str | None  # the MD5 of the prepared validation set
     code: dict[
         str, str
     ]  # the MD5 of each file that the results were computed with and no stage wrote
@@ -220,7 +220,7 @@ def check_agreement(metrics: Mapping[str, float], predictions: pd.DataFrame) -> 
     if not math.isclose(accuracy, metrics["test.accuracy"]):
         raise StageError(
             f"{METRICS} says test.accuracy is {metrics['test.accuracy']}, and {PREDICTIONS} "
-            f"{accuracy}; they are not of one run: run `dvc repro`"
+            f"{accuracy}; they come from different runs: run `dvc repro`"
         )
 
 
