@@ -1,6 +1,6 @@
 """Train the last commit with several seeds, and report how much the results vary.
 
-Each seed is set as `model.seed` and `train.seed` in a DVC experiment of that commit (`dvc exp show`).
+Each seed is set as `model.seed` and `train.seed` in a DVC experiment of that commit.
 It runs in a folder of its own and is not trained again. If two commits have such runs,
 tools/compare uses them. Prints mean, standard deviation and range of every metric, and writes the
 same to reports/seeds.md.
