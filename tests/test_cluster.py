@@ -191,7 +191,7 @@ def results(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "counts"), zip(CASES, ([2, 3], [4], [3]), strict=True))
+@pytest.mark.parametrize(("case", "counts"), [*zip(CASES, ([2, 3], [4], [3]), strict=True)])
 def test_any_number_of_workers_gives_the_same_bytes(clones, case, counts):
     (alone,) = clones(1, CASES[case])
     finish(start_workers([alone]))
