@@ -25,6 +25,9 @@ import numpy as np  # isort: skip
 
 ROOT = Path(stages.__file__).parents[1]
 
+# Tests and DVC run the programs of this environment: dvc, python, ruff.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
 # The same examples in every run, and no limit a slow machine could miss.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

@@ -139,23 +139,32 @@ def test_saved_file_holds_no_date_and_no_memory_address(model_with, tmp_path):
     assert max(int(number) for number in re.findall(r"_id\": (\d+)", config)) < 100
 
 
-@pytest.mark.parametrize("architecture", ["dense", "convolutional", "branched"])
-def test_plain_keras_opens_saved_model(images, model_with, tmp_path, architecture):
-    model = architectures.build(model_with(architecture=architecture), SHAPE, CLASSES)
-    path = tmp_path / "model.keras"
-    storage.save(model, "categorical_crossentropy", path)
+OPEN_WITH_KERAS = """
+import sys
+import keras
+import numpy as np
+
+images = np.load("images.npy")
+for name in sys.argv[1:]:
+    found = keras.models.load_model(f"{name}.keras").predict(images, verbose=0)
+    np.save(f"{name}.npy", found["main"] if isinstance(found, dict) else found)
+assert "stages" not in sys.modules
+"""
+
+
+def test_plain_keras_opens_saved_models(images, model_with, tmp_path):
+    names = ["dense", "convolutional", "branched"]
+    for name in names:
+        model = architectures.build(model_with(architecture=name), SHAPE, CLASSES)
+        storage.save(model, "categorical_crossentropy", tmp_path / f"{name}.keras")
     np.save(tmp_path / "images.npy", images)
-    script = (
-        "import sys, keras, numpy as np\n"
-        "model = keras.models.load_model(sys.argv[1])\n"
-        "out = model.predict(np.load(sys.argv[2]), verbose=0)\n"
-        "np.save(sys.argv[3], out['main'] if isinstance(out, dict) else out)\n"
-        "assert 'stages' not in sys.modules\n"
-    )
-    arguments = [path, tmp_path / "images.npy", tmp_path / "out.npy"]
-    subprocess.run([sys.executable, "-W", "error", "-c", script, *arguments], check=True, cwd="/")
-    ours = portable.make_portable(storage.load(path), 2).predict_probabilities(images, 32)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours, rtol=1e-4, atol=1e-6)
+    command = [sys.executable, "-W", "error", "-c", OPEN_WITH_KERAS, *names]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    for name in names:
+        model = storage.load(tmp_path / f"{name}.keras")
+        ours = portable.make_portable(model, 2).predict_probabilities(images, 32)
+        theirs = np.load(tmp_path / f"{name}.npy")
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("loss", ["categorical_crossentropy", "mean_squared_error"])

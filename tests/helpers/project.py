@@ -65,14 +65,13 @@ class Project:
     ) -> subprocess.CompletedProcess:
         """Run a command, which must end with the exit code `code`, and return what it printed.
 
-        It finds the programs in the folder `programs` first, then those of this environment.
+        It finds the programs in the folder `programs` first.
         """
-        folders = [programs, Path(sys.executable).parent, os.environ["PATH"]]
-        path = os.pathsep.join(str(folder) for folder in folders if folder)
+        path = os.environ["PATH"]
         result = subprocess.run(
             command,
             cwd=cwd or self.folder,
-            env=os.environ | {"PATH": path},
+            env=os.environ | {"PATH": f"{programs}{os.pathsep}{path}" if programs else path},
             check=False,
             capture_output=True,
             text=True,
