@@ -14,18 +14,21 @@ Kubernetes Indexed Job.
 """
 
 import argparse
+import ipaddress
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 from stages.core.errors import StageError, run
 from stages.core.paths import PARAMETERS
 from stages.core.settings import read_yaml
-from stages.model.addresses import check_count
+from stages.model.addresses import check_count, find_ips, read_tf_config, split_address
 
 PORT = 2222  # on machines of their own, workers can all use the same
 TRAIN = [sys.executable, "-m", "stages.train"]
@@ -74,6 +77,20 @@ def read_kubernetes(
     return [f"{job}-{pod}.{service}:{PORT}" for pod in range(completions)], index
 
 
+def check_name(address: str) -> None:
+    """Raise StageError if an address has a name that means this machine to itself alone.
+
+    Debian gives a machine's own name the address 127.0.1.1.
+    """
+    host, _ = split_address(address)
+    for _, ip in find_ips(address):
+        if ipaddress.ip_address(ip).is_loopback and host not in (ip, "localhost"):
+            raise StageError(
+                f"{host} is {ip} on this machine, which other machines cannot reach; use the "
+                "machine's IP address instead of its name"
+            )
+
+
 def run_locally(count: int, options: list[str]) -> int:
     """Run all workers on this machine, and return the exit code of `dvc repro`.
 
@@ -95,7 +112,12 @@ def run_locally(count: int, options: list[str]) -> int:
         for index in range(1, count):
             environment = os.environ | make_tf_config(addresses, index)
             environment.pop("TENSORBOARD_LOGDIR", None)  # worker 0 writes there
-            others.append(subprocess.Popen(TRAIN, env=environment, stdout=subprocess.DEVNULL))
+            # A session of its own, so that Ctrl-C reaches `dvc repro` alone.
+            others.append(
+                subprocess.Popen(
+                    TRAIN, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+                )
+            )
         return call(command, make_tf_config(addresses, 0))
     finally:
         for other in others:
@@ -105,6 +127,10 @@ def run_locally(count: int, options: list[str]) -> int:
 def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
     """Run the worker `index`, and return the exit code of its last command."""
     variables = make_tf_config(addresses, index)
+    # The stage checks the first two as well, but a mistake should be reported at once.
+    read_tf_config(variables["TF_CONFIG"])
+    check_count(len(addresses), read_yaml(PARAMETERS)["train"]["replicas"])
+    check_name(addresses[index])
     if index == 0:
         return call([*DVC, *options], variables)
     return call([*DVC, *options, "preprocess"]) or call(TRAIN, variables)
@@ -113,9 +139,13 @@ def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
 def call(command: list[str], variables: Mapping[str, str] | None = None) -> int:
     """Run a command with more environment variables, and return its exit code.
 
-    Ctrl-C also reaches the command, which then ends by itself.
+    DVC starts the stages with the `python` of this environment. Ctrl-C also reaches the command,
+    which then ends by itself; SIGTERM is passed on.
     """
-    with subprocess.Popen(command, env=os.environ | dict(variables or {})) as process:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path} | dict(variables or {})
+    with subprocess.Popen(command, env=environment) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         while True:
             try:
                 return process.wait()
