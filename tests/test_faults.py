@@ -70,8 +70,9 @@ def start_training(project):
 
 
 def data(project):
-    """Return every file in data, by its path."""
-    return contents(project.folder / "data")
+    """Return every file in data except the checkpoint, by its path."""
+    found = contents(project.folder / "data")
+    return {path: content for path, content in found.items() if "checkpoint" not in path}
 
 
 # Interrupted runs

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,7 @@ class Project:
         finally:
             self.run("git", "reset", "-q", "--hard", commit)
             self.run("git", "clean", "-q", "-d", "--force")
+            shutil.rmtree(self.folder / "data/checkpoint", ignore_errors=True)
             if contents(self.folder / "data") != before:
                 self.restore()
 
