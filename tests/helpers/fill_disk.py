@@ -30,10 +30,55 @@ def leave_free(room: int) -> Path:
     return ballast
 
 
+def count_pages(path: Path) -> int:
+    return -(-path.stat().st_size // PAGE)
+
+
+def fill_during_training() -> dict[str, str]:
+    """Return the messages of `train`, which writes a checkpoint and its history in each epoch.
+
+    The parameters have one epoch, so that the room for each write can be counted.
+    """
+    from stages import train
+    from stages.core.paths import CHECKPOINT, HISTORY, MODEL
+    from stages.model import checkpoint
+
+    delete, messages = checkpoint.delete, {}
+    checkpoint.delete = lambda: None  # to see its size
+    train.main()
+    checkpoint.delete = delete
+    complete = contents(DATA)
+    saved, history, model = map(count_pages, (CHECKPOINT, HISTORY, MODEL))
+    for path, room in (
+        (CHECKPOINT, saved - 1),
+        (HISTORY, saved),
+        (MODEL, saved + history + model - 1),
+        (HISTORY, saved + history + model),
+    ):
+        for output in (CHECKPOINT, HISTORY, MODEL):
+            output.unlink(missing_ok=True)
+        ballast = leave_free(room * PAGE)
+        keras.utils.clear_session()
+        try:
+            train.main()
+        except StageError as error:
+            messages[str(path)] = str(error)
+        ballast.unlink()
+        assert contents(DATA).items() <= complete.items(), path  # what is there is complete
+        assert MODEL.exists() == (room == saved + history + model)
+    delete()
+    keras.utils.clear_session()
+    train.main()
+    return messages
+
+
 def main() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(DATA)], check=True)
     messages = {}
     for name in STAGES:
+        if name == "train":
+            messages |= fill_during_training()
+            continue
         stage = importlib.import_module(f"stages.{name}").main
         stage()
         complete = contents(DATA)
