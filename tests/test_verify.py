@@ -112,8 +112,8 @@ def test_every_difference_is_found_and_named(project):
 
 
 def test_replicas_that_depend_on_the_cores_are_found(project):
-    old = "return DataParallel(network, replicas)"
-    new = 'return DataParallel(network, len(__import__("os").sched_getaffinity(0)))'
+    old = "return DataParallel(network, replicas, workers)"
+    new = 'return DataParallel(network, len(__import__("os").sched_getaffinity(0)), workers)'
     replace(project, "stages/model/portable.py", old, new)
     project.run("dvc", "commit", "--force")  # as if two cores had trained
     project.commit("one replica for each core")
