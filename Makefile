@@ -29,11 +29,12 @@ test: lint ## Run `make lint`, then all tests.
 test-quick: .venv/development ## Run the tests that are quick and need neither network nor browser.
 	@$(BIN)/pytest -m 'not slow and not network and not browser'
 
-compare: .venv/runtime ## Compare the results with another revision. BASE=main HEAD=revision MAX_DROP=0.001
-	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP))
+compare: .venv/runtime ## Compare the results with another revision. BASE=main HEAD=revision MAX_DROP=0.001 PER_CLASS=1
+	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP)) \
+		$(if $(PER_CLASS),--per-class)
 
-seeds: .venv/runtime ## Train the last commit with N different seeds (default 5) and report the spread.
-	@$(BIN)/python -m tools.seeds $(or $(N),5)
+seeds: .venv/runtime ## Train the last commit with N different seeds (default 5) and report the spread. PER_CLASS=1
+	@$(BIN)/python -m tools.seeds $(or $(N),5) $(if $(PER_CLASS),--per-class)
 
 model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lock.
 	@$(BIN)/python -m tools.model_card

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from stages.sources import idx
 from stages.sources.catalogue import CATALOGUE, TEST_IMAGES
 from stages.sources.fetch import has_expected_hash
-from tools.model_card import card
+from tools.model_card import make_card
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_sharing")]
 
@@ -148,12 +148,12 @@ def test_export_is_compared_on_the_test_images(project):
 
 
 def test_model_card_describes_this_dataset(project):
-    text = card(project.folder)
+    text = make_card(project.folder)
     rows = re.findall(r"^\| (\d .*?) \| 15 \| \d", text, re.M)
     assert sorted(rows) == CLASSES
     assert f"{metrics(project)['test']['accuracy']:.2%}".replace("%", " %") in text
     assert md5(project.folder / MODEL) in text
-    assert "720 images to learn from" in text
+    assert "720 images for training" in text
     assert "MNIST" not in text
 
 

@@ -1,56 +1,70 @@
-"""Train the last commit with several seeds, and report how much the results vary.
+"""Train the parameters of the last commit with several seeds, and report how the results vary.
 
-Each seed is set as `model.seed` and `train.seed` in a DVC experiment of that commit.
-It runs in a folder of its own and is not trained again. If two commits have such runs,
-tools/compare uses them. Prints mean, standard deviation and range of every metric, and writes the
-same to reports/seeds.md.
+Each seed, as `model.seed` and `train.seed`, is a DVC experiment of that commit. It runs in a
+temporary folder, is kept (`dvc exp show` lists it) and is not trained again. tools.compare compares
+the seeds of two commits if both have them. Prints mean, standard deviation and range of each
+metric, and writes the same to reports/seeds.md.
 
-    python -m tools.seeds 5
+    python -m tools.seeds 5 [--per-class]
 """
 
 import argparse
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import pandas as pd
 
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
-from tools.compare.revision import Result, changed_since, commit_of, read, seed_name, seed_names
-
-REPORT = Path("reports/seeds.md")
+from stages.core.paths import REPORTS
+from tools.compare.revision import (
+    Result,
+    differs_from,
+    list_experiments,
+    name_experiment,
+    read_commit,
+    resolve_commit,
+)
 
 
 def train(seed: int, name: str) -> None:
-    """Run the last commit with a seed, as an experiment of that name."""
+    """Run the last commit with a seed, as an experiment with that name."""
     command = ["dvc", "exp", "run", "--temp", "--name", name]
     for key in ("model.seed", "train.seed"):
         command += ["--set-param", f"{key}={seed}"]
     if subprocess.run(command, check=False).returncode:
-        raise StageError(
-            f"seed {seed} failed; the reason is printed above, and earlier seeds are kept"
-        )
+        raise StageError(f"seed {seed} failed for the reason above; the seeds before it are kept")
 
 
-def summary(members: list[Result]) -> str:
-    """Return mean, standard deviation and range of each metric, as a Markdown table."""
-    metrics = pd.DataFrame([member.metrics for member in members])
-    width = max(len(str(name)) for name in metrics)
-    lines = [
-        f"| {'metric':{width}} |       mean | standard deviation |     lowest |    highest |",
-        f"|{'-' * (width + 2)}|-----------:|-------------------:|-----------:|-----------:|",
-    ]
-    for name, values in metrics.items():
-        lines.append(
-            f"| {name:{width}} | {values.mean():10.6f} | {values.std():18.6f} "
-            f"| {values.min():10.6f} | {values.max():10.6f} |"
-        )
-    return "\n".join(lines) + "\n"
+def summarise(results: list[Result], per_class: bool) -> str:
+    """Return the test accuracy and a table of all metrics, as Markdown.
+
+    With `per_class`, the table also has the recall of each class.
+    """
+    rows = []
+    for result in results:
+        row = dict(result.metrics)
+        if per_class:
+            table = result.predictions
+            recall = (table["actual"] == table["predicted"]).groupby(table["actual"]).mean()
+            row |= {f"recall of {name}": recall.get(name, 0.0) for name in result.classes}
+        rows.append(row)
+    metrics = pd.DataFrame(rows)
+    table = pd.DataFrame(
+        {
+            "mean": metrics.mean(),
+            "standard deviation": metrics.std(),
+            "lowest": metrics.min(),
+            "highest": metrics.max(),
+        }
+    ).rename_axis("metric")
+    mean, deviation = table.loc["test.accuracy", ["mean", "standard deviation"]]
+    text = table.to_markdown(floatfmt=".6f")
+    return f"Test accuracy {mean:.3%} ± {deviation:.3%} (standard deviation)\n\n{text}\n"
 
 
-def count(text: str) -> int:
-    """Return a number of seeds for argparse. A standard deviation needs at least two."""
+def parse_count(text: str) -> int:
+    """Return a number of seeds, for argparse. A standard deviation needs at least 2."""
     with suppress(ValueError):
         if (number := int(text)) > 1:
             return number
@@ -58,24 +72,28 @@ def count(text: str) -> int:
 
 
 def main() -> None:
-    """Train the seeds that have not run yet, then report."""
+    """Train the seeds that have not been trained yet, then report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("count", type=count, help="how many seeds, from 1 on; at least 2")
-    seeds = range(1, parser.parse_args().count + 1)
-    if changed_since("HEAD"):
+    parser.add_argument("count", type=parse_count, help="how many seeds, starting at 1; at least 2")
+    parser.add_argument("--per-class", action="store_true", help="also report each class")
+    arguments = parser.parse_args()
+    if differs_from("HEAD"):
         raise StageError(
-            "the workspace differs from the last commit: commit first, or go back with "
-            "`git checkout .`"
+            "the workspace differs from the last commit, and seeds belong to a commit: commit "
+            "first, or undo your changes with `git checkout .`"
         )
-    commit = commit_of("HEAD")
-    there = seed_names(commit)
-    for seed in seeds:
-        if (name := seed_name(commit, seed)) not in there:
+    commit = resolve_commit("HEAD")
+    names = [name_experiment(commit, seed) for seed in range(1, arguments.count + 1)]
+    trained = list_experiments(commit)
+    for seed, name in enumerate(names, start=1):
+        if name not in trained:
             train(seed, name)
-    members = [read(seed_name(commit, seed)) for seed in seeds]
-    text = f"# {len(members)} seeds of {commit[:7]}\n\n{summary(members)}"
-    write_text(REPORT, text)
-    print(f"\n{text}\nAlso in {REPORT}; `dvc exp show` shows each.")
+    trained = list_experiments(commit)
+    results = [read_commit(name, trained[name]) for name in names]
+    text = f"# {len(results)} seeds of {commit[:7]}\n\n{summarise(results, arguments.per_class)}"
+    report = REPORTS / "seeds.md"
+    write_text(report, text)
+    print(f"\n{text}\nThis text is in {report}. `dvc exp show` lists the experiments.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Compare two revisions, and test whether their accuracies differ significantly.
 
-A revision is a branch, tag, commit or experiment, or `workspace`, the files in the working tree.
-The command reads what is committed or in DVC's cache and trains nothing. It prints the verdict, the
-parameters and metrics that differ, and the test images that were fixed or broken. It writes the
-same to reports/compare.md, for a pull request, and with images to reports/compare.html.
+A revision is a branch, tag, commit or experiment, or `workspace`, the files as they are now. The
+command reads results from git and DVC's cache; it trains nothing. It prints the verdict, the
+parameters and metrics that differ, and the test images that were fixed or broken. The same text
+goes to reports/compare.md, for a pull request. reports/compare.html is one file that also shows the
+images. If tools.seeds trained both revisions with several seeds, the verdict compares the seeds.
 
-Exits with 1 if the second revision is significantly less accurate, or by more than --max-drop; with
-2 if the two cannot be compared, or if the results of one do not belong to its code and parameters.
-If both have runs with several seeds (tools/seeds.py), the recipes are compared instead.
+Exit code 1: the second revision is significantly less accurate, or by more than --max-drop.
+Exit code 2: the two cannot be compared, or the results of one do not match its code and parameters.
 
     python -m tools.compare main [workspace] [--max-drop 0.001] [--per-class]
 """
@@ -16,6 +16,7 @@ import argparse
 import base64
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,49 +26,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from stages.core.errors import StageError, run
-from stages.core.files import write_text
+from stages.core.files import Floats, write_text
 from stages.core.paths import REPORTS
 from tools.compare import revision
 from tools.compare.revision import WORKSPACE, Result
 from tools.compare.significance import (
     SIGNIFICANCE_LEVEL,
     adjust_p_values,
-    judge_recipes,
-    judge_runs,
+    compare_runs,
+    compare_seeds,
+    compute_p_value,
 )
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
-SHOWN = 100  # images that are shown of those fixed, and of those broken
+LISTED = 10  # fixed images in the Markdown report, and as many broken ones
+SHOWN = 100  # the same for the HTML report
 
-ONE_RUN_EACH = "This compares one run of each. For other seeds, run `make seeds` on both commits."
-OTHER_VALIDATION_SET = "The validation sets differ, so validation metrics are not comparable."
-
-BETTER_HIGHER = ("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1")
-BETTER_LOWER = ("loss",)
+HIGHER_IS_BETTER = ("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1")
+LOWER_IS_BETTER = ("loss",)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A parameter or a metric before and after, as text."""
+class Change:
+    """A parameter or a metric before and after, as text with all digits."""
 
     name: str
     before: str
     after: str
     difference: str = ""
-    direction: str = ""  # better, worse, same, or empty if neither is better
+    direction: str = ""  # better, worse or same; empty if neither direction is better
 
 
-def differing_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
+def compare_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     """Return the parameters that differ, in the order of params.yaml."""
     return [
-        Row(
+        Change(
             key,
             *(
                 json.dumps(side[key], default=str) if key in side else "none"
@@ -79,60 +78,60 @@ def differing_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[
     ]
 
 
-def metric_rows(before: dict[str, float], after: dict[str, float]) -> list[Row]:
-    """Return each metric on both sides at full precision, and whether that is better or worse."""
-    rows = []
+def compare_metrics(before: dict[str, float], after: dict[str, float]) -> list[Change]:
+    """Return all metrics, with their exact difference and whether it is an improvement."""
+    changes = []
     for key in before | after:
         old, new = (repr(side[key]) if key in side else "none" for side in (before, after))
         if "none" in (old, new):
-            rows.append(Row(key, old, new))
+            changes.append(Change(key, old, new))
             continue
-        difference = Decimal(new) - Decimal(old)  # exact, unlike that of two floats
+        difference = Decimal(new) - Decimal(old)  # exact, unlike the difference of two floats
         name = key.rpartition(".")[2]
-        sign = (name in BETTER_HIGHER) - (name in BETTER_LOWER)
+        sign = (name in HIGHER_IS_BETTER) - (name in LOWER_IS_BETTER)
         direction = "same"
         if difference:
             direction = {1: "better", -1: "worse", 0: ""}[sign * (1 if difference > 0 else -1)]
-        rows.append(Row(key, old, new, f"{difference:+f}" if difference else "0", direction))
-    return rows
+        changes.append(Change(key, old, new, f"{difference:+f}" if difference else "0", direction))
+    return changes
 
 
-def paired(base: Result, head: Result) -> pd.DataFrame:
-    """Return both predictions of each test image, side by side: predicted_before, right_after, ...
+def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
+    """Return both predictions for each test image, with columns such as predicted_before.
 
-    Raises StageError if the two were not evaluated on the same test images.
+    Raises StageError if the two results come from different test sets.
     """
     columns = ["index", "actual"]
     if base.test_files != head.test_files or not base.predictions[columns].equals(
         head.predictions[columns]
     ):
-        old, new = (f"{len(side.predictions)} of '{side.title}'" for side in (base, head))
+        old, new = (f"{len(side.predictions)} images of '{side.title}'" for side in (base, head))
         raise StageError(
-            f"{base.name} and {head.name} were evaluated on different test images, so they cannot "
-            f"be compared: {old}, and {new if new != old else 'as many others of the same title'}"
+            f"{base.name} and {head.name} have different test sets, so their predictions cannot be "
+            f"paired: {old}, and {new if new != old else 'as many others with the same title'}"
         )
     table = base.predictions.merge(head.predictions, on=columns, suffixes=("_before", "_after"))
     for side in ("before", "after"):
-        table[f"right_{side}"] = table["actual"] == table[f"predicted_{side}"]
+        table[f"correct_{side}"] = table["actual"] == table[f"predicted_{side}"]
     return table
 
 
-def picture(image: npt.NDArray[np.float32]) -> str:
-    """Return an image (height, width) in [0, 1] as an address that holds it: black on white PNG."""
+def encode_image(image: Floats) -> str:
+    """Return an image (height, width) in [0, 1] as a data URI: a PNG, dark on white."""
     stream = io.BytesIO()
     Image.fromarray((255 * (1 - image)).round().astype(np.uint8)).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Return for each class its number of test images, and how many were right, fixed and broken.
+def count_by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
+    """Return for each class how many images are correct, fixed and broken, and the p-value.
 
-    The p-values are corrected for the number of classes.
+    The p-value is that of McNemar's exact test, adjusted for the number of classes.
     """
     rows: list[dict[str, Any]] = []
     for name in classes:
         images = table[table["actual"] == name]
-        before, after = images["right_before"], images["right_after"]
+        before, after = images["correct_before"], images["correct_after"]
         rows.append(
             {
                 "name": name,
@@ -143,69 +142,128 @@ def by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
                 "broken": int((before & ~after).sum()),
             }
         )
-    tests = [judge_runs(row["fixed"], row["broken"], row["count"], 1.0) for row in rows]
-    for row, p_value in zip(rows, adjust_p_values([test.p_value for test in tests]), strict=True):
-        row["p_value"] = p_value
+    p_values = [compute_p_value(row["fixed"], row["broken"]) for row in rows]
+    for row, p_value in zip(rows, adjust_p_values(p_values), strict=True):
+        row |= {"p_value": p_value, "significant": p_value < SIGNIFICANCE_LEVEL}
     return rows
 
 
-def digit_rows(
-    table: pd.DataFrame, wrong: str, images: npt.NDArray[np.float32] | None
-) -> list[dict[str, Any]]:
-    """Return the images of a table, the most confident mistakes of the `wrong` side first."""
+def list_images(table: pd.DataFrame, wrong: str, images: Floats | None) -> list[dict[str, Any]]:
+    """Return the rows of `table`, the most confident mistakes of the `wrong` side first."""
     ordered = table.sort_values([f"confidence_{wrong}", "index"], ascending=[False, True])
     rows: list[dict[str, Any]] = ordered.to_dict("records")  # type: ignore[assignment]
     for row in rows[:SHOWN]:
-        row["picture"] = None if images is None else picture(images[row["index"]])
+        row["image"] = None if images is None else encode_image(images[row["index"]])
     return rows
 
 
-def report_of(base: Result, head: Result, allowed: float, per_class: bool) -> dict[str, Any]:
-    """Return everything that the templates show."""
-    table = paired(base, head)
-    fixed = table[~table["right_before"] & table["right_after"]]
-    broken = table[table["right_before"] & ~table["right_after"]]
-    runs = judge_runs(len(fixed), len(broken), len(table), allowed)
+def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
+    """Return everything that the templates show about two results."""
+    table = pair_predictions(base, head)
+    fixed = table[~table["correct_before"] & table["correct_after"]]
+    broken = table[table["correct_before"] & ~table["correct_after"]]
+    runs = compare_runs(len(fixed), len(broken), len(table), max_drop)
     accuracies = [
-        [member.metrics["test.accuracy"] for member in revision.seed_set(side)]
+        [member.metrics["test.accuracy"] for member in revision.read_seeds(side)]
         for side in (base, head)
     ]
     old, new = accuracies
-    recipes = judge_recipes(old, new, allowed) if min(len(old), len(new)) > 1 else None
-    found = (revision.test_images(side) for side in (head, base))
+    seeds = compare_seeds(old, new, max_drop) if min(len(old), len(new)) > 1 else None
+    found = (revision.read_test_images(side) for side in (head, base))
     images = next((images for images in found if images is not None), None)
-    metrics = metric_rows(base.metrics, head.metrics)
-    classes = by_class(table, head.classes)
     return {
         "base": base,
         "head": head,
-        "judgement": recipes or runs,
-        "runs": runs if recipes else None,
+        "verdict": seeds or runs,
+        "runs": runs if seeds else None,
         "accuracies": accuracies,
         "stale": [f"{side.name}: {note}" for side in (base, head) for note in side.stale],
-        "parameters": differing_parameters(base.parameters, head.parameters),
-        "code": [
-            path
-            for path in sorted(base.code | head.code)
-            if base.code.get(path) != head.code.get(path)
-        ],
-        "metrics": metrics,
-        "classes": classes,
-        "shown_classes": [
-            row for row in classes if per_class or row["p_value"] < SIGNIFICANCE_LEVEL
-        ],
+        "parameters": compare_parameters(base.parameters, head.parameters),
+        "code": revision.list_changed_inputs(base, head),
+        "metrics": compare_metrics(base.metrics, head.metrics),
+        "classes": count_by_class(table, head.classes),
         "count": len(table),
-        "one_run_each": ONE_RUN_EACH,
-        "validation_differs": OTHER_VALIDATION_SET if base.validation != head.validation else None,
-        "fixed": digit_rows(fixed, "before", images),
-        "broken": digit_rows(broken, "after", images),
+        "validation_differs": base.validation != head.validation,
+        "fixed": list_images(fixed, "before", images),
+        "broken": list_images(broken, "after", images),
+        "listed": LISTED,
         "shown": SHOWN,
-        "pictures": images is not None,
+        "with_images": images is not None,
+    }
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is, also in a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def shorten(number: str, sign: str = "") -> str:
+    """Return a number with six decimals. Whole numbers and other text stay as they are."""
+    if not re.search(r"\d[.e]", number):
+        return number
+    value = float(number)
+    tiny = 0 < abs(value) < 1e-6
+    return f"{value:{sign}.0e}" if tiny else f"{value:{sign}.6f}"
+
+
+def format_table(rows: list[dict[str, str]], alignment: str) -> str:
+    """Return a Markdown table. `alignment` has one letter for each column: l(eft) or r(ight)."""
+    sides = ["left" if letter == "l" else "right" for letter in alignment]
+    table = pd.DataFrame(rows).map(escape)
+    return table.to_markdown(index=False, disable_numparse=True, colalign=sides)
+
+
+def format_tables(report: Mapping[str, Any], per_class: bool) -> dict[str, str]:
+    """Return the tables of the Markdown report. A table without rows is an empty string."""
+    parameters = [
+        {"parameter": change.name, "before": change.before, "after": change.after}
+        for change in report["parameters"]
+    ]
+    metrics = [
+        {
+            "metric": change.name,
+            "before": shorten(change.before),
+            "after": shorten(change.after),
+            "difference": shorten(change.difference, "+"),
+            "": change.direction,
+        }
+        for change in report["metrics"]
+        if change.direction != "same"
+    ]
+    images = [
+        {
+            "": kind,
+            "image": str(row["index"]),
+            "label": row["actual"],
+            "prediction before": f"{row['predicted_before']} ({row['confidence_before']:.1%})",
+            "prediction after": f"{row['predicted_after']} ({row['confidence_after']:.1%})",
+        }
+        for kind in ("fixed", "broken")
+        for row in report[kind][:LISTED]
+    ]
+    classes = [
+        {
+            "class": row["name"],
+            "images": str(row["count"]),
+            "before": str(row["before"]),
+            "after": str(row["after"]),
+            "fixed": str(row["fixed"]),
+            "broken": str(row["broken"]),
+            "p-value": f"{row['p_value']:.2g}",
+        }
+        for row in report["classes"]
+        if per_class or row["significant"]
+    ]
+    return {
+        "parameter_table": format_table(parameters, "lll") if parameters else "",
+        "metric_table": format_table(metrics, "lrrrl") if metrics else "",
+        "image_table": format_table(images, "lrlll") if images else "",
+        "class_table": format_table(classes, "lrrrrrr") if classes else "",
     }
 
 
 def render(report: Mapping[str, Any], kind: str) -> str:
-    """Return the report by the template for `kind`: txt, md or html."""
+    """Return the report as text of a `kind`, md or html."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html.jinja"]),
@@ -213,21 +271,21 @@ def render(report: Mapping[str, Any], kind: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;")
+    environment.filters["escape_markdown"] = escape
     return environment.get_template(f"compare.{kind}.jinja").render(report)
 
 
-def compare(base: str, head: str, allowed: float, per_class: bool = False) -> dict[str, Any]:
+def compare(base: str, head: str, max_drop: float) -> dict[str, Any]:
     """Return the report on two revisions, or raise StageError if they cannot be compared."""
-    commits = [revision.commit_of(side) for side in (base, head) if side != WORKSPACE]
+    commits = [revision.resolve_commit(side) for side in (base, head) if side != WORKSPACE]
     if len(commits) == 2 and commits[0] == commits[1]:
         raise StageError(f"{base} and {head} are the same commit: nothing to compare")
-    if not commits or (len(commits) == 1 and not revision.changed_since(commits[0])):
-        raise StageError(f"{base} and {head} hold the same files: nothing to compare")
-    return report_of(revision.read(base), revision.read(head), allowed, per_class)
+    if not commits or (len(commits) == 1 and not revision.differs_from(commits[0])):
+        raise StageError(f"{base} and {head} have the same files: nothing to compare")
+    return make_report(revision.read_revision(base), revision.read_revision(head), max_drop)
 
 
-def share(text: str) -> float:
+def parse_fraction(text: str) -> float:
     """Return a number from 0 to 1, for argparse."""
     with suppress(ValueError):
         if 0 <= (number := float(text)) <= 1:
@@ -236,33 +294,36 @@ def share(text: str) -> float:
 
 
 def main() -> None:
-    """Compare, report, and exit with the verdict."""
+    """Compare, report, and exit with a code that gives the verdict."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", help="the revision to compare with")
     parser.add_argument("head", nargs="?", default=WORKSPACE, help=f"default: {WORKSPACE}")
     parser.add_argument(
-        "--max-drop", type=share, default=1.0, help="also fail if accuracy falls by more"
+        "--max-drop", type=parse_fraction, default=1.0, help="fail if accuracy falls by more"
     )
-    parser.add_argument("--per-class", action="store_true", help="show every class")
+    parser.add_argument(
+        "--per-class",
+        action="store_true",
+        help="list all classes, not only those that changed significantly",
+    )
     arguments = parser.parse_args()
     page, markdown = REPORTS / "compare.html", REPORTS / "compare.md"
     for path in (page, markdown):
-        path.unlink(missing_ok=True)  # an old report would mislead
+        path.unlink(missing_ok=True)  # an older report would mislead if this comparison fails
     try:
-        report = compare(arguments.base, arguments.head, arguments.max_drop, arguments.per_class)
+        report = compare(arguments.base, arguments.head, arguments.max_drop)
     except StageError as error:
         write_text(markdown, f"## Cannot be compared\n\n{error}\n")
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    write_text(markdown, render(report, "md"))
+    text = render(report | format_tables(report, arguments.per_class), "md") + "\n"
+    write_text(markdown, text)
     write_text(page, render(report, "html"))
-    print(render(report, "txt"))
-    print(
-        f"Also in {markdown} and, {'with' if report['pictures'] else 'without'} pictures, in {page}"
-    )
+    extra = "the images" if report["with_images"] else "all classes and digits"
+    print(f"{text}\nThis text is in {markdown}, and with {extra} in {page}.")
     if report["stale"]:
         sys.exit(2)
-    if report["judgement"].direction == "worse":
+    if report["verdict"].direction == "worse":
         sys.exit(1)
 
 

@@ -1,6 +1,6 @@
-"""Read what a revision holds: its parameters, and the results committed or cached with it.
+"""Read the parameters and results of a revision, from git or from DVC's cache.
 
-Nothing is run, and the user's own files stay as they are.
+Runs no stage and does not change the user's files.
 """
 
 import difflib
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
@@ -27,7 +26,7 @@ from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
 
 from stages.core.errors import StageError
-from stages.core.files import read_csv, read_json
+from stages.core.files import Floats, read_csv, read_json
 from stages.core.paths import DATASET, LOCK, METRICS, PARAMETERS, PREDICTIONS, TEST, VALIDATION
 from stages.core.prepared import read_classes, read_split
 from stages.core.settings import read_yaml
@@ -36,69 +35,67 @@ from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lo
 
 WORKSPACE = "workspace"
 
-# The columns of the predictions that are needed, and NumPy's kind of each.
+# The columns that the predictions must have, and NumPy's kind of each.
 COLUMNS = {"index": "i", "actual": "O", "predicted": "O", "confidence": "f"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one revision holds."""
+    """The parameters and results of one revision."""
 
-    name: str  # as the user said it
-    commit: str | None  # None is the workspace
+    name: str  # as the user typed it
+    commit: str | None  # None for the workspace
     parameters: dict[str, Any]  # by dotted key
     metrics: dict[str, float]  # by dotted key
-    predictions: pd.DataFrame  # the columns above; a row for each test digit, in their order
+    predictions: pd.DataFrame  # COLUMNS, with one row for each test image
     title: str  # of the dataset
     classes: list[str]
-    test_files: list[str | None]  # the SHA-256 of the raw test images and labels
-    validation: str | None  # the MD5 of the prepared validation set
-    code: dict[
-        str, str
-    ]  # the MD5 of each file that the results were computed with and no stage wrote
-    stale: list[str]  # how its dvc.lock contradicts its code, parameters and results
+    test_files: list[str | None]  # SHA-256 of the raw test images and labels
+    validation: str | None  # MD5 of the validation set
+    inputs: dict[str, str]  # MD5, by path, of code and other files that no stage wrote
+    stale: list[str]  # how dvc.lock disagrees with the code, parameters and results
 
 
-def git(*arguments: str) -> str:
-    """Return what git prints, or nothing where it fails."""
+def run_git(*arguments: str) -> str:
+    """Return the output of git, or an empty string if it fails."""
     return subprocess.run(
         ["git", *arguments], check=False, capture_output=True, text=True, encoding="utf-8"
     ).stdout.strip()
 
 
-def commit_of(name: str) -> str:
+def resolve_commit(name: str) -> str:
     """Return the commit of a branch, tag, experiment or other revision, or raise StageError."""
     try:
         with Repo() as repo:
             found: str = resolve_rev(repo.scm, name)
     except RevError:
-        raise StageError(unknown(name)) from None
+        raise StageError(explain_unknown(name)) from None
     except DvcException as error:
         raise StageError(f"{name}: {error}") from error
-    if not git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}"):
+    if not run_git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}"):
         raise StageError(f"{name} names a file or a folder, not a commit")
     return found
 
 
-def unknown(name: str) -> str:
-    """Say that there is no such revision here, and what may have been meant."""
-    references = git("for-each-ref", "--format=%(refname:short)").splitlines()
-    # DVC keeps an experiment as exps/<its commit>/<its name>.
+def explain_unknown(name: str) -> str:
+    """Return an error message about a revision that does not exist, with similar names."""
+    references = run_git("for-each-ref", "--format=%(refname:short)").splitlines()
+    # DVC stores an experiment as exps/<commit>/<name>.
     names = [ref.rpartition("/")[2] if ref.startswith("exps/") else ref for ref in references]
-    text = f"{name}: no branch, tag, experiment or commit of this clone has that name"
+    text = f"{name}: this clone has no branch, tag, experiment or commit with that name"
     if close := difflib.get_close_matches(name, names):
-        text += f"; there is {', '.join(close)}"
-    if git("rev-parse", "--is-shallow-repository") == "true":
+        text += f"; similar: {', '.join(close)}"
+    if run_git("rev-parse", "--is-shallow-repository") == "true":
         text += (
-            "; the clone is shallow, and this brings the rest of it: "
+            "; the clone is shallow, and this command fetches the rest: "
             "git remote set-branches origin '*' && git fetch --unshallow"
         )
     return text
 
 
 @contextmanager
-def folder_of(commit: str | None) -> Iterator[Path]:
-    """Yield a folder with the files of a commit, results in DVC's cache included."""
+def open_revision(commit: str | None) -> Iterator[Path]:
+    """Yield a folder with the files of a commit, including results from DVC's cache."""
     if commit is None:
         yield Path.cwd()
         return
@@ -108,14 +105,14 @@ def folder_of(commit: str | None) -> Iterator[Path]:
         zipfile.ZipFile(io.BytesIO(archive)).extractall(name)
         for path in (METRICS, PREDICTIONS, DATASET):
             if not (Path(name) / path).exists():
-                fetch(commit, path, Path(name) / path)
+                copy_file(commit, path, Path(name) / path)
         yield Path(name)
 
 
-def fetch(commit: str | None, path: Path, target: Path) -> None:
-    """Copy a revision's file from git, DVC's cache or its remote, if any has it.
+def copy_file(commit: str | None, path: Path, target: Path) -> None:
+    """Copy a file of a revision from git, DVC's cache or its remote, if one of them has it.
 
-    As a stream: DVC's own `get_file` may link the copy to the file in the cache.
+    DVC's own `get_file` would link the copy to the cache, so this function copies a stream.
     """
     with (
         suppress(OSError, DvcException),
@@ -126,28 +123,35 @@ def fetch(commit: str | None, path: Path, target: Path) -> None:
             shutil.copyfileobj(source, copy)
 
 
-def read(name: str) -> Result:
-    """Return the results of a revision.
+def read_revision(name: str) -> Result:
+    """Return the parameters and results of a revision.
 
-    Raises StageError where there is no such revision, where it has no results, and where they are
-    not readable or contradict each other.
+    Raises StageError if there is no such revision, or if its results are missing, unreadable or
+    contradictory.
     """
-    commit = None if name == WORKSPACE else commit_of(name)
-    with folder_of(commit) as folder, chdir(folder):
+    return read_commit(name, None if name == WORKSPACE else resolve_commit(name))
+
+
+def read_commit(name: str, commit: str | None) -> Result:
+    """Return the parameters and results of a commit, or of the workspace if `commit` is None.
+
+    Raises StageError, with `name` in its message, if they are missing, unreadable or contradictory.
+    """
+    with open_revision(commit) as folder, chdir(folder):
         needed = (METRICS, PREDICTIONS, DATASET, LOCK, PARAMETERS)
         if missing := [str(path) for path in needed if not path.exists()]:
             raise StageError(
-                f"{name} has no results to compare: neither git nor DVC's cache has its "
-                f"{', '.join(missing)}; where its code writes them, run `dvc repro` there"
+                f"{name} has no results to compare: {', '.join(missing)} is neither in git nor in "
+                "DVC's cache; if the code of that revision writes it, run `dvc repro` there"
                 + ("" if commit is None else " and commit")
             )
         try:
-            metrics = flat_metrics(read_json(METRICS))
+            metrics = check_metrics(read_json(METRICS))
             predictions = read_predictions()
             check_agreement(metrics, predictions)
             classes, dataset = read_classes(DATASET), read_json(DATASET)
             hashes = dataset.get("sha256", {})
-            made, used, notes = provenance(read_lock())
+            written, inputs, notes = read_provenance(read_lock())
             return Result(
                 name=name,
                 commit=commit,
@@ -157,36 +161,36 @@ def read(name: str) -> Result:
                 title=dataset.get("title", "an unnamed dataset"),
                 classes=classes,
                 test_files=[hashes.get(file) for file in (TEST_IMAGES, TEST_LABELS)],
-                validation=made.get(str(VALIDATION)),
-                code=used,
+                validation=written.get(VALIDATION.as_posix()),
+                inputs=inputs,
                 stale=notes,
             )
         except StageError as error:
             raise StageError(f"{name}: {error}") from error
 
 
-def provenance(lock: Lock) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Return what a dvc.lock says of the results in the current folder, and what contradicts it.
+def read_provenance(lock: Lock) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return the MD5 of the stages' outputs, that of their inputs, and how `lock` is out of date.
 
-    The MD5 of each file that a stage wrote and of each that it used but none wrote, by its path;
-    and, once each, how the files in the folder differ from what the dvc.lock records.
+    Inputs are the files and folders that a stage read and no stage wrote. Each difference between
+    dvc.lock and the files in the current folder is listed once.
     """
     try:
-        made, used = (
+        written, read = (
             {path: file.md5 for path, file in list_files(lock, kind).items()}
             for kind in ("outs", "deps")
         )
         notes = list(dict.fromkeys(chain(*find_stale(Path(), lock).values())))
     except (AttributeError, KeyError, TypeError):
-        return {}, {}, ["dvc.yaml or dvc.lock is damaged, or of another kind than this project's"]
-    return made, {path: used[path] for path in used.keys() - made.keys()}, notes
+        return {}, {}, ["dvc.yaml or dvc.lock is damaged, or belongs to another project"]
+    return written, {path: read[path] for path in read.keys() - written.keys()}, notes
 
 
-def flat_metrics(content: Any) -> dict[str, float]:
-    """Return each metric by its dotted key, or raise StageError where one is not a number."""
+def check_metrics(content: Any) -> dict[str, float]:
+    """Return the metrics by dotted key, or raise StageError if one of them is not a number."""
     metrics = flatten(content) if isinstance(content, Mapping) else {}
     if "test.accuracy" not in metrics:
-        raise StageError(f"{METRICS}: expected test.accuracy, and there is none")
+        raise StageError(f"{METRICS}: test.accuracy is missing")
     for key, value in metrics.items():
         if (
             isinstance(value, bool)
@@ -194,11 +198,12 @@ def flat_metrics(content: Any) -> dict[str, float]:
             or not math.isfinite(value)
         ):
             raise StageError(f"{METRICS}: expected a finite number for {key}, found {value!r}")
-    return metrics
+    # Older revisions also have per-class scores here. They follow from the predictions.
+    return {key: value for key, value in metrics.items() if not key.startswith("test.per_class.")}
 
 
 def read_predictions() -> pd.DataFrame:
-    """Return the table of predictions, or raise StageError where it is not one."""
+    """Return the predictions, or raise StageError if the table is not complete."""
     table = read_csv(PREDICTIONS, text=("actual", "predicted"))
     found = {str(name): column.dtype.kind for name, column in table.items()}
     if (
@@ -208,30 +213,31 @@ def read_predictions() -> pd.DataFrame:
         or not np.isfinite(table["confidence"]).all()
     ):
         raise StageError(
-            f"{PREDICTIONS}: expected a row for each test digit, numbered from 0, with "
-            f"{', '.join(COLUMNS)}; found {len(table)} rows of {', '.join(found)}"
+            f"{PREDICTIONS}: expected a row for each test image, numbered from 0, with "
+            f"{', '.join(COLUMNS)}; found {len(table)} rows with {', '.join(found)}"
         )
     return table[list(COLUMNS)]
 
 
 def check_agreement(metrics: Mapping[str, float], predictions: pd.DataFrame) -> None:
-    """Raise StageError unless the accuracy is that of the predictions."""
+    """Raise StageError if the metrics and the predictions give different accuracies."""
     accuracy = (predictions["actual"] == predictions["predicted"]).mean()
     if not math.isclose(accuracy, metrics["test.accuracy"]):
         raise StageError(
-            f"{METRICS} says test.accuracy is {metrics['test.accuracy']}, and {PREDICTIONS} "
+            f"{METRICS} has test.accuracy {metrics['test.accuracy']}, and {PREDICTIONS} gives "
             f"{accuracy}; they come from different runs: run `dvc repro`"
         )
 
 
-def test_images(result: Result) -> npt.NDArray[np.float32] | None:
-    """Return the test images (n, height, width) in [0, 1], or None where the cache lacks them.
+def read_test_images(result: Result) -> Floats | None:
+    """Return the test images (n, height, width) in [0, 1], or None if they are not in the cache.
 
-    None as well where they are damaged or others: the comparison does not need the pictures.
+    Also returns None if they are damaged or do not match the predictions. A comparison works
+    without them.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / TEST.name
-        fetch(result.commit, TEST, target)
+        copy_file(result.commit, TEST, target)
         try:
             images, labels = read_split(target)
         except StageError:
@@ -242,29 +248,50 @@ def test_images(result: Result) -> npt.NDArray[np.float32] | None:
     return images if np.array_equal(actual, result.predictions["actual"]) else None
 
 
-def seed_name(commit: str, seed: int | str) -> str:
-    """Return the name of the experiment that tools.seeds makes of a commit and a seed."""
-    return f"seed-{seed}-{commit[:7]}"
+def name_experiment(commit: str, seed: int | str) -> str:
+    """Return the name of the experiment that trains a commit with a seed.
 
-
-def seed_names(commit: str) -> list[str]:
-    """Return the names of the experiments that tools.seeds made of a commit."""
-    with Repo() as repo:
-        found = repo.experiments.ls(rev=commit).get(commit, [])
-    return fnmatch.filter(sorted(name for name, _ in found), seed_name(commit, "*"))
-
-
-def seed_set(result: Result) -> list[Result]:
-    """Return the results of the same parameters under other seeds: what tools.seeds trained.
-
-    They belong to a commit. The workspace has those of the last one, unless it differs from it.
+    It is as short as DVC's own names, so that `dvc exp show` fits in 120 columns.
     """
-    if result.commit is None and changed_since("HEAD"):
+    return f"seed{seed}-{commit[:4]}"
+
+
+def list_experiments(commit: str) -> dict[str, str]:
+    """Return the experiments in which tools.seeds trained a commit: their commits, by name."""
+    with Repo() as repo:
+        found = dict(repo.experiments.ls(rev=commit).get(commit, []))
+    return {
+        name: found[name] for name in fnmatch.filter(sorted(found), name_experiment(commit, "*"))
+    }
+
+
+def read_seeds(result: Result) -> list[Result]:
+    """Return the results of the same parameters with other seeds, as tools.seeds trained them.
+
+    The workspace has those of the last commit, unless it differs from it.
+    """
+    if result.commit is None and differs_from("HEAD"):
         return []
-    return [read(name) for name in seed_names(result.commit or commit_of("HEAD"))]
+    found = list_experiments(result.commit or resolve_commit("HEAD"))
+    return [read_commit(name, commit) for name, commit in found.items()]
 
 
-def changed_since(commit: str) -> bool:
-    """Return whether any file that git tracks differs from the commit."""
+def differs_from(commit: str) -> bool:
+    """Return whether a file that git tracks differs from the commit."""
     command = ["git", "diff", "--quiet", commit, "--"]
     return subprocess.run(command, check=False).returncode != 0
+
+
+def list_changed_inputs(base: Result, head: Result) -> list[str]:
+    """Return the files, such as code, that the two results were computed with and that differ."""
+    both = base.inputs | head.inputs
+    changed = [path for path in sorted(both) if base.inputs.get(path) != head.inputs.get(path)]
+    if not changed:
+        return []
+    # dvc.lock has one hash for a folder. git knows which of its files differ, if it tracks them.
+    commits = [side.commit for side in (base, head) if side.commit]
+    files = run_git("diff", "--name-only", *commits, "--", *changed).splitlines()
+    untracked = [
+        path for path in changed if not any(f"{file}/".startswith(f"{path}/") for file in files)
+    ]
+    return sorted(files + untracked)
