@@ -1,5 +1,6 @@
 """The benchmark: tables from results made by hand, when it measures again, and a small real run."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -95,28 +96,33 @@ def test_costs_table_by_hand():
 
 def make_growth(seconds):
     """Return results for 1,000 images and more, of which only the training times are given."""
-    peaks = {"seconds": 1.0, "mebibytes": 500.0}
-    return {
+    stages = {
+        "preprocess": {"seconds": 1.0, "anonymous": 500.0},
+        "train": {"seconds": 2.0, "anonymous": 800.0},
+    }
+    results = {
         str(factor): [
             {
                 "images": 1000 * factor,
                 "seen": 900 * factor,
                 "training": training,
-                "preprocess": peaks,
-                "train": peaks,
+                "stages": copy.deepcopy(stages),
             }
         ]
         for factor, training in zip((1, 2, 4, 8), seconds, strict=True)
     }
+    results["8"][0]["stages"]["train"]["anonymous"] = 1000.0
+    return results
 
 
 def test_growth_table_by_hand():
     report = tables.tabulate_growth({"growth": make_growth([3.0, 5.0, 9.0, 17.0])})
-    assert read_cells(report)["8,000"] == ["1.0", "500", "17.0", "424", "500"]
+    assert read_cells(report)["8,000"] == ["17.0", "424", "1.0; 500", "2.0; 1,000"]
     assert (
         "- training for an epoch: 1.0 s plus 120.00 s for every 60,000 images; the measured times "
         "differ from that line by at most 0%.\n"
     ) in report
+    assert "divided by that with 1,000: `preprocess` 1.00, `train` 1.25.\n" in report
 
 
 def test_times_that_are_not_on_a_line_have_a_large_error():
@@ -221,7 +227,11 @@ def test_growth_trains_on_a_larger_training_set(here):
     np.testing.assert_array_equal(images[: len(original)], original)
     assert (images[len(original) :] != original).any(axis=(1, 2)).all()
     assert found["seen"] == 0.9 * found["images"]  # the validation images are not trained on
-    assert 0 < found["training"] < found["train"]["seconds"]
+    assert 0 < found["training"] < found["stages"]["train"]["seconds"]
+    if sys.platform == "linux":
+        assert all(
+            0 < stage["anonymous"] < stage["mebibytes"] for stage in found["stages"].values()
+        )
 
 
 @pytest.mark.slow

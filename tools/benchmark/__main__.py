@@ -34,6 +34,8 @@ from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
 from stages.core.paths import METRICS, PARAMETERS, RAW, REPORTS
 from stages.core.settings import read_yaml
+from stages.sources import idx
+from stages.sources.catalogue import TRAIN_IMAGES
 from tools.benchmark import tables
 from tools.benchmark.references import REFERENCES
 from tools.benchmark.tables import Result, Results
@@ -57,10 +59,10 @@ PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
 RECORD = "../record.jsonl"  # beside each copy of the project
 TIME = ("python", f"{HERE}/time_command.py", RECORD)
 TIME_TRAINING = ("python", "-m", "tools.benchmark.time_training", RECORD)
-PREPROCESS = ("python", "-m", "stages.preprocess")
 SLOW = ("best",)  # recipes that are measured only on request
 TWO_SEEDS = (*SLOW, "mnist_convnet")  # trainings of several minutes: two seeds at most
 FACTORS = (1, 2, 4, 8)
+GROWN = "datasets/grown"
 PIPELINE = (GRAPH, Path("stages"), HERE / "time_training.py", HERE / "grow.py")
 
 
@@ -176,15 +178,15 @@ def measure_reference(name: str, project: Path, seed: int) -> Result:
 
 
 def measure_growth(factor: int, project: Path, _: int) -> Result:
-    """Measure preprocessing, and training for an epoch, with `factor` times the training set."""
-    grow = ("python", "-m", "tools.benchmark.grow", RECORD, str(factor))
-    images = run_timed(project, "process", *grow)["grow"]["images"]
-    preprocess = run_timed(project, "preprocess", *PREPROCESS)["preprocess"]
-    found = run_timed(project, "train", *TIME_TRAINING)
+    """Measure `dvc repro` with `factor` times the training set, trained for one epoch."""
+    run_timed(project, "grow", "python", "-m", "tools.benchmark.grow", GROWN, str(factor))
+    changes = {"download": {"dataset": "custom", "folder": GROWN}, "train": {"epochs": 1}}
+    parameters = project / PARAMETERS
+    write_text(parameters, merge_recipe(parameters.read_text(encoding="utf-8"), changes))
+    found = run_timed(project, "first", "dvc", "repro")
     return {
-        "images": images,
-        "preprocess": preprocess,
-        "train": found["train"],
+        "images": len(idx.read(project / RAW / TRAIN_IMAGES, 3)),
+        "stages": {stage: found[stage] for stage in read_yaml(project / GRAPH)["stages"]},
         "training": found["training"]["seconds"],
         "seen": found["training"]["images"],
     }
@@ -212,10 +214,9 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
         else:
             check(YAML(typ="safe", pure=True).load(texts[name]))
             found.append(Trial("recipes", name, texts[name], PIPELINE, measure_pipeline))
-    one_epoch = merge_recipe(default, {"train": {"epochs": 1}})
     for factor in FACTORS:
         label = f"{factor} times the training set"
-        found.append(Trial("growth", label, one_epoch, PIPELINE, partial(measure_growth, factor)))
+        found.append(Trial("growth", label, default, PIPELINE, partial(measure_growth, factor)))
     return [trial for trial in found if trial.part in parts]
 
 

@@ -1,10 +1,14 @@
-"""Make the raw training set FACTOR times as large, by adding augmented copies of its images.
+"""Write a custom dataset with FACTOR times the raw training images, to the folder FOLDER.
 
-Appends the number of images to RECORD, a file of JSON lines.
+The added images are copies, augmented as params.yaml says. The test set and the names of the
+classes stay as they are. The images are written piece by piece, so their number is limited only by
+the disk.
 
-    python -m tools.benchmark.grow RECORD FACTOR
+    python -m tools.benchmark.grow FOLDER FACTOR
 """
 
+import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -12,28 +16,37 @@ import numpy as np
 import tensorflow as tf
 
 from stages.core.errors import run
-from stages.core.paths import RAW
+from stages.core.files import write_text
+from stages.core.paths import DATASET, RAW
+from stages.core.prepared import read_classes
 from stages.model.augmentation import augment
 from stages.model.settings import TrainParameters
 from stages.sources import idx
-from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
-from tools.benchmark.time_command import append_record
+from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+
+PIECE = 10_000  # images that are augmented at a time
 
 
 def main() -> None:
-    """Read the training set, augment, and write it back."""
-    record, factor = Path(sys.argv[1]), int(sys.argv[2])
+    """Read the raw dataset, augment its training images, and write the custom dataset."""
+    folder, factor = Path(sys.argv[1]), int(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
     augmentation = TrainParameters.read().augmentation
     images, labels = idx.read(RAW / TRAIN_IMAGES, 3), idx.read(RAW / TRAIN_LABELS, 1)
-    parts = [images]
-    for copy in range(1, factor):
-        for start in range(0, len(images), 10_000):
-            pixels = tf.constant(images[start : start + 10_000], tf.float32)
-            augmented = augment(pixels, tf.constant([copy, start], tf.int64), augmentation)
-            parts.append(np.rint(augmented).astype(np.uint8))
-    (RAW / TRAIN_IMAGES).write_bytes(idx.dump(np.concatenate(parts)))
-    (RAW / TRAIN_LABELS).write_bytes(idx.dump(np.tile(labels, factor)))
-    append_record(record, "grow", images=factor * len(images))
+    with (folder / TRAIN_IMAGES).open("wb") as file:
+        # The header of an empty array, with the number of images that follow.
+        file.write(idx.dump(images[:0])[:4])
+        file.write(struct.pack(">3I", factor * len(images), *images.shape[1:]))
+        file.write(images.tobytes())
+        for copy in range(1, factor):
+            for start in range(0, len(images), PIECE):
+                pixels = tf.constant(images[start : start + PIECE], tf.float32)
+                augmented = augment(pixels, tf.constant([copy, start], tf.int64), augmentation)
+                file.write(np.rint(augmented).astype(np.uint8).tobytes())
+    (folder / TRAIN_LABELS).write_bytes(idx.dump(np.tile(labels, factor)))
+    for name in (TEST_IMAGES, TEST_LABELS):
+        shutil.copyfile(RAW / name, folder / name)
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in read_classes(DATASET)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Make the tables and the plot from the benchmark's results."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -134,21 +135,25 @@ def tabulate_costs(results: Results) -> str:
 
 
 def tabulate_growth(results: Results) -> str:
-    """Return time and memory by the size of the training set, and whether the time is linear."""
+    """Return time and anonymous memory by the size of the training set.
+
+    Below the table, say whether the time is linear and how much the memory grows.
+    """
     found = results["growth"]
     rows = []
     for by_seed in found.values():
         seconds = take_median(by_seed, "training")
-        rows.append(
-            {
-                "training images": f"{by_seed[0]['images']:,}",
-                "`preprocess`, s": f"{take_median(by_seed, 'preprocess', 'seconds'):.1f}",
-                "its peak memory, MiB": f"{take_median(by_seed, 'preprocess', 'mebibytes'):,.0f}",
-                "training for an epoch, s": f"{seconds:.1f}",
-                "images per second": f"{take_median(by_seed, 'seen') / seconds:,.0f}",
-                "peak memory of `train`, MiB": f"{take_median(by_seed, 'train', 'mebibytes'):,.0f}",
-            }
-        )
+        row = {
+            "training images": f"{by_seed[0]['images']:,}",
+            "training for an epoch, s": f"{seconds:.1f}",
+            "images per second": f"{take_median(by_seed, 'seen') / seconds:,.0f}",
+        }
+        for stage in by_seed[0]["stages"]:
+            values = (
+                take_median(by_seed, "stages", stage, key) for key in ("seconds", "anonymous")
+            )
+            row[f"`{stage}`, s; MiB"] = "{:.1f}; {:,.0f}".format(*values)
+        rows.append(row)
     lines = []
     for what, keys in TIMES.items():
         (slope, start), deviation = find_best_line(found, *keys)
@@ -156,16 +161,22 @@ def tabulate_growth(results: Results) -> str:
             f"- {what}: {start:.1f} s plus {slope * SIZE:.2f} s for every {SIZE:,} images; the "
             f"measured times differ from that line by at most {deviation:.0%}.\n"
         )
+    small, *_, large = found.values()
+    ratios = (
+        f"`{stage}` {take_median(large, *keys) / take_median(small, *keys):.2f}"
+        for stage in small[0]["stages"]
+        for keys in [("stages", stage, "anonymous")]
+    )
+    lines.append(
+        f"- peak anonymous memory with {large[0]['images']:,} training images, divided by that "
+        f"with {small[0]['images']:,}: {', '.join(ratios)}.\n"
+    )
     return format_table(rows) + "\n" + "".join(lines)
 
 
 TIMES: dict[str, tuple[str, ...]] = {
-    "`preprocess`": ("preprocess", "seconds"),
+    "`preprocess`": ("stages", "preprocess", "seconds"),
     "training for an epoch": ("training",),
-}
-PEAKS: dict[str, tuple[str, ...]] = {
-    "`preprocess`": ("preprocess", "mebibytes"),
-    "`train`": ("train", "mebibytes"),
 }
 
 
@@ -182,19 +193,22 @@ def find_best_line(found: dict[str, list[Result]], *keys: str) -> tuple[list[flo
 
 
 def plot_growth(results: Results) -> Figure:
-    """Plot time and peak memory by the size of the training set, with the best lines dashed."""
+    """Plot time with the best lines dashed, and memory, by the size of the training set."""
     found = results["growth"]
     thousands = [by_seed[0]["images"] / 1000 for by_seed in found.values()]
     figure = Figure(figsize=(8.4, 3.6))
-    for axes, title, measures in zip(
-        figure.subplots(1, 2), ("seconds", "peak memory, MiB"), (TIMES, PEAKS), strict=True
-    ):
-        for colour, (what, keys) in zip((BLUE, ORANGE), measures.items(), strict=True):
-            values = [take_median(by_seed, *keys) for by_seed in found.values()]
-            axes.plot(thousands, values, "o", color=colour, label=what.replace("`", ""))
-            (slope, start), _ = find_best_line(found, *keys)
-            axes.plot(thousands, [start + slope * 1000 * n for n in thousands], "--", color=colour)
+    time, memory = figure.subplots(1, 2)
+    for colour, (what, keys) in zip((BLUE, ORANGE), TIMES.items(), strict=True):
+        values = [take_median(by_seed, *keys) for by_seed in found.values()]
+        time.plot(thousands, values, "o", color=colour, label=what.replace("`", ""))
+        (slope, start), _ = find_best_line(found, *keys)
+        time.plot(thousands, [start + slope * 1000 * n for n in thousands], "--", color=colour)
+    for stage, marker in zip(next(iter(found.values()))[0]["stages"], cycle("osD^v"), strict=False):
+        keys = ("stages", stage, "anonymous")
+        values = [take_median(by_seed, *keys) for by_seed in found.values()]
+        memory.plot(thousands, values, f"{marker}-", label=stage)
+    for axes, title in ((time, "seconds"), (memory, "peak anonymous memory, MiB")):
         axes.set(xlabel="thousand training images", title=title, xlim=(0, None), ylim=(0, None))
         axes.legend()
-    figure.suptitle("Time and memory by the size of the training set, with straight lines")
+    figure.suptitle("Time and memory by the size of the training set")
     return figure
