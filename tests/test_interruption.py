@@ -1,6 +1,5 @@
 """Real runs of `dvc repro` that are killed, interrupted or start from a strange checkpoint."""
 
-import hashlib
 import os
 import random
 import re
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from helpers.project import Project, allow_interrupts, graph, outputs
+
+from tools.verify.lockfile import compute_md5
 
 # How often each training is killed. More takes minutes: KILLS=20 pytest tests/test_interruption.py
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -77,10 +78,7 @@ def hashes(project: Project) -> dict[str, str]:
     """Return the MD5 of every output of train and of the stages after it."""
     stages = graph(project.folder)
     paths = [path for name in ("train", "evaluate", "plot") for path in outputs(stages[name])]
-    return {
-        path: hashlib.md5((project.folder / path).read_bytes()).hexdigest()  # noqa: S324  # DVC's
-        for path in paths
-    }
+    return {path: compute_md5(project.folder / path) for path in paths}
 
 
 def wait_for_epochs(process: subprocess.Popen, count: int) -> str:

@@ -235,13 +235,14 @@ def test_ensemble_averages_its_members(images, model_with, tmp_path, api):
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     opened = storage.load(tmp_path / "model.keras")
     mean = sum(member(images).numpy() for member in members) / 2
-    np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
-    np.testing.assert_allclose(
-        portable.make_portable(opened, 2).predict_probabilities(images, 64),
-        mean,
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    check_probabilities(opened, images, mean)
+
+
+def check_probabilities(model, images, expected):
+    """Check what the Keras model and its portable form predict."""
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5)
+    found = portable.make_portable(model, 2).predict_probabilities(images, 64)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def views(images):
@@ -259,13 +260,7 @@ def test_average_over_shifts_is_a_plain_keras_model(images, model_with, tmp_path
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     opened = storage.load(tmp_path / "model.keras")
     mean = sum(member(view).numpy() for view in views(images)) / 5
-    np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
-    np.testing.assert_allclose(
-        portable.make_portable(opened, 2).predict_probabilities(images, 64),
-        mean,
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    check_probabilities(opened, images, mean)
     assert np.abs(mean - member(images)).max() > 1e-3
 
 
