@@ -1,6 +1,6 @@
 """Your own images and Fashion-MNIST from end to end, and sharing data and model.
 
-The commands are those of docs/sharing.md, with other names of places.
+The commands come from docs/sharing.md, with other addresses.
 """
 
 import asyncio
@@ -154,7 +154,7 @@ def test_model_card_describes_this_dataset(project):
 
 
 def commands(heading: str, names: dict[str, str] | None = None) -> list[list[str]]:
-    """Return the commands below a heading of docs/sharing.md, with other names of places."""
+    """Return the commands below a heading of docs/sharing.md, with other addresses."""
     return [command for command, _ in quoted_commands(PAGE, heading, names)]
 
 
@@ -206,7 +206,7 @@ def test_repro_fetches_and_runs_the_rest(pushed, tmp_path):
 
 def test_model_is_found_by_name_and_version(pushed, tmp_path):
     places = {"https://git.example.org/mnist.git": str(pushed.folder), "origin": "."}
-    *tag, newest, version, without = commands("Hand on the model", places)
+    *tag, newest, version, without = commands("Share the model", places)
     for command in tag:
         pushed.run(*command)
     for command, name in ((newest, "model.keras"), (version, "v1.keras")):
