@@ -134,7 +134,7 @@ def test_larger_drop_than_allowed_is_worse():
     assert compare_runs(0, 5, 10_000, max_drop=0.0005).direction == "same"
     verdict = compare_runs(0, 5, 10_000, max_drop=0.0004)
     assert verdict.direction == "worse"
-    assert verdict.summary == "Worse by 0.000500, and 0.0004 is allowed"
+    assert verdict.summary == "Worse by 0.000500, but only 0.0004 is allowed"
     assert compare_runs(5, 0, 10_000, max_drop=0.0).direction == "same"
 
 

@@ -146,8 +146,7 @@ def test_interrupted_training_says_how_to_go_on(project):
     assert process.returncode
     line = re.search(r"^error: .*$", said, re.M)[0]
     assert line == (
-        f"error: interrupted; {CHECKPOINT} holds the training up to its last epoch; `dvc repro` "
-        "goes on from there"
+        f"error: interrupted; {CHECKPOINT} holds all complete epochs; run `dvc repro` to continue"
     )
     assert "Traceback" not in said
     # The history of the epochs so far is there, complete.

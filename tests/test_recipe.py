@@ -100,5 +100,7 @@ def test_unknown_recipe_is_refused_with_all_names(folder):
 def test_unknown_section_is_refused(folder):
     with Path("params.yaml").open("a") as file:
         file.write("modle: {}\n")
-    with pytest.raises(StageError, match=r"modle is not a known section; they are download"):
+    with pytest.raises(
+        StageError, match=r"modle is not a known section; the sections are download"
+    ):
         recipe.check(values())
