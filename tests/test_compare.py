@@ -19,7 +19,7 @@ from tools.compare import __main__ as compare
 from tools.compare.significance import adjust_p_values, compare_runs, compare_seeds
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes
 
-# make, without installing anything.
+# The command make, which does not install anything with these options.
 MAKE = ("make", "--silent", "--old-file", ".venv/runtime")
 
 
@@ -129,7 +129,7 @@ def test_p_values_are_adjusted_as_holm_does():
 
 
 def test_larger_drop_than_allowed_is_worse():
-    """Whatever the p-value."""
+    """The p-value does not matter."""
     assert compare_runs(5, 15, 10_000, max_drop=1.0).direction == "worse"
     assert compare_runs(0, 5, 10_000, max_drop=0.0005).direction == "same"
     verdict = compare_runs(0, 5, 10_000, max_drop=0.0004)
@@ -263,7 +263,7 @@ def test_changed_code_is_named_file_by_file(here, run):
 
 
 def test_older_revision_with_per_class_metrics(here, run):
-    """metrics.json held them before per_class.csv did."""
+    """In older revisions, metrics.json holds the scores that are now in per_class.csv."""
     here.run("git", "switch", "-q", "-C", "older", "main")
     file = Path("data/evaluation/metrics.json")
     metrics = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Real runs of `dvc repro` that are killed, interrupted or start from a strange checkpoint."""
+"""Real runs of `dvc repro` that are killed, interrupted or find another run's checkpoint."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from tools.verify.lockfile import compute_md5
 
 # How often each training is killed. More takes minutes: KILLS=20 pytest tests/test_interruption.py
 KILLS = int(os.environ.get("KILLS", "1"))
-# DVC would restore a training that has run before.
+# With --no-run-cache, DVC does not restore the results of an earlier run.
 TRAIN = ["repro", "--force", "--no-run-cache", "--single-item", "train"]
 CHECKPOINT = "data/checkpoint/checkpoint.npz"
 
@@ -149,10 +149,10 @@ def test_interrupted_training_says_how_to_go_on(project):
         f"error: interrupted; {CHECKPOINT} holds all complete epochs; run `dvc repro` to continue"
     )
     assert "Traceback" not in said
-    # The history of the epochs so far is there, complete.
+    # history.csv exists, and its rows are complete.
     rows = (project.folder / "data/model/history.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(1, len(rows)))]
-    # Other parameters: the checkpoint is not used.
+    # With other parameters, the checkpoint is not used.
     project.set({"train.epochs": 1})
     said = project.run("dvc", "repro", "train").stdout
     assert f"{CHECKPOINT} is from a run with other train.epochs; starting over" in said

@@ -263,7 +263,7 @@ print(kilobytes("VmHWM") - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_near_the_size_of_the_files(raw, run_python):
-    """With as many images as MNIST has."""
+    """The raw files hold as many images as MNIST."""
     images = RANDOM.integers(0, 256, (70_000, 28, 28), np.uint8)
     labels = RANDOM.integers(0, 10, 70_000, np.uint8)
     raw(images[:60_000], labels[:60_000], images[60_000:], labels[60_000:])

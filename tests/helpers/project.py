@@ -127,7 +127,7 @@ class Project:
 
 
 def allow_interrupts() -> None:
-    """Let a child process end at Ctrl-C even where the tests run in the background, ignoring it."""
+    """Let Ctrl-C end a child process, even if the tests run in the background and ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
