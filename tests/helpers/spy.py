@@ -31,7 +31,7 @@ def watch_files(event, arguments):
 
 
 def watch_sections(section_class):
-    """Return a list to which each later read of a section of params.yaml adds the section's name."""
+    """Return a list. When a section of params.yaml is read later, its name is added to the list."""
     names = []
     read = section_class.read.__func__
 
