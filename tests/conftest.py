@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items):
         fixtures = set(item.fixturenames)
         if fixtures & {"first_run", "trained"}:
             item.add_marker("slow")
-        if "mnist" in fixtures:  # it downloads what the project does not have
+        if "mnist" in fixtures:  # this fixture downloads MNIST if the project does not have it
             item.add_marker("network")
         if "browser" in fixtures:
             item.add_marker("browser")
@@ -170,7 +170,7 @@ def first_run(shared):
 def small_project(first_run, tmp_path_factory):
     """A small project after its first run, for the tests of one module.
 
-    A test module adds what its tests need, in a fixture of its own called `project`.
+    A test module changes it as its tests need, in a fixture that is called `project`.
     """
     return Project(first_run / "project").copy(tmp_path_factory.mktemp("small") / "project")
 

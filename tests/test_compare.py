@@ -471,7 +471,7 @@ def test_seeds_are_kept_and_compared(project, monkeypatch, run):
     code, printed = run(compare, "main", "redrawn")
     assert code == 0
     assert "over 2 seeds before" in printed
-    assert "For these two runs alone: No evidence of a difference: 0 images fixed" in printed
+    assert "Comparison of only these two runs: No evidence of a difference. 0 images" in printed
 
     # A single experiment is a revision like any other.
     code, printed = run(compare, names[0], names[1])

@@ -60,7 +60,7 @@ CASES = {
 
 
 def start(project: Project, *arguments: str) -> subprocess.Popen:
-    """Start `dvc` in a process group of its own, as a terminal does."""
+    """Start `dvc` in a new process group, as a terminal does."""
     bin_folder = Path(sys.executable).parent
     return subprocess.Popen(
         ["dvc", *arguments],

@@ -190,7 +190,7 @@ def test_another_clone_pulls(pushed, tmp_path):
 
 def test_repro_fetches_and_runs_the_rest(pushed, tmp_path):
     folder = clone(pushed, tmp_path / "clone")
-    fetch, fetch_little = commands("Reproduce, and fetch what is missing")
+    fetch, fetch_little = commands("Reproduce and fetch missing files")
     parameters = folder / "params.yaml"
     parameters.write_text(parameters.read_text().replace("dpi: 60", "dpi: 61"))
     ended = pushed.run(*fetch_little, cwd=folder)

@@ -287,7 +287,7 @@ def test_loss_smooths_labels(train_with):
 
 
 def test_metrics_count_every_image_once(train_with, model_with, small_split):
-    """The history's losses are means over images, whatever the number of replicas."""
+    """The history's losses are means over images, for any number of replicas."""
     for replicas in (1, 3):
         parameters = train_with(replicas=replicas, batch_size=64, learning_rate=1e-9)
         network = architectures.build(model_with(architecture="branched"), (28, 28), 10)

@@ -72,7 +72,7 @@ def check_python() -> None:
             importlib.import_module(name)
         except ImportError:
             missing.append(name)
-    if missing == ["ensurepip"]:  # Debian and Ubuntu have it in a package of its own
+    if missing == ["ensurepip"]:  # on Debian and Ubuntu, it is in a separate package
         sys.exit(
             f"error: {sys.executable} cannot make virtual environments. On Debian or Ubuntu, "
             f"install the missing package: apt-get install python{version}-venv"

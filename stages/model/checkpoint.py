@@ -25,7 +25,7 @@ from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
 from stages.model.architectures import MAIN
 from stages.model.settings import ModelParameters, TrainParameters
 
-Origin = dict[str, str]  # what a training depends on: names, and values or hashes
+Origin = dict[str, str]  # everything that a training depends on: a value or a hash, by name
 Row = dict[str, float]  # the loss, metrics and learning rate of an epoch
 
 PACKAGE = Path(__file__).parents[1]  # the folder `stages`

@@ -28,7 +28,7 @@ def make_portable(
 
 
 def draw_by_step(generator: keras.random.SeedGenerator) -> None:
-    """Make the random numbers of a layer depend on its seed, the step and the replica alone.
+    """Make the random numbers of a layer depend only on its seed, the step and the replica.
 
     Keras's generator counts its calls instead. Its count depends on which replicas a worker
     computes, and a resumed training would have to restore it.

@@ -22,10 +22,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def leave_free(room: int) -> Path:
-    """Fill the disk except for `room` bytes (whole pages), and return the file that fills it.
-
-    The disk is the small file system that `main` mounts.
-    """
+    """Fill the disk except for `room` bytes (whole pages), and return the file that fills it."""
     ballast = DATA / "ballast"
     free = os.statvfs(DATA).f_bavail * os.statvfs(DATA).f_frsize
     with ballast.open("wb") as file:

@@ -1,7 +1,7 @@
 """Measure accuracy over seeds, speed and memory, and write the tables of docs/benchmark.md.
 
 Every training is a separate process in a fresh copy of the project, one at a time: seed 1 of every
-recipe, then seed 2 of every recipe, so that a machine that slows down affects all of them alike.
+recipe, then seed 2 of every recipe. So if the machine slows down, it affects all recipes equally.
 Each result is appended to reports/benchmark.jsonl at once, so an interrupted run continues where it
 stopped. A result is measured again if code, parameters, libraries or machine have changed since;
 delete that file to measure everything again. Writes the tables to reports/benchmark.md and the plot

@@ -15,7 +15,7 @@ class Verdict:
     drop: float  # the loss of accuracy; negative for a gain
     p_value: float  # probability of a difference this large if there were no real difference
     evidence: str
-    max_drop: float  # a larger drop counts as worse, whatever the p-value
+    max_drop: float  # a larger drop counts as worse, even if it is not significant
 
     @property
     def direction(self) -> str:
