@@ -4,8 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 # DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# uv does not compile packages. Python does it once, when it imports them, if it may keep the result.
-unexport PYTHONDONTWRITEBYTECODE
+# What a git hook, an IDE or a notebook left for its own programs. stages/core/environment.py says why,
+# and does the same for programs that do not start here. uv does not compile packages: Python does it
+# once, unless PYTHONDONTWRITEBYTECODE is set.
+unexport $(shell git rev-parse --local-env-vars 2>/dev/null) BASH_ENV ENV PYTHONDONTWRITEBYTECODE \
+	PYTHONHOME PYTHONINSPECT PYTHONIOENCODING PYTHONOPTIMIZE PYTHONPATH PYTHONSAFEPATH PYTHONWARNINGS
+export SHELL := /bin/sh
+export MPLBACKEND := agg
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 

@@ -39,6 +39,7 @@ from stages.sources.fetch import has_expected_hash
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
+from tools.verify.repository import clone_commit, last_commit
 
 SAME_BYTES = "Both machines are of the kind for which every output is promised to be identical."
 SAME_DATA = (
@@ -228,16 +229,13 @@ def main() -> None:
         "--lock", action="store_true", help="only check that dvc.lock belongs to the last commit"
     )
     arguments = parser.parse_args()
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    commit = last_commit()
     with tempfile.TemporaryDirectory() as folder:
-        committed, clone = Path(folder) / "committed", Path(folder) / "fresh clone"
-        for target in (committed, clone):
-            subprocess.run(["git", "clone", "--quiet", ".", str(target)], check=True)
-            subprocess.run(["git", "checkout", "--quiet", commit], cwd=target, check=True)
+        clone = clone_commit(commit, Path(folder) / "fresh clone")
         if arguments.lock:
             check_lock(clone)
             return
+        committed = clone_commit(commit, Path(folder) / "committed")
         report = {
             "commit": commit,
             **make_report(clone, committed, arguments.perturb, arguments.workers),

@@ -6,7 +6,6 @@ No other module knows how dvc.lock is written.
 import hashlib
 import io
 import json
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from pathspec import GitIgnoreSpec
 from stages.core.errors import StageError
 from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import read_yaml
+from tools.verify.repository import ask_git, run_git
 
 Lock = dict[str, Any]  # what dvc.lock records of each stage, by the stage's name
 
@@ -190,15 +190,14 @@ def _find_recorded_files(project: Path, folder: str, md5: str) -> dict[str, str]
     dvc.lock has only the hash. The files are those of the commit that recorded it, or of the last
     commit if dvc.lock is not committed yet. Returns None if neither has that hash.
     """
-    command = ["git", "log", "--format=%H", "-S", md5, "--", LOCK.as_posix()]
-    log = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    for commit in ("HEAD", *log.stdout.split()):
-        command = ["git", "archive", "--format=zip", "-0", commit]
-        archive = subprocess.run(command, cwd=project, capture_output=True, check=False)
-        if archive.returncode:
+    log = ask_git("log", "--format=%H", "-S", md5, "--", LOCK.as_posix(), cwd=project)
+    for commit in ("HEAD", *log.split()):
+        try:
+            archive = run_git("archive", "--format=zip", "-0", commit, cwd=project)
+        except StageError:
             return None
         with tempfile.TemporaryDirectory() as temporary:
-            zipfile.ZipFile(io.BytesIO(archive.stdout)).extractall(temporary)
+            zipfile.ZipFile(io.BytesIO(archive)).extractall(temporary)
             files = _hash_files(Path(temporary), folder)
         if _hash_folder(files) == md5:
             return files
