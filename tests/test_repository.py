@@ -1,18 +1,20 @@
 """Where people run the tools: in a git hook, a subfolder, a ZIP, another user's folder, a clone."""
 
+import importlib
 import os
 import shutil
 
 import pytest
 from helpers.project import AUTHOR, Project
 
-TOOLS = {
-    "lock-check": ("tools.verify", "--lock"),
-    "verify": ("tools.verify",),
-    "compare": ("tools.compare", "HEAD~1"),
-    "seeds": ("tools.seeds", "2"),
-    "recipe": ("tools.recipe", "fast"),
-}
+from stages.core.errors import StageError
+
+TOOLS = [
+    ("tools.verify.__main__", "--lock"),
+    ("tools.compare.__main__", "HEAD~1"),
+    ("tools.seeds", "2"),
+    ("tools.recipe", "fast"),
+]
 
 
 @pytest.fixture
@@ -21,13 +23,25 @@ def project(small_project, tmp_path):
     return small_project.copy(tmp_path / "copy")
 
 
-def fail(project, *arguments, **environment):
-    """Run a module that must fail with one line on standard error, and return that line."""
-    variables = [f"{name}={value}" for name, value in environment.items()]
-    code = 2 if arguments[0] == "tools.compare" else 1
-    ended = project.run("env", *variables, "python", "-m", *arguments, code=code)
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    return ended.stderr.strip()
+@pytest.fixture
+def fail(monkeypatch, capsys):
+    """A function that runs a tool in a project, where it must fail with one line; returns that."""
+
+    def run(project, module, *arguments):
+        monkeypatch.chdir(project.folder)
+        monkeypatch.setattr("sys.argv", [module, *arguments])
+        capsys.readouterr()
+        with pytest.raises((StageError, SystemExit)) as ended:
+            importlib.import_module(module).main()
+        if ended.type is StageError:
+            line = str(ended.value)
+        else:  # tools.compare prints its line
+            assert ended.value.code == 2
+            line = capsys.readouterr().err.strip().removeprefix("error: ")
+        assert "\n" not in line
+        return line
+
+    return run
 
 
 def doctor(project, *prefix):
@@ -111,12 +125,14 @@ def subfolder(project, tmp_path):
     return Project(whole.folder / "course")
 
 
-def test_tools_work_in_a_subfolder_of_a_repository(subfolder):
+def test_tools_work_in_a_subfolder_of_a_repository(subfolder, fail):
     """Changes of the neighbours do not count."""
     (subfolder.folder / "../neighbour.txt").write_text("changed\n")
-    assert "belongs to this commit" in subfolder.run("python", "-m", "tools.verify", "--lock").stdout
+    assert (
+        "belongs to this commit" in subfolder.run("python", "-m", "tools.verify", "--lock").stdout
+    )
     assert doctor(subfolder) == {}
-    assert "hold the same files" in fail(subfolder, "tools.compare", "HEAD")
+    assert "hold the same files" in fail(subfolder, "tools.compare.__main__", "HEAD")
     license_file = subfolder.folder / "LICENSE"
     license_file.write_text(license_file.read_text() + "changed\n")
     assert "differs from the last commit" in fail(subfolder, "tools.seeds", "2")
@@ -124,29 +140,19 @@ def test_tools_work_in_a_subfolder_of_a_repository(subfolder):
     subfolder.run("git", "checkout", "-q", ".")
     subfolder.run("python", "-m", "tools.recipe", "fast")
     subfolder.run("git", "checkout", "-q", ".")
-    (subfolder.folder / "stages/plot.py").open("a").write("# changed\n")
+    with (subfolder.folder / "stages/plot.py").open("a") as file:
+        file.write("# changed\n")
     subfolder.commit("stage")
-    assert "dvc.lock is out of date" in fail(subfolder, "tools.verify", "--lock")
+    assert "dvc.lock is out of date" in fail(subfolder, "tools.verify.__main__", "--lock")
 
 
-def test_verify_and_seeds_run_in_a_subfolder(subfolder):
-    printed = subfolder.run("python", "-m", "tools.verify", "--strict").stdout
-    assert printed.endswith("\nidentical\n")
-    (subfolder.folder / "../neighbour.txt").write_text("changed\n")
-    assert "2 seeds of" in subfolder.run("python", "-m", "tools.seeds", "2").stdout
-
-
-@pytest.mark.parametrize("tool", TOOLS)
-def test_folder_that_git_does_not_track_is_named(project, tmp_path, tool):
+def test_folder_without_git_is_named_and_can_be_run(project, fail):
     """As after `Download ZIP`."""
     shutil.rmtree(project.folder / ".git")
-    line = fail(project, *TOOLS[tool])
-    assert line.startswith("error: this folder is not a git repository, as after 'Download ZIP'")
-    assert "git init && git add --all && git commit" in line
-
-
-def test_zip_is_named_by_repro_and_doctor_and_can_be_run(project):
-    shutil.rmtree(project.folder / ".git")
+    for arguments in TOOLS:
+        line = fail(project, *arguments)
+        assert line.startswith("this folder is not a git repository, as after 'Download")
+        assert "git init && git add --all && git commit" in line
     assert "dvc config --local core.no_scm true" in fail(project, "tools.recipe")
     found = doctor(project)
     assert list(found) == ["repository"]
@@ -157,18 +163,18 @@ def test_zip_is_named_by_repro_and_doctor_and_can_be_run(project):
     assert doctor(project) == {}
 
 
-def test_repository_without_commits_is_named(project):
+def test_repository_without_commits_is_named(project, fail):
     shutil.rmtree(project.folder / ".git")
     project.run("git", "init", "-q")
-    assert "has no commit yet: git add" in fail(project, "tools.verify", "--lock")
+    assert "has no commit yet: git add" in fail(project, "tools.verify.__main__", "--lock")
     assert "has no commit yet" in doctor(project)["repository"]
 
 
-def test_project_that_is_not_committed_is_named(subfolder):
+def test_project_that_is_not_committed_is_named(subfolder, fail):
     """In a folder of another repository, as after unpacking a ZIP there."""
     subfolder.run("git", "rm", "-r", "-q", "--cached", ".")
     subfolder.run("git", *AUTHOR, "commit", "-qm", "without")
-    line = fail(subfolder, "tools.verify", "--lock")
+    line = fail(subfolder, "tools.verify.__main__", "--lock")
     assert "does not have course/dvc.yaml" in line
     assert "git add . && git commit" in doctor(subfolder)["lock"]
 
@@ -176,10 +182,11 @@ def test_project_that_is_not_committed_is_named(subfolder):
 # Owners
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_folder_of_another_owner_is_named(project, tool):
-    line = fail(project, *TOOLS[tool], GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
-    assert line.endswith(f"git config --global --add safe.directory '{project.folder}'")
+def test_folder_of_another_owner_is_named(small_project, fail, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for arguments in TOOLS:
+        line = fail(small_project, *arguments)
+        assert f"git config --global --add safe.directory '{small_project.folder}'" in line
 
 
 def test_doctor_names_another_owner_and_the_command_works(project, tmp_path):
@@ -191,7 +198,7 @@ def test_doctor_names_another_owner_and_the_command_works(project, tmp_path):
     project.run("chown", "-R", "12345", ".")
     found = doctor(project, home)
     assert list(found) == ["repository"]
-    project.run("sh", "-c", f"{home} {found['repository'].rpartition(': ')[2]}")
+    project.run("env", home, "sh", "-c", found["repository"].rpartition(": ")[2])
     assert doctor(project, home) == {}
     unprivileged = "setpriv --bounding-set=-dac_override"
     assert "sudo chown -R $(id -u) ." in doctor(project, home, unprivileged)["disk"]
@@ -202,6 +209,8 @@ def test_doctor_names_another_owner_and_the_command_works(project, tmp_path):
 
 def test_partial_clone_is_named_and_the_command_completes_it(project, tmp_path):
     serve = "git -c uploadpack.allowFilter=true -c uploadpack.allowAnySHA1InWant=true upload-pack"
+    (project.folder / "LICENSE").write_text("changed\n")
+    project.commit("license")
     clone = Project(tmp_path / "partial")
     command = ("git", "clone", "-q", "--filter=blob:none", "-u", serve)
     project.run(*command, f"file://{project.folder}", str(clone.folder))

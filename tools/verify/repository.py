@@ -53,9 +53,13 @@ def explain(message: str) -> str:
     """Return one line with the fix for what git wrote to standard error."""
     if owned := re.search(r"dubious ownership in repository at '(.*)'", message):
         folder = owned[1].removesuffix("/.git")
+        # git asks for the second one when it clones the folder.
+        allow = [
+            f"git config --global --add safe.directory '{path}'"
+            for path in (folder, f"{folder}/.git")
+        ]
         return (
-            f"git refuses {folder}, which belongs to another user; allow it: "
-            f"git config --global --add safe.directory '{folder}'"
+            f"git refuses {folder}, which belongs to another user; allow it: {' && '.join(allow)}"
         )
     if re.search(r"not a git repository", message):
         return NOT_A_REPOSITORY
