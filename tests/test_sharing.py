@@ -7,6 +7,7 @@ import asyncio
 import getpass
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -125,6 +126,22 @@ def test_fashion_mnist_replaces_the_other_dataset(first_run, tmp_path):
     table = pd.read_csv(clone.folder / "data/evaluation/predictions.csv")
     assert set(table["predicted"]) <= set(dataset.classes)
     assert len(table) == len(idx.read(clone.folder / "data/raw" / TEST_IMAGES, 3)) == 10_000
+
+
+def test_dataset_in_dvc_reaches_clones(project, tmp_path):
+    """Of a project that is a folder of a larger repository, under `make verify` and `make seeds`."""
+    whole, course = Project(tmp_path / "whole"), Project(tmp_path / "whole/course")
+    whole.folder.mkdir()
+    project.copy(course.folder)
+    shutil.rmtree(course.folder / ".git")
+    whole.run("git", "init", "-q", "--initial-branch=main")
+    course.set({"train.epochs": 1})
+    course.run("dvc", "add", "datasets/mine")
+    course.repro()
+    whole.commit("dataset in DVC")
+    assert course.run("python", "-m", "tools.verify").stdout.endswith("\nidentical\n")
+    (whole.folder / "neighbour.txt").write_text("not of the project")
+    assert "# 2 seeds of" in course.run("python", "-m", "tools.seeds", "2").stdout
 
 
 # Sharing

@@ -36,6 +36,7 @@ from stages.core.paths import LOCK, PARAMETERS, RAW, REPORTS
 from stages.download import DownloadParameters, download
 from stages.sources.catalogue import CATALOGUE
 from stages.sources.fetch import has_expected_hash
+from tools.verify.dataset import check_dataset, copy_dataset
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
@@ -55,7 +56,7 @@ def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None
     Raises StageError if a file does not have the SHA-256 in the catalogue.
     """
     if parameters.dataset == "custom":
-        return  # the download stage reads the user's folder
+        return  # the download stage reads the user's folder; see check_dataset
     dataset = CATALOGUE[parameters.dataset]
     for file in dataset.files:
         if not (source / file.name).exists():
@@ -77,7 +78,9 @@ def clean_environment(folder: Path) -> dict[str, str]:
 
     The stages must set the pins themselves. DVC keeps its files in `folder`.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in PINS}
+    # TF_CONFIG would make the training wait for other workers.
+    left_out = {*PINS, "TF_CONFIG"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR"):
         environment[f"DVC_{name}"] = str(folder / name)
@@ -182,7 +185,10 @@ def make_report(clone: Path, committed: Path, perturb: bool, workers: int) -> di
     """Reproduce the commit in `clone`, and compare it with the same commit in `committed`."""
     before = read_lock(clone)
     stale = find_stale(clone, before)
-    copy_raw(RAW, clone / RAW, DownloadParameters.read(clone / PARAMETERS))
+    parameters = DownloadParameters.read(clone / PARAMETERS)
+    if dvc_file := check_dataset(parameters):
+        copy_dataset(dvc_file, clone)
+    copy_raw(RAW, clone / RAW, parameters)
     reproduce(clone, perturb, workers)
     findings = judge_stages(committed, clone, before, read_lock(clone))
     for finding in findings:

@@ -82,6 +82,13 @@ def compute_md5(path: Path) -> str:
         return _hash(stream)
 
 
+def hash_tree(path: Path) -> str:
+    """Return DVC's MD5 of a file or a folder of this project."""
+    if path.is_file():
+        return compute_md5(path)
+    return _hash_folder(_hash_files(Path(), path.as_posix()))
+
+
 def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
     """Return for each stage how the checkout in `project` differs from `lock`, its dvc.lock.
 
