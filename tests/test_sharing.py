@@ -129,7 +129,7 @@ def test_fashion_mnist_replaces_the_other_dataset(first_run, tmp_path):
 
 
 def test_dataset_in_dvc_reaches_clones(project, tmp_path):
-    """Of a project that is a folder of a larger repository, under `make verify` and `make seeds`."""
+    """Under `make verify` and `make seeds`, in a folder of a larger repository."""
     whole, course = Project(tmp_path / "whole"), Project(tmp_path / "whole/course")
     whole.folder.mkdir()
     project.copy(course.folder)
@@ -149,13 +149,19 @@ def test_dataset_in_dvc_reaches_clones(project, tmp_path):
 
 def test_export_is_compared_on_the_test_images(project):
     ended = project.run("python", "-m", "tools.export")
-    onnx, tflite, _ = ended.stdout.splitlines()
+    onnx, tflite, older, _ = ended.stdout.splitlines()
     assert onnx.startswith("model.onnx: same prediction as Keras for 100.00% of 240 test images")
     assert tflite.startswith(
         "model.tflite: same prediction as Keras for 100.00% of 240 test images"
     )
+    assert older.startswith("model.keras: same prediction as Keras for 100.00% of 240 test images")
     folder = project.folder / "data/export"
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.tflite", "classes.txt"}
+    assert {path.name for path in folder.iterdir()} == {
+        "classes.txt",
+        "model.keras",
+        "model.onnx",
+        "model.tflite",
+    }
     assert sorted((folder / "classes.txt").read_text().splitlines()) == CLASSES
     assert project.run("git", "status", "--short").stdout == ""
 

@@ -16,7 +16,7 @@ TRACK = "add it with `git add`, or with `dvc add` if it is large, and commit"
 def find_dvc_file(folder: Path) -> Path | None:
     """Return the .dvc file that tracks a folder of the project or one above it, if there is one."""
     for place in (folder, *folder.parents):
-        if (found := place.with_name(f"{place.name}.dvc")).is_file():
+        if place.name and (found := place.with_name(f"{place.name}.dvc")).is_file():
             return found
     return None
 
@@ -40,9 +40,7 @@ def check_dataset(parameters: DownloadParameters) -> Path | None:
         )
     if dvc_file := find_dvc_file(folder):
         if not ask_git("ls-files", "--", str(dvc_file)):
-            raise StageError(
-                f"{named}, and {dvc_file} is not in git; run git add {dvc_file}, and commit"
-            )
+            raise StageError(f"{named}, and git does not have {dvc_file}; add it and commit")
         return dvc_file
     if not ask_git("ls-files", "--", str(folder)):
         raise StageError(
