@@ -47,8 +47,8 @@ model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lo
 export: .venv/development ## Convert the trained network to ONNX and TFLite in data/export, and check both.
 	@$(BIN)/python -m tools.export
 
-draw: .venv/runtime ## Serve a local web page that recognises the digit you draw. PORT=8000
-	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT))
+draw: .venv/runtime ## Serve a local web page that recognises the digit you draw. PORT=8000 HOST_NAME=name
+	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT)) $(if $(HOST_NAME),--host-name '$(HOST_NAME)')
 
 benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b DOCS=1
 	@$(BIN)/python -m tools.benchmark $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -321,8 +322,10 @@ def list_visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_visible(path.name))
 
 
-def read_grey(path: Path) -> Bytes:
+def read_grey(path: Path | BinaryIO) -> Bytes:
     """Return the grey values of an image file: uint8 (height, width), from 0 (black) to 255.
+
+    `path` may also be the open file.
 
     Transparent pixels are shown on white. Colours become grey with the weights of ITU-R BT.601:
     0.299 red, 0.587 green and 0.114 blue. Of 16-bit values, the upper 8 bits are used. A photo is
@@ -338,7 +341,8 @@ def read_grey(path: Path) -> Bytes:
                 return np.asarray(ImageOps.exif_transpose(background.convert("L")))
             return np.asarray(ImageOps.exif_transpose(image).convert("L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise StageError(f"{path}: {explain(path, error)}") from error
+        cause = explain(path, error) if isinstance(path, Path) else f"not a readable image: {error}"
+        raise StageError(f"{path}: {cause}") from error
 
 
 def explain(path: Path, error: Exception) -> str:

@@ -42,6 +42,8 @@ from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge
 from tools.verify.lockfile import find_stale, read_lock
 from tools.verify.repository import clone_commit, last_commit
 
+SMALL = 500_000_000  # bytes; MNIST's raw and prepared data need as much, and the cache a copy
+
 SAME_BYTES = "Both machines are of the kind for which every output is promised to be identical."
 SAME_DATA = (
     "At least one of the two machines is not of the kind for which every output is promised to be "
@@ -136,7 +138,14 @@ def reproduce(clone: Path, perturb: bool, workers: int = 1) -> None:
     else:
         result = subprocess.run(command, cwd=clone, env=environment, check=False)
     if result.returncode:
-        raise StageError("the pipeline failed in the fresh clone; the reason is printed above")
+        free = shutil.disk_usage(clone).free
+        full = (
+            f"{tempfile.gettempdir()} has {free / 1e6:.0f} MB free: set TMPDIR to a larger folder"
+        )
+        raise StageError(
+            "the pipeline failed in the fresh clone; the reason is printed above"
+            + (f"; {full}" if free < SMALL else "")
+        )
 
 
 def compare_environments(
@@ -183,11 +192,11 @@ def format_report(report: dict[str, Any]) -> str:
 
 def make_report(clone: Path, committed: Path, perturb: bool, workers: int) -> dict[str, Any]:
     """Reproduce the commit in `clone`, and compare it with the same commit in `committed`."""
-    before = read_lock(clone)
-    stale = find_stale(clone, before)
     parameters = DownloadParameters.read(clone / PARAMETERS)
     if dvc_file := check_dataset(parameters):
         copy_dataset(dvc_file, clone)
+    before = read_lock(clone)
+    stale = find_stale(clone, before)
     copy_raw(RAW, clone / RAW, parameters)
     reproduce(clone, perturb, workers)
     findings = judge_stages(committed, clone, before, read_lock(clone))

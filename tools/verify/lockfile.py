@@ -157,6 +157,8 @@ def _find_changes(project: Path, path: str, md5: str) -> list[str]:
     since = f"since {LOCK} was recorded"
     if (project / path).is_file() and compute_md5(project / path) != md5:
         return [f"{path} has changed {since}"]
+    if _lacks_data(project / path):
+        return []
     now = _hash_files(project, path)
     if not now or _hash_folder(now) == md5:
         return []
@@ -173,6 +175,16 @@ def _find_changes(project: Path, path: str, md5: str) -> list[str]:
         )
         for name in sorted(names)
     ]
+
+
+def _lacks_data(folder: Path) -> bool:
+    """Return whether a folder lacks files that DVC tracks with a .dvc file in there."""
+    return any(
+        not (dvc_file.parent / out["path"]).exists()
+        for dvc_file in folder.rglob("*.dvc")
+        if dvc_file.is_file()
+        for out in read_yaml(dvc_file).get("outs", [])
+    )
 
 
 def _hash_files(project: Path, folder: str) -> dict[str, str]:
