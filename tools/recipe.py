@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
@@ -78,14 +77,6 @@ def merge_recipe(parameters: str, recipe: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def parse(text: str) -> Any:
-    """Return the values in a YAML text, or None if it is not readable."""
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        return None
-
-
 def apply(name: str) -> None:
     """Write the parameters of the recipe `name` to params.yaml.
 
@@ -98,7 +89,7 @@ def apply(name: str) -> None:
     committed = run_git("show", f"HEAD:./{PARAMETERS}").decode()
     current = PARAMETERS.read_text(encoding="utf-8")
     known = [committed, *(merge_recipe(committed, read_yaml(path)) for path in recipes.values())]
-    if current not in known and parse(current) not in map(parse, known):  # DVC writes other text
+    if current not in known:
         raise StageError(
             f"{PARAMETERS} has uncommitted changes that the recipe would overwrite; commit them, "
             f"or undo them with `git checkout {PARAMETERS}`"

@@ -119,9 +119,11 @@ def find_idx_files(folder: Path, name: str) -> list[Path]:
     emnist-letters-train-images-idx3-ubyte, and `test` for `t10k`, plain or with .gz; also such a
     file inside a folder of that name.
     """
-    part, what = re.match(r"(train|t10k)-(images|labels)", name).groups()  # type: ignore[union-attr]
-    kinds = r"idx3[-.]ubyte" if what == "images" else r"(idx1[-.]ubyte|idx2[-.]int)"
-    spelling = rf"(.*[-_.])?{'train' if part == 'train' else '(t10k|test)'}[-_.]{what}[-.]{kinds}"
+    spelling = re.escape(name)
+    if usual := re.match(r"(train|t10k)-(images|labels)", name):
+        part = "train" if usual[1] == "train" else "(t10k|test)"
+        kinds = r"idx3[-.]ubyte" if usual[2] == "images" else r"(idx1[-.]ubyte|idx2[-.]int)"
+        spelling = rf"(.*[-_.])?{part}[-_.]{usual[2]}[-.]{kinds}"
     pattern = re.compile(rf"{spelling}(\.gz)?", re.IGNORECASE)
     matching = [path for path in list_visible(folder) if pattern.fullmatch(path.name)]
     inside = [path for outer in matching if outer.is_dir() for path in list_visible(outer)]
