@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -97,3 +98,30 @@ def test_later_reports_update_the_comment(tmp_path):
         assert kept == others[0]
         assert ours["body"].startswith(f"<!-- make compare -->\n{text.strip()[:1000]}")
         assert len(ours["body"].encode()) < 65_536
+
+
+COMPARE = """#!/bin/sh
+mkdir -p reports
+echo "$@" > reports/compare.md
+exit {code}
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize("accepted", ["true", "false"])
+def test_accepted_results_are_no_failure(tmp_path, code, accepted):
+    """The label's name is in the report."""
+    programs = {".venv/bin/python": COMPARE.format(code=code), "make": "", "dvc": "exit 1"}
+    for name, text in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    script = shutil.copy(".ci/compare", tmp_path / ".ci")
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ACCEPTED": accepted}
+    ended = subprocess.run([script, "origin/main"], env=os.environ | environment, check=False)
+    assert ended.returncode == (0 if accepted == "true" else code)
+    report = (tmp_path / "reports/compare.md").read_text()
+    assert report.startswith("-m tools.compare origin/main HEAD\n")
+    assert ("accept-results" in report) == (code > 0 and accepted == "true")

@@ -8,6 +8,9 @@ import pytest
 from helpers.project import AUTHOR, Project
 
 from stages.core.errors import StageError
+from tools import doctor as checks
+from tools.verify import judge
+from tools.verify.lockfile import list_files, read_lock
 
 TOOLS = [
     ("tools.verify.__main__", "--lock"),
@@ -132,7 +135,7 @@ def test_tools_work_in_a_subfolder_of_a_repository(subfolder, fail):
         "belongs to this commit" in subfolder.run("python", "-m", "tools.verify", "--lock").stdout
     )
     assert doctor(subfolder) == {}
-    assert "hold the same files" in fail(subfolder, "tools.compare.__main__", "HEAD")
+    assert "have the same files" in fail(subfolder, "tools.compare.__main__", "HEAD")
     license_file = subfolder.folder / "LICENSE"
     license_file.write_text(license_file.read_text() + "changed\n")
     assert "differs from the last commit" in fail(subfolder, "tools.seeds", "2")
@@ -226,3 +229,41 @@ def test_tools_work_in_a_shallow_clone(project, tmp_path):
     project.run("git", "clone", "-q", "--depth=1", f"file://{project.folder}", str(clone.folder))
     clone.run("python", "-m", "tools.verify", "--lock")
     assert "repository" not in doctor(clone)
+
+
+# Environments and caches
+
+
+def test_doctor_names_packages_and_variables_from_elsewhere(project, tmp_path, monkeypatch):
+    (tmp_path / "other/matplotlib").mkdir(parents=True)
+    (tmp_path / "other/matplotlib/__init__.py").touch()
+    variables = ("SHELL=/usr/sbin/nologin", "TF_CONFIG={}", "GIT_DIR=.git")
+    found = doctor(project, f"PYTHONPATH={tmp_path}/other", *variables)
+    assert found.keys() == {"places", "variables"}
+    assert found["places"].endswith("/other/matplotlib/__init__.py: unset PYTHONPATH")
+    # The last of its lines; each variable has its own.
+    assert found["variables"].endswith("if you do not train on several: unset TF_CONFIG")
+    script = tmp_path / "dvc"
+    for line in (
+        "#!/elsewhere/.venv/bin/python",
+        '#!/bin/sh\n"exec" "/else where/bin/python3" "$0"',
+    ):
+        script.write_text(f"{line}\n")
+        monkeypatch.setattr(shutil, "which", lambda *_, **__: str(script))
+        with pytest.raises(checks.CheckError, match=r"another Python: rm -rf \.venv && make"):
+            checks.check_places()
+
+
+def test_cache_in_another_folder_is_used(project, tmp_path, monkeypatch):
+    """As on a server, where several projects share one cache."""
+    (project.folder / ".dvc/cache").rename(tmp_path / "cache")
+    project.run("dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
+    other = tmp_path / "cache/files/md5/00/0123"
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("an incomplete file of another project")
+    assert doctor(project) == {}
+    monkeypatch.chdir(project.folder)
+    outputs = list_files(read_lock(), "outs")
+    finding = judge.Finding("train", outputs=["data/model/model.keras"])
+    judge.judge_train(finding, project.folder, project.folder, outputs)
+    assert "the weights differ by at most 0" in finding.notes
