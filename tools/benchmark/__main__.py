@@ -42,6 +42,7 @@ from tools.benchmark.tables import Result, Results
 from tools.recipe import RECIPES, SECTIONS, check, merge_recipe
 from tools.verify.__main__ import clean_environment
 from tools.verify.fingerprint import collect_fingerprint
+from tools.verify.repository import run_git
 from tools.worker import find_free_addresses, make_tf_config
 
 RECORDS = REPORTS / "benchmark.jsonl"
@@ -108,8 +109,7 @@ def copy_project(parameters: str) -> Iterator[Path]:
     The copy has no data except the raw data, and DVC's cache is empty. Its dvc.yaml measures each
     stage.
     """
-    listing = ["git", "ls-files", "-z"]
-    listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    listed = run_git("ls-files", "-z").decode()
     graph = GRAPH.read_text(encoding="utf-8")
     command = rf"\1{' '.join(TIME)} \2 python -m stages.\2"
     graph = re.sub(r"(?m)^( *cmd: (?:exec )?)python -m stages\.(\w+)$", command, graph)
@@ -122,7 +122,7 @@ def copy_project(parameters: str) -> Iterator[Path]:
                 shutil.copyfile(name, project / name)
         write_text(project / GRAPH, graph)
         write_text(project / PARAMETERS, parameters)
-        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+        run_git("init", "--quiet", cwd=project)
         # copyfile leaves out permissions: DVC's files are read-only.
         shutil.copytree(RAW, project / RAW, copy_function=shutil.copyfile)
         yield project
@@ -266,8 +266,7 @@ def measure_trials(
         lines = map(json.loads, records.read_text(encoding="utf-8").splitlines())
         known = {line["key"]: line["result"] for line in lines}
     records.parent.mkdir(parents=True, exist_ok=True)
-    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    commit = run_git("describe", "--always", "--dirty", "--exclude=*").decode().strip()
     results: Results = {}
     count, runs = 0, sum(trial.count_seeds(seeds) for trial in wanted)
     for seed in range(1, seeds + 1):
