@@ -14,7 +14,6 @@ Kubernetes Indexed Job.
 """
 
 import argparse
-import ipaddress
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from pathlib import Path
 from stages.core.errors import StageError, run
 from stages.core.paths import PARAMETERS
 from stages.core.settings import read_yaml
-from stages.model.addresses import check_count, find_ips, read_tf_config, split_address
+from stages.model.addresses import check_count, find_own_ips, read_tf_config
 
 PORT = 2222  # on machines of their own, workers can all use the same
 TRAIN = [sys.executable, "-m", "stages.train"]
@@ -77,20 +76,6 @@ def read_kubernetes(
     return [f"{job}-{pod}.{service}:{PORT}" for pod in range(completions)], index
 
 
-def check_name(address: str) -> None:
-    """Raise StageError if an address has a name that means this machine to itself alone.
-
-    Debian gives a machine's own name the address 127.0.1.1.
-    """
-    host, _ = split_address(address)
-    for _, ip in find_ips(address):
-        if ipaddress.ip_address(ip).is_loopback and host not in (ip, "localhost"):
-            raise StageError(
-                f"{host} is {ip} on this machine, which other machines cannot reach; use the "
-                "machine's IP address instead of its name"
-            )
-
-
 def run_locally(count: int, options: list[str]) -> int:
     """Run all workers on this machine, and return the exit code of `dvc repro`.
 
@@ -130,7 +115,7 @@ def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
     # The stage checks the first two as well, but a mistake should be reported at once.
     read_tf_config(variables["TF_CONFIG"])
     check_count(len(addresses), read_yaml(PARAMETERS)["train"]["replicas"])
-    check_name(addresses[index])
+    find_own_ips(addresses[index])
     if index == 0:
         return call([*DVC, *options], variables)
     return call([*DVC, *options, "preprocess"]) or call(TRAIN, variables)

@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from stages.core.errors import StageError
-from stages.model.addresses import (
-    accept_only,
-    answers,
-    check_address_is_free,
-    check_count,
-    read_tf_config,
-)
+from stages.model.addresses import accept_only, answers, check_count, read_tf_config
 from stages.model.checkpoint import Origin, State, find_differences, load, pack, unpack
 from stages.model.parallel import Group, Tensors, Workers
+from stages.model.rendezvous import name_workers, wait_for_all
 
-PATIENCE = 120  # seconds to wait for the other workers
 GROUP = 2222  # TensorFlow's number for the workers as a group; it uses the first numbers itself
 HOST = "host"  # the key of an origin under which a worker tells its name
 
@@ -54,19 +47,16 @@ class Cluster(Workers):
     def __init__(self, addresses: list[str], index: int) -> None:
         """Keep the addresses of all workers and the index of this one."""
         self.addresses, self.index, self.count = addresses, index, len(addresses)
-        check_address_is_free(addresses[index])
 
     def connect(self) -> None:
-        """Wait for the other workers, and end the process if one has not started in time."""
-        connected = threading.Event()
-        threading.Thread(target=self._give_up, args=(connected,), daemon=True).start()
+        """Wait for the other workers. Raises StageError if one does not come in time."""
+        wait_for_all(self.addresses, self.index)
         # The strategy starts TensorFlow's server, and looks after the other workers.
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._number = tf.Variable(0)  # of the last gather
         self._gather_now = tf.function(self._gather, autograph=False, reduce_retracing=True)
         accept_only(self.addresses[self.index])
         self._gather_now(tf.zeros(1))
-        connected.set()
 
     def exchange(self, *groups: Group) -> list[dict[Any, Tensors]]:
         """Return the tensors of all workers, for each group. They are sent together.
@@ -127,19 +117,6 @@ class Cluster(Workers):
         )
         return tf.ensure_shape(received, (self.count, tensor.shape[0]))
 
-    def _give_up(self, connected: threading.Event) -> None:
-        """End the process if the other workers have not come in time."""
-        if connected.wait(PATIENCE):
-            return
-        missing = [
-            f"{worker} ({address})"
-            for worker, address in enumerate(self.addresses)
-            if worker != self.index and not answers(address)
-        ]
-        name = f"worker {', '.join(missing)}" if missing else "another worker"
-        print(f"error: {name} did not start within {PATIENCE} s", file=sys.stderr, flush=True)
-        os._exit(1)
-
 
 def flatten(tensors: Tensors) -> tf.Tensor:
     """Return the values of all tensors, one after the other."""
@@ -197,5 +174,5 @@ def name_failure(error: Exception, workers: Cluster) -> str:
     gone = [number for number in named if number != workers.index][-1:] or [
         number for number, address in enumerate(workers.addresses) if not answers(address)
     ]
-    names = ", ".join(f"{number} ({workers.addresses[number]})" for number in gone)
-    return f"worker {names} no longer answers" if gone else " ".join(str(error).split())
+    names = name_workers(workers.addresses, gone)
+    return f"{names} no longer answers" if gone else " ".join(str(error).split())
