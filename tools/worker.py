@@ -20,14 +20,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from stages.core.errors import StageError, run
-from stages.core.paths import PARAMETERS
-from stages.core.settings import read_yaml
 from stages.model.addresses import check_count, find_own_ips, read_tf_config
+from stages.model.settings import TrainParameters
 
 PORT = 2222  # on machines of their own, workers can all use the same
 TRAIN = [sys.executable, "-m", "stages.train"]
@@ -81,7 +81,7 @@ def run_locally(count: int, options: list[str]) -> int:
 
     The other workers start only if the stage `train` will run, and end with `dvc repro`.
     """
-    check_count(count, read_yaml(PARAMETERS)["train"]["replicas"])
+    check_count(count, TrainParameters.read().replicas)
     prepared = call([*DVC, *options, "preprocess"])
     if prepared:
         return prepared
@@ -92,21 +92,27 @@ def run_locally(count: int, options: list[str]) -> int:
     if "Running stage 'train'" not in planned or count == 1:
         return call(command)
     addresses = find_free_addresses(count)
-    others = []
-    try:
+    with tempfile.TemporaryFile() as errors, ExitStack() as stack:
         for index in range(1, count):
             environment = os.environ | make_tf_config(addresses, index)
             environment.pop("TENSORBOARD_LOGDIR", None)  # worker 0 writes there
             # A session of its own, so that Ctrl-C reaches `dvc repro` alone.
-            others.append(
-                subprocess.Popen(
-                    TRAIN, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-                )
+            other = subprocess.Popen(
+                TRAIN,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
             )
-        return call(command, make_tf_config(addresses, 0))
-    finally:
-        for other in others:
-            other.kill()
+            stack.enter_context(other)
+            stack.callback(other.kill)
+        code = call(command, make_tf_config(addresses, 0))
+        errors.seek(0)
+        for line in dict.fromkeys(errors.read().decode(errors="replace").splitlines()):
+            # What concerns another worker is already reported by worker 0.
+            if code and not line.startswith("error: worker "):
+                print(line, file=sys.stderr)
+        return code
 
 
 def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
@@ -114,7 +120,7 @@ def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
     variables = make_tf_config(addresses, index)
     # The stage checks the first two as well, but a mistake should be reported at once.
     read_tf_config(variables["TF_CONFIG"])
-    check_count(len(addresses), read_yaml(PARAMETERS)["train"]["replicas"])
+    check_count(len(addresses), TrainParameters.read().replicas)
     find_own_ips(addresses[index])
     if index == 0:
         return call([*DVC, *options], variables)
@@ -151,8 +157,6 @@ def main() -> None:
     parser.add_argument("--completions", type=int, help="with --job: the number of pods")
     arguments, options = parser.parse_known_args()
     if arguments.local is not None:
-        if arguments.local < 1:
-            parser.error("--local needs at least one worker")
         sys.exit(run_locally(arguments.local, options))
     if arguments.hosts:
         if arguments.index is None:

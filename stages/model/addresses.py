@@ -64,7 +64,9 @@ def is_address(address: Any) -> bool:
 
 
 def check_count(workers: int, replicas: int) -> None:
-    """Raise StageError if there are more workers than replicas."""
+    """Raise StageError if there is no worker, or if there are more workers than replicas."""
+    if workers < 1:
+        raise StageError(f"the number of workers is {workers}, expected 1 to {replicas}")
     if workers > replicas:
         raise StageError(
             f"there are {workers} workers and train.replicas is {replicas}: each worker computes "
@@ -79,10 +81,13 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def answers(address: str) -> bool:
-    """Return whether a process listens at an address."""
+    """Return whether TensorFlow listens at an address, and is not stopped.
+
+    Its server sends a few bytes to everyone who connects.
+    """
     try:
-        with socket.create_connection(split_address(address), timeout=5):
-            return True
+        with socket.create_connection(split_address(address), timeout=5) as connection:
+            return bool(connection.recv(1))
     except OSError:
         return False
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from stages.core.errors import StageError
 from stages.model.addresses import accept_only, answers, check_count, read_tf_config
 from stages.model.checkpoint import Origin, State, find_differences, load, pack, unpack
 from stages.model.parallel import Group, Tensors, Workers
-from stages.model.rendezvous import name_workers, wait_for_all
+from stages.model.rendezvous import name_workers, wait_for_all, watch_connecting
 
 GROUP = 2222  # TensorFlow's number for the workers as a group; it uses the first numbers itself
 HOST = "host"  # the key of an origin under which a worker tells its name
@@ -51,12 +51,13 @@ class Cluster(Workers):
     def connect(self) -> None:
         """Wait for the other workers. Raises StageError if one does not come in time."""
         wait_for_all(self.addresses, self.index)
-        # The strategy starts TensorFlow's server, and looks after the other workers.
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        self._number = tf.Variable(0)  # of the last gather
-        self._gather_now = tf.function(self._gather, autograph=False, reduce_retracing=True)
-        accept_only(self.addresses[self.index])
-        self._gather_now(tf.zeros(1))
+        with watch_connecting(self.addresses, self.index):
+            # The strategy starts TensorFlow's server, and looks after the other workers.
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            self._number = tf.Variable(0)  # of the last gather
+            self._gather_now = tf.function(self._gather, autograph=False, reduce_retracing=True)
+            accept_only(self.addresses[self.index])
+            self._gather_now(tf.zeros(1))
 
     def exchange(self, *groups: Group) -> list[dict[Any, Tensors]]:
         """Return the tensors of all workers, for each group. They are sent together.
@@ -95,7 +96,9 @@ class Cluster(Workers):
 
         The interpreter is not shut down in the usual way, because TensorFlow's server crashes then.
         """
-        self.exchange_bytes(b"")
+        # Worker 0 has saved the result, which needs no other worker any more.
+        with suppress(*[tf.errors.OpError] * (self.index == 0)):
+            self.exchange_bytes(b"")
         others = [address for address in self.addresses if address != self.addresses[self.index]]
         deadline = time.monotonic() + 10
         while self.index == 0 and any(map(answers, others)) and time.monotonic() < deadline:

@@ -1,20 +1,27 @@
 """Wait until all workers have started and can reach each other.
 
 TensorFlow waits for a missing worker without a limit, and holds Python's global lock meanwhile, so
-that nothing could name the worker or end the process. So the workers first find each other over
-plain sockets, at the addresses that TensorFlow will use.
+that no thread could name the worker or end the process. So the workers first find each other over
+plain sockets, at the addresses that TensorFlow will use. While TensorFlow then connects, another
+process watches.
 """
 
 import asyncio
 import json
+import os
+import select
+import signal
 import socket
-from collections.abc import Iterable
-from contextlib import closing, suppress
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 
 from stages.core.errors import StageError
-from stages.model.addresses import find_own_ips, split_address
+from stages.model.addresses import answers, find_own_ips, split_address
 
 PATIENCE = 120  # seconds to wait for the other workers
+CONNECTING = 60  # seconds that TensorFlow may take to connect workers that have all started
 PAUSE = 0.1  # seconds between two messages or attempts
 
 
@@ -106,13 +113,10 @@ async def _wait_for_all(addresses: list[str], index: int, listeners: list[socket
             while not (complete == told == others or mistakes):
                 await asyncio.sleep(PAUSE)
     except TimeoutError:
-        if missing := others - heard:
-            names = name_workers(addresses, missing)
-            reason = f"not started, or cannot reach {own}"
-            mistakes.append(f"no message from {names} within {PATIENCE} s: {reason}")
-        else:
-            names = name_workers(addresses, others - complete)
-            mistakes.append(f"{names} did not find all workers within {PATIENCE} s")
+        names = name_workers(addresses, others - heard or others - complete)
+        missed = f"start within {PATIENCE} s, or cannot reach {own}"
+        missed = missed if others - heard else f"find all workers within {PATIENCE} s"
+        mistakes.append(f"{names} did not {missed}")
     finally:
         if mistakes:
             await asyncio.sleep(10 * PAUSE)  # so that the other workers hear of it too
@@ -120,10 +124,40 @@ async def _wait_for_all(addresses: list[str], index: int, listeners: list[socket
             server.close()
         for sender in senders:
             sender.cancel()
+        await asyncio.sleep(PAUSE)  # asyncio reports a `read` that ends before it has begun
     if mistakes:
         raise StageError(mistakes[0])
+
+
+@contextmanager
+def watch_connecting(addresses: list[str], index: int) -> Iterator[None]:
+    """Kill this process, with one line, if the block takes longer than `CONNECTING` seconds."""
+    module = [sys.executable, "-m", "stages.model.rendezvous"]
+    command = [*module, str(CONNECTING), str(index), *addresses]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield
+        # Leaving the block closes the pipe, which tells the other process to end.
+
+
+def watch() -> None:
+    """Wait until the pipe from the parent process closes, or kill the parent after some time."""
+    seconds, index, *addresses = sys.argv[1:]
+    if select.select([sys.stdin], [], [], float(seconds))[0]:
+        return
+    gone = [
+        worker
+        for worker, address in enumerate(addresses)
+        if worker != int(index) and not answers(address)
+    ]
+    names = name_workers(addresses, gone) or "another worker"
+    print(f"error: {names} no longer answers", file=sys.stderr, flush=True)
+    os.kill(os.getppid(), signal.SIGKILL)
 
 
 def name_workers(addresses: list[str], workers: Iterable[int]) -> str:
     """Return the indices and addresses of some workers, for a message."""
     return ", ".join(f"worker {worker} ({addresses[worker]})" for worker in sorted(workers))
+
+
+if __name__ == "__main__":
+    watch()

@@ -34,6 +34,8 @@ from stages.core.errors import StageError, run
 from stages.core.files import write_json, write_text
 from stages.core.paths import LOCK, PARAMETERS, RAW, REPORTS
 from stages.download import DownloadParameters, download
+from stages.model.addresses import check_count
+from stages.model.settings import TrainParameters
 from stages.sources.catalogue import CATALOGUE
 from stages.sources.fetch import has_expected_hash
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
@@ -181,6 +183,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 def make_report(clone: Path, committed: Path, perturb: bool, workers: int) -> dict[str, Any]:
     """Reproduce the commit in `clone`, and compare it with the same commit in `committed`."""
+    check_count(workers, TrainParameters.read(clone / PARAMETERS).replicas)
     before = read_lock(clone)
     stale = find_stale(clone, before)
     copy_raw(RAW, clone / RAW, DownloadParameters.read(clone / PARAMETERS))
