@@ -143,7 +143,8 @@ def accept_only(address: str) -> None:
     )
     program = struct.pack("HP", len(instructions), ctypes.addressof(code))
     for entry in Path("/proc/self/fd").iterdir():
-        # Most files are not sockets, and some are gone by now.
+        if not entry.is_socket():
+            continue  # Python would leave the copy of another file open
         with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as listener:
             listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             if listening and listener.getsockname()[1] == split_address(address)[1]:
