@@ -21,12 +21,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from stages.core.errors import StageError, run
-from stages.model.addresses import check_count, find_own_ips, read_tf_config
+from stages.model.addresses import check_count, find_own_ips, read_tf_config, split_address
+from stages.model.rendezvous import PATIENCE
 from stages.model.settings import TrainParameters
 
 PORT = 2222  # on machines of their own, workers can all use the same
@@ -74,6 +76,16 @@ def read_kubernetes(
             "JOB_COMPLETION_INDEX is not set; the Job needs completionMode: Indexed"
         ) from None
     return [f"{job}-{pod}.{service}:{PORT}" for pod in range(completions)], index
+
+
+def wait_for_name(address: str) -> None:
+    """Wait until the host of an address is known. A new pod gets its name after some seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.getaddrinfo(split_address(address)[0], None)
+            return
+        time.sleep(1)
 
 
 def run_locally(count: int, options: list[str]) -> int:
@@ -170,6 +182,7 @@ def main() -> None:
         addresses, index = read_kubernetes(
             os.environ, arguments.job, arguments.service, arguments.completions
         )
+        wait_for_name(addresses[index])
     sys.exit(run_worker(addresses, index, options))
 
 

@@ -55,9 +55,9 @@ class Cluster(Workers):
             # The strategy starts TensorFlow's server, and looks after the other workers.
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
             self._number = tf.Variable(0)  # of the last gather
-            self._gather_now = tf.function(self._gather, autograph=False, reduce_retracing=True)
+            self.gather = tf.function(self._gather, autograph=False, reduce_retracing=True)
             accept_only(self.addresses[self.index])
-            self._gather_now(tf.zeros(1))
+            self.gather(tf.zeros(1))
 
     def exchange(self, *groups: Group) -> list[dict[Any, Tensors]]:
         """Return the tensors of all workers, for each group. They are sent together.
@@ -86,9 +86,9 @@ class Cluster(Workers):
 
     def exchange_bytes(self, content: bytes) -> list[bytes]:
         """Return the `content` of every worker, in their order."""
-        lengths = self._gather_now(tf.constant([len(content)], tf.int64)).numpy()[:, 0]
+        lengths = self.gather(tf.constant([len(content)], tf.int64)).numpy()[:, 0]
         padded = content.ljust(int(lengths.max() + 8) // 8 * 8, b"\0")
-        received = self._gather_now(tf.constant(np.frombuffer(padded, np.int64))).numpy()
+        received = self.gather(tf.constant(np.frombuffer(padded, np.int64))).numpy()
         return [row.tobytes()[:length] for row, length in zip(received, lengths, strict=True)]
 
     def end(self) -> None:
