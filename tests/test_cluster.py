@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 from stages.core.errors import StageError
 from stages.model import rendezvous
-from stages.model.addresses import find_own_ips, read_tf_config
+from stages.model.addresses import find_own_ips, read_tf_config, split_address
 from tools.worker import find_free_addresses, make_tf_config, read_kubernetes, read_slurm
 
 # The tests share the prepared data and the results of one worker.
@@ -116,7 +116,6 @@ def wait_for_all(monkeypatch):
 
     It returns the line with which each fails, or None for a worker that goes on.
     """
-    monkeypatch.setattr(rendezvous, "PATIENCE", 2)
 
     def wait(addresses, index):
         try:
@@ -124,17 +123,23 @@ def wait_for_all(monkeypatch):
         except StageError as error:
             return str(error)
 
-    def wait_side_by_side(*workers):
+    def wait_side_by_side(*workers, patience=2):
+        monkeypatch.setattr(rendezvous, "PATIENCE", patience)
         with ThreadPoolExecutor(len(workers)) as pool:
             return [*pool.map(wait, *zip(*workers, strict=True))]
 
     return wait_side_by_side
 
 
+def connect_to(address):
+    return socket.create_connection(split_address(address))
+
+
 def test_workers_go_on_when_all_have_come(wait_for_all):
     addresses = find_free_addresses(4)
     addresses[3] = addresses[3].replace("127.0.0.1", "localhost")
-    assert wait_for_all(*((addresses, index) for index in range(4))) == [None] * 4
+    workers = [(addresses, index) for index in range(4)]
+    assert wait_for_all(*workers, patience=60) == [None] * 4
 
 
 def test_missing_workers_are_named(wait_for_all):
@@ -157,7 +162,7 @@ def test_two_workers_with_one_index_are_named(wait_for_all):
 def test_workers_with_different_addresses_are_named(wait_for_all):
     addresses = find_free_addresses(2)
     for other in (addresses[::-1], 0), ([*addresses, "127.0.0.1:9"], 1):
-        lines = wait_for_all((addresses, 0), other)
+        lines = wait_for_all((addresses, 0), other, patience=60)
         assert lines == [
             f"worker {other[1]} has other addresses in TF_CONFIG than worker 0 ({addresses[0]})",
             f"worker 0 has other addresses in TF_CONFIG than worker {other[1]} ({addresses[1]})",
@@ -169,30 +174,23 @@ def test_other_connections_do_not_count_as_workers(wait_for_all):
     addresses = find_free_addresses(2)
     messages = [b"GET / HTTP/1.0\n", b"[]\n", b"[[], 1, 1]\n", b"\xff" * 100_000, b""]
     messages.append(json.dumps([1, addresses, False]).encode() + b"\n")
-    host, _, port = addresses[0].rpartition(":")
-
-    def connect():
-        for message in messages:
-            while True:
-                with suppress(OSError), socket.create_connection((host, int(port))) as connection:
-                    connection.sendall(message)
-                    break
-
     with ThreadPoolExecutor() as pool:
-        connected = pool.submit(connect)
-        (line,) = wait_for_all((addresses, 0))
-        connected.result()
+        lines = pool.submit(wait_for_all, (addresses, 0))
+        while not lines.done():
+            with suppress(OSError), connect_to(addresses[0]) as connection:
+                connection.sendall(messages[0])
+                messages = messages[1:] or messages
+    (line,) = lines.result()
     assert line.startswith(f"worker 1 ({addresses[1]}) did not start within 2 s")
 
 
 def test_worker_that_does_not_reach_all_is_named(wait_for_all):
     addresses = find_free_addresses(2)
-    host, _, port = addresses[0].rpartition(":")
     message = json.dumps([1, addresses, False]).encode() + b"\n"
     with rendezvous.listen(addresses[1])[0], ThreadPoolExecutor() as pool:
         lines = pool.submit(wait_for_all, (addresses, 0))
         while not lines.done():
-            with suppress(OSError), socket.create_connection((host, int(port))) as connection:
+            with suppress(OSError), connect_to(addresses[0]) as connection:
                 while not lines.done():
                     connection.sendall(message)
                     time.sleep(0.1)
@@ -359,9 +357,9 @@ def start_workers(projects, addresses=None, code=TRAIN, hosts=None, first=0):
     return processes
 
 
-def finish(processes, code=0):
-    """Wait for processes, which must end within two minutes; return what each printed."""
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+def finish(processes, code=0, seconds=None):
+    """Wait for processes, which may have to end in time; return what each printed."""
+    printed = [process.communicate(timeout=seconds)[0] for process in processes]
     for process, text in zip(processes, printed, strict=True):
         assert process.returncode == code, text
     return printed
@@ -413,7 +411,7 @@ def test_others_end_and_a_later_run_resumes(clones, results_alone, kill):
     processes = start_workers(projects, addresses)
     wait_for_epoch(processes[0], 2)
     processes[1].send_signal(kill)
-    for text in finish([processes[0], processes[2]], code=1):
+    for text in finish([processes[0], processes[2]], code=1, seconds=120):
         assert find_errors(text) == [f"error: worker 1 ({addresses[1]}) no longer answers"]
     processes[1].kill()
     processes[1].communicate()
@@ -460,8 +458,7 @@ def test_faults_before_training_write_nothing(clones):
     impatient = "from stages.model import rendezvous; rendezvous.PATIENCE = 2\n" + TRAIN
     projects = clones(3, {})
     addresses = find_free_addresses(2)
-    host, _, port = addresses[1].rpartition(":")
-    with socket.create_server((host, int(port))):
+    with socket.create_server(split_address(addresses[1])):
         processes = [
             *start_workers(projects[:1], addresses, impatient),
             *start_workers(projects[1:2], addresses, first=1),
@@ -520,7 +517,7 @@ def test_local_workers_run_under_dvc(clones, results_alone):
     children = psutil.Process(process.pid).children(recursive=True)
     assert len([child for child in children if "stages.train" in child.cmdline()]) == 3
     os.killpg(process.pid, signal.SIGINT)
-    text = process.communicate(timeout=120)[0]
+    text = process.communicate()[0]
     assert process.returncode
     (line,) = find_errors(text)
     assert "interrupted; data/checkpoint/checkpoint.npz holds the training up to" in line
@@ -594,7 +591,7 @@ def test_pulled_cable_ends_all_hosts(clones, results_alone, hosts):
     processes = start_workers(projects, addresses, hosts=hosts)
     wait_for_epoch(processes[0], 2)
     run_ip("-n", hosts[3], "link", "set", "port1", "nomaster")  # the switch drops its packets
-    printed = finish(processes, code=1)
+    printed = finish(processes, code=1, seconds=120)
     for i in (0, 2):
         assert find_errors(printed[i]) == [f"error: worker 1 ({addresses[1]}) no longer answers"]
     assert len(find_errors(printed[1])) == 1
