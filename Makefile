@@ -16,7 +16,7 @@ export LOGNAME := $(or $(LOGNAME),$(USER),user)
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-repro: .venv/runtime ## Run the stages that changed. RECIPE=name WORKERS=4; FRESH=1: do not resume a training.
+repro: .venv/runtime ## Run the stages that changed. RECIPE=name WORKERS=2; FRESH=1: do not resume a training.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@$(if $(FRESH),rm -rf data/checkpoint)
 	@before=$$(git hash-object dvc.lock 2>&1); \

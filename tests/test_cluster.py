@@ -88,7 +88,8 @@ def test_workers_are_read_from_slurm(tmp_path, monkeypatch):
     """A stand-in for `scontrol` answers as SLURM's documentation says."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
-        '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n'
+        '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n" && exit\n'
+        "echo wrong list >&2; exit 1\n"
     )
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -96,6 +97,8 @@ def test_workers_are_read_from_slurm(tmp_path, monkeypatch):
     assert read_slurm(step) == (["node1:2222", "node2:2222"], 1)
     with pytest.raises(StageError, match=r"3 tasks on 2 nodes: use --ntasks-per-node=1"):
         read_slurm(step | {"SLURM_NTASKS": "3"})
+    with pytest.raises(StageError, match=r"scontrol show hostnames node\[ failed: wrong list"):
+        read_slurm(step | {"SLURM_STEP_NODELIST": "node["})
     with pytest.raises(StageError, match="SLURM_PROCID is not set; start this command with srun"):
         read_slurm({})
 
@@ -399,19 +402,19 @@ def test_any_number_of_workers_gives_the_same_bytes(clones, results_alone, case,
         assert not (other.folder / "data/checkpoint").exists()
 
 
-LONG = CASES["dense, dropout, plateau"] | {"train.epochs": 40}
+LONG = CASES["dense, dropout, plateau"] | {"train.epochs": 20}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP])
-def test_others_end_and_a_later_run_resumes(clones, results_alone, kill):
+@pytest.mark.parametrize(("kill", "count"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 2)])
+def test_others_end_and_a_later_run_resumes(clones, results_alone, kill, count):
     """A worker dies or hangs; one process goes on from the checkpoint of worker 0."""
-    projects = clones(3, LONG)
-    addresses = find_free_addresses(3)
+    projects = clones(count, LONG)
+    addresses = find_free_addresses(count)
     processes = start_workers(projects, addresses)
     wait_for_epoch(processes[0], 2)
     processes[1].send_signal(kill)
-    for text in finish([processes[0], processes[2]], code=1, seconds=120):
+    for text in finish([*processes[:1], *processes[2:]], code=1, seconds=120):
         assert find_errors(text) == [f"error: worker 1 ({addresses[1]}) no longer answers"]
     processes[1].kill()
     processes[1].communicate()

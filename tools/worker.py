@@ -59,7 +59,10 @@ def read_slurm(environment: Mapping[str, str]) -> tuple[list[str], int]:
     except KeyError as error:
         raise StageError(f"{error.args[0]} is not set; start this command with srun") from None
     command = ["scontrol", "show", "hostnames", nodes]
-    hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    if found.returncode:
+        raise StageError(f"{' '.join(command)} failed: {' '.join(found.stderr.split())}")
+    hosts = found.stdout.split()
     if len(hosts) != count:
         raise StageError(f"{count} tasks on {len(hosts)} nodes: use --ntasks-per-node=1")
     return [f"{host}:{PORT}" for host in hosts], index

@@ -162,10 +162,12 @@ def report_failures(workers: Workers) -> Iterator[None]:
     """
     try:
         yield
-    except (StageError, tf.errors.OpError) as error:
+    except (StageError, OSError, KeyboardInterrupt, tf.errors.OpError) as error:
         if not isinstance(workers, Cluster):
             raise
-        message = error if isinstance(error, StageError) else name_failure(error, workers)
+        message = str(error) or "interrupted"
+        if isinstance(error, tf.errors.OpError):
+            message = name_failure(error, workers)
         print(f"error: {message}", file=sys.stderr, flush=True)
         os._exit(1)
 
