@@ -4,7 +4,7 @@ Worker 0 runs `dvc repro`, and so the stage `train`. Every other worker prepares
 `dvc repro preprocess` and then runs the stage by itself; it writes no results. TF_CONFIG tells each
 worker the addresses of all (docs/cluster.md).
 
-    python -m tools.worker --local 4 [options of dvc repro]
+    python -m tools.worker --local 4 [options and stages for dvc repro]
     python -m tools.worker --hosts host0:2222,host1:2222 --index 1
     python -m tools.worker --slurm
     python -m tools.worker --job NAME --service NAME --completions 4
@@ -91,7 +91,7 @@ def wait_for_name(address: str) -> None:
         time.sleep(1)
 
 
-def run_locally(count: int, options: list[str]) -> int:
+def run_locally(count: int, options: list[str], targets: list[str]) -> int:
     """Run all workers on this machine, and return the exit code of `dvc repro`.
 
     The other workers start only if the stage `train` will run, and end with `dvc repro`.
@@ -103,7 +103,9 @@ def run_locally(count: int, options: list[str]) -> int:
     plan = [*DVC, *options, "--dry", "--single-item", "train"]
     planned = subprocess.run(plan, check=False, capture_output=True, text=True).stdout
     # With --force, preprocess must not run again while the workers read its arrays.
-    command = [*DVC, *options, *(["--downstream", "train"] if "--force" in options else [])]
+    if "--force" in options:
+        options, targets = [*options, "--downstream"], targets or ["train"]
+    command = [*DVC, *options, *targets]
     if "Running stage 'train'" not in planned or count == 1:
         return call(command)
     addresses = find_free_addresses(count)
@@ -124,13 +126,13 @@ def run_locally(count: int, options: list[str]) -> int:
         code = call(command, make_tf_config(addresses, 0))
         errors.seek(0)
         for line in dict.fromkeys(errors.read().decode(errors="replace").splitlines()):
-            # What concerns another worker is already reported by worker 0.
-            if code and not line.startswith("error: worker "):
+            # Worker 0 reports the same errors, except for an address that another cannot use.
+            if code and (not line.startswith("error: ") or "TF_CONFIG" in line):
                 print(line, file=sys.stderr)
         return code
 
 
-def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
+def run_worker(addresses: list[str], index: int, options: list[str], targets: list[str]) -> int:
     """Run the worker `index`, and return the exit code of its last command."""
     variables = make_tf_config(addresses, index)
     # The stage checks the first two as well, but a mistake should be reported at once.
@@ -138,7 +140,7 @@ def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
     check_count(len(addresses), TrainParameters.read().replicas)
     find_own_ips(addresses[index])
     if index == 0:
-        return call([*DVC, *options], variables)
+        return call([*DVC, *options, *targets], variables)
     return call([*DVC, *options, "preprocess"]) or call(TRAIN, variables)
 
 
@@ -170,9 +172,11 @@ def main() -> None:
     parser.add_argument("--index", type=int, help="with --hosts: the number of this worker, from 0")
     parser.add_argument("--service", help="with --job: the name of the headless Service")
     parser.add_argument("--completions", type=int, help="with --job: the number of pods")
+    parser.add_argument("targets", nargs="*", help="stages for `dvc repro`; default: all")
     arguments, options = parser.parse_known_args()
+    targets = arguments.targets
     if arguments.local is not None:
-        sys.exit(run_locally(arguments.local, options))
+        sys.exit(run_locally(arguments.local, options, targets))
     if arguments.hosts:
         if arguments.index is None:
             parser.error("--hosts needs --index")
@@ -186,7 +190,7 @@ def main() -> None:
             os.environ, arguments.job, arguments.service, arguments.completions
         )
         wait_for_name(addresses[index])
-    sys.exit(run_worker(addresses, index, options))
+    sys.exit(run_worker(addresses, index, options, targets))
 
 
 if __name__ == "__main__":
