@@ -523,7 +523,7 @@ def test_local_workers_run_under_dvc(clones, results_alone):
     text = process.communicate()[0]
     assert process.returncode
     (line,) = find_errors(text)
-    assert "interrupted; data/checkpoint/checkpoint.npz holds the training up to" in line
+    assert "interrupted; data/checkpoint/checkpoint.npz holds all complete epochs" in line
     assert psutil.wait_procs(children, timeout=10)[1] == []
     resumed = project.run("dvc", "repro", "train").stdout
     assert "resuming after epoch" in resumed
