@@ -1,9 +1,12 @@
 """Recipes, and the check of all sections of params.yaml."""
 
+import difflib
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
 from stages.core.errors import StageError
@@ -37,6 +40,40 @@ def test_recipe_is_valid_and_keeps_comments(folder, name):
     assert Path("params.yaml").read_text() != before
     comments = [line for line in before.splitlines() if line.strip().startswith("#")]
     assert [c for c in comments if c not in Path("params.yaml").read_text().splitlines()] == []
+
+
+def list_keys(values, prefix=""):
+    """Return the dotted names of all keys with their values, without those of sections."""
+    found = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        found |= list_keys(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
+
+
+def changed_lines(before, after):
+    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [line for line in lines if line.startswith(("- ", "+ "))]
+
+
+def test_dvc_keeps_comments_and_changes_one_line(folder):
+    """What `dvc exp run -S` does to params.yaml, for each key in turn, and then a recipe."""
+    comments = re.findall("#.*", Path("params.yaml").read_text())
+    for key, value in list_keys(values()).items():
+        before = Path("params.yaml").read_text()
+        new = [*value, 9] if isinstance(value, list) else -1
+        apply_overrides("params.yaml", [f"{key}={new}"])
+        changes = changed_lines(before, Path("params.yaml").read_text())
+        assert len(changes) == (1 if isinstance(value, list) else 2), changes
+    assert re.findall("#.*", Path("params.yaml").read_text()) == comments
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_written_as_dvc_writes_it(folder, name):
+    recipe.apply(name)
+    before = Path("params.yaml").read_text()
+    apply_overrides("params.yaml", [f"plot.dpi={values()['plot']['dpi']}"])
+    assert Path("params.yaml").read_text() == before
 
 
 def test_notebook_has_the_values_of_the_course_page(folder):

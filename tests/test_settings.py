@@ -79,13 +79,31 @@ def test_params_yaml_is_valid():
             {"inner": {"every": 0}},
             "example.inner.every is 0: Input should be greater than or equal",
         ),
-        ({"inner": 3}, "example.inner is 3: Input should be a valid dictionary"),
+        (
+            {"inner": 3},
+            "example.inner is 3, but it is a section: restore it with `git checkout params.yaml`, "
+            "then set example.inner.every",
+        ),
         ({"inner": {}}, "example.inner.every is missing"),
     ],
 )
 def test_invalid_value_is_named_with_what_is_allowed(changes, message):
     found = refusal(Example.check, RIGHT | changes)
     assert found.startswith(f"params.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("schedule", "cosine", "train.schedule.name"),
+        ("early_stopping", True, "train.early_stopping.enabled"),
+        ("augmentation", None, "shift, train.augmentation.rotation, train.augmentation.zoom"),
+    ],
+)
+def test_value_in_place_of_a_section_names_the_key(key, value, named):
+    found = refusal(TrainParameters.check, VALUES["train"] | {key: value})
+    assert found.startswith(f"params.yaml: train.{key} is {value!r}, but it is a section: ")
+    assert found.endswith(f"then set {named}") or found.endswith(f".{named}")
 
 
 def test_all_invalid_keys_are_named_at_once():

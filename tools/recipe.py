@@ -54,10 +54,11 @@ def check(content: Mapping[str, Any]) -> None:
 def merge_recipe(parameters: str, recipe: Mapping[str, Any]) -> str:
     """Return the YAML text `parameters` with the values of `recipe`. Comments stay.
 
+    The text has the form in which DVC writes it, so that `dvc exp run -S` changes no other line.
     Raises StageError if `recipe` has a key that `parameters` lacks.
     """
     yaml = YAML()
-    yaml.width = 100
+    yaml.default_flow_style = False  # DVC's only setting
     content = yaml.load(parameters)
 
     def merge(target: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:

@@ -115,6 +115,7 @@ class Project:
     def set(self, values: dict[str, object]) -> None:
         """Change params.yaml; the keys are dotted, as in `train.seed`."""
         yaml = YAML()
+        yaml.default_flow_style = False  # as DVC writes it
         path = self.folder / "params.yaml"
         content = yaml.load(path)
         for key, value in values.items():
