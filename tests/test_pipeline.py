@@ -6,7 +6,7 @@ import zipfile
 
 import pandas as pd
 import pytest
-from helpers.project import STAGES, graph, outputs, spied_stage
+from helpers.project import STAGES, graph, list_dependents, outputs, spied_stage
 
 
 @pytest.fixture
@@ -110,10 +110,11 @@ def test_new_data_changes_later_stages(project):
     project.set({"preprocess.seed": 7})
     project.run("dvc", "repro", "preprocess")
     train, validation = "data/processed/train.npz", "data/processed/validation.npz"
-    assert json.loads(project.run("dvc", "status", "--json").stdout) == {
-        "train": [{"changed deps": {train: "modified", validation: "modified"}}],
-        "evaluate": [{"changed deps": {validation: "modified"}}],
-    }
+    found = json.loads(project.run("dvc", "status", "--json").stdout)
+    for stage, content in graph().items():
+        changed = {dep: "modified" for dep in content["deps"] if dep in (train, validation)}
+        assert found.get(stage, []) == ([{"changed deps": changed}] if changed else [])
+    assert found.keys() >= {"train", "evaluate"}
 
 
 def test_branched_network_and_early_stopping(project):
@@ -132,7 +133,7 @@ def test_branched_network_and_early_stopping(project):
             "train.early_stopping.min_delta": 0.5,
         }
     )
-    assert project.repro() == ["train", "evaluate", "plot"]
+    assert project.repro() == list_dependents("train")
     history = pd.read_csv(project.folder / "data/model/history.csv")
     assert {"precision", "val_recall", "main_loss", "val_auxiliary_loss"} <= set(history)
     metrics = json.loads((project.folder / "data/evaluation/metrics.json").read_text())
@@ -145,7 +146,7 @@ def test_branched_network_and_early_stopping(project):
 
 def test_ensemble_with_test_time_augmentation(project):
     project.set({"model.members": 2, "model.test_time_augmentation": True, "train.epochs": 1})
-    assert project.repro() == ["train", "evaluate", "plot"]
+    assert project.repro() == list_dependents("train")
     with zipfile.ZipFile(project.folder / "data/model/model.keras") as archive:
         network = archive.read("config.json").decode()
     kinds = re.findall(r'"class_name": "(\w+)"', network)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from helpers.parameters import DEFAULTS, change_file
 from ruamel.yaml import YAML
 
 from stages.core.errors import StageError
@@ -18,11 +19,12 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A git repository with the project's params.yaml and recipes, committed."""
+    """A git repository with default parameters and the project's recipes, committed."""
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
     for path in [ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")]:
         (tmp_path / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    change_file(Path("params.yaml"), DEFAULTS)
     git = ["git", "-c", "user.name=Test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
         subprocess.run([*git, *command], check=True)

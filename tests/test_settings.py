@@ -8,6 +8,7 @@ import pytest
 from dvc.utils.serialize import parse_yaml
 from helpers.checks import refusal
 from helpers.damage import damaged, many_examples
+from helpers.parameters import read_defaults
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -20,7 +21,7 @@ from stages.preprocess import PreprocessParameters
 from tools.recipe import SECTIONS, check
 
 PARAMETERS = Path(__file__).parents[1] / "params.yaml"
-VALUES = read_yaml(PARAMETERS)
+VALUES = read_defaults()
 
 
 class Inner(BaseModel):

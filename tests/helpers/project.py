@@ -14,6 +14,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from .checks import contents
+from .parameters import DEFAULTS, change_file
 
 ROOT = Path(__file__).parents[2]
 AUTHOR = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
@@ -38,7 +39,8 @@ class Project:
     def create(cls, folder: Path, values: dict[str, object] = SMALL) -> "Project":
         """Clone the project as it is in the working tree, with these parameters; commit it.
 
-        The clone has no results and an empty cache.
+        The other parameters have the values in DEFAULTS, whatever params.yaml holds. The clone has
+        no results and an empty cache.
         """
         project = cls(folder)
         listed = project.run("git", "-C", str(ROOT), "ls-files", "-z", cwd=ROOT).stdout
@@ -47,7 +49,7 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / "dvc.lock").unlink(missing_ok=True)
-        project.set(values)
+        project.set(DEFAULTS | values)
         project.run("git", "init", "-q", "--initial-branch=main")
         project.commit("start")
         return project
@@ -114,17 +116,7 @@ class Project:
 
     def set(self, values: dict[str, object]) -> None:
         """Change params.yaml; the keys are dotted, as in `train.seed`."""
-        yaml = YAML()
-        yaml.default_flow_style = False  # as DVC writes it
-        path = self.folder / "params.yaml"
-        content = yaml.load(path)
-        for key, value in values.items():
-            *parents, last = key.split(".")
-            section = content
-            for parent in parents:
-                section = section[parent]
-            section[last] = value
-        yaml.dump(content, path)
+        change_file(self.folder / "params.yaml", values)
 
 
 def allow_interrupts() -> None:
@@ -144,6 +136,16 @@ def graph(folder: Path = ROOT) -> dict[str, dict]:
 
 
 STAGES = list(graph())  # in the order in which they run
+
+
+def list_dependents(name: str) -> list[str]:
+    """Return a stage and all that use its outputs, directly or not, in the order of STAGES."""
+    stages, found, changed = graph(), [], set()
+    for stage, content in stages.items():
+        if stage == name or changed & set(content["deps"]):
+            found.append(stage)
+            changed |= set(outputs(content))
+    return found
 
 
 def spied_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
