@@ -154,6 +154,21 @@ def test_ensemble_with_test_time_augmentation(project):
     assert (kinds.count("ZeroPadding2D"), kinds.count("Cropping2D")) == (1, 5)
 
 
+def test_experiments_keep_comments_and_name_the_key_that_was_meant(project):
+    path = project.folder / "params.yaml"
+    before = path.read_text().splitlines()
+    project.run("dvc", "exp", "run", "-S", "plot.dpi=62")
+    assert path.read_text().splitlines() == [line.replace("dpi: 60", "dpi: 62") for line in before]
+    said = project.run("dvc", "exp", "run", "-S", "train.schedule=cosine", code=255)
+    assert (
+        "error: params.yaml: train.schedule is 'cosine', but it is a section: restore it with "
+        "`git checkout params.yaml`, then set train.schedule.name\n"
+    ) in said.stdout + said.stderr
+    assert "wrong  parameters: params.yaml: train.schedule is 'cosine'" in (
+        project.run("python", "-m", "tools.doctor", code=1).stdout
+    )
+
+
 def test_deleted_output_comes_back_without_training(project):
     (project.folder / "data/model/model.keras").unlink()
     before = (project.folder / "dvc.lock").read_bytes()

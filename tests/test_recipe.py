@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from helpers.checks import refusal
 from helpers.parameters import DEFAULTS, change_file
 from ruamel.yaml import YAML
 
@@ -28,7 +29,14 @@ def folder(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=Test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
         subprocess.run([*git, *command], check=True)
+    write_graph()
     return tmp_path
+
+
+def write_graph(old="", new=""):
+    text = (ROOT / "dvc.yaml").read_text()
+    assert old in text
+    Path("dvc.yaml").write_text(text.replace(old, new))
 
 
 def values():
@@ -139,5 +147,43 @@ def test_unknown_recipe_is_refused_with_all_names(folder):
 def test_unknown_section_is_refused(folder):
     with Path("params.yaml").open("a") as file:
         file.write("modle: {}\n")
-    with pytest.raises(StageError, match=r"modle is not a known section; they are download"):
-        recipe.check(values())
+    assert refusal(recipe.check, values()).startswith(
+        "params.yaml: no stage in dvc.yaml reads the section modle; delete it, or "
+    )
+
+
+@pytest.mark.parametrize(
+    ("listed", "instead", "named"),
+    [
+        ("      - plot\n", "      - evaluate\n", "the stage plot reads plot of params.yaml"),
+        (
+            "      - plot\n",
+            "      - plot.dpi\n",
+            "reads plot.samples, plot.mistakes of params.yaml",
+        ),
+        ("    params:\n      - preprocess\n", "", "the stage preprocess reads preprocess of"),
+        ("      - model\n", "      - model.seed\n", "the stage train reads model.architecture, "),
+    ],
+)
+def test_unlisted_parameters_are_named(folder, listed, instead, named):
+    write_graph(listed, instead)
+    found = refusal(recipe.check, values())
+    assert found.startswith("dvc.yaml: the stage ")
+    assert named in found
+    section = listed.split()[-1]
+    assert f"add '- {section}' to its params" in found
+
+
+def test_all_keys_may_be_listed_in_place_of_a_section(folder):
+    write_graph(
+        "      - preprocess\n",
+        "".join(f"      - preprocess.{key}\n" for key in values()["preprocess"]),
+    )
+    recipe.check(values())
+
+
+def test_stage_without_its_script_is_named(folder):
+    write_graph("-m stages.plot", "-m stages.report")
+    assert refusal(recipe.check, values()) == (
+        "dvc.yaml: the stage plot runs stages.report, which does not exist"
+    )

@@ -3,15 +3,18 @@
 A recipe is a file in recipes/ with the keys that differ from params.yaml in the last commit. Each
 recipe is applied to that version, so two recipes never add up. The command refuses to overwrite
 uncommitted changes. `git checkout params.yaml` undoes it. Without a name, it only checks every
-section of params.yaml.
+section of params.yaml, and that dvc.yaml lists the sections that each stage reads.
 
     python -m tools.recipe [name]
 """
 
 import argparse
+import importlib
+import inspect
 import io
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +23,63 @@ from ruamel.yaml import YAML
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import PARAMETERS
-from stages.core.settings import read_yaml
-from stages.download import DownloadParameters
-from stages.evaluate import EvaluateParameters
+from stages.core.settings import Section, read_yaml
 from stages.model.settings import ModelParameters, TrainParameters, check_together
-from stages.plot import PlotParameters
-from stages.preprocess import PreprocessParameters
 
-SECTIONS = (
-    DownloadParameters,
-    PreprocessParameters,
-    ModelParameters,
-    TrainParameters,
-    EvaluateParameters,
-    PlotParameters,
-)
+GRAPH = Path("dvc.yaml")
 RECIPES = Path("recipes")
+
+
+def find_sections() -> dict[str, type[Section]]:
+    """Return the sections that the stages in dvc.yaml read, by name.
+
+    Raises StageError if a stage reads a section or a key that dvc.yaml does not list for it.
+    """
+    found: dict[str, type[Section]] = {}
+    for stage, content in (read_yaml(GRAPH).get("stages") or {}).items():
+        if match := re.search(r"python -m (stages\.\w+)", str(content.get("cmd"))):
+            sections = read_sections(stage, match[1])
+            check_listed(stage, sections, set(map(str, content.get("params", []))))
+            found |= {section.section: section for section in sections}
+    return found
+
+
+def read_sections(stage: str, name: str) -> list[type[Section]]:
+    """Return the sections that a stage's script, the module `name`, reads."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise StageError(f"{GRAPH}: the stage {stage} runs {name}, which does not exist") from None
+    names = re.findall(r"\b(\w+)\.read\(", inspect.getsource(module))
+    values = [getattr(module, name, None) for name in dict.fromkeys(names)]
+    return [value for value in values if isinstance(value, type) and issubclass(value, Section)]
+
+
+def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]) -> None:
+    """Raise StageError unless `listed` has the names of the sections, or of all their keys."""
+    for section in sections:
+        keys = [f"{section.section}.{key}" for key in section.model_fields]
+        missing = [key for key in keys if key not in listed]
+        if missing and section.section not in listed:
+            what = section.section if missing == keys else ", ".join(missing)
+            raise StageError(
+                f"{GRAPH}: the stage {stage} reads {what} of {PARAMETERS}, but does not list it; "
+                f"add '- {section.section}' to its params, or DVC will not notice a change"
+            )
 
 
 def check(content: Mapping[str, Any]) -> None:
     """Raise StageError unless `content` has every section, all values valid, and nothing else."""
-    names = [section.section for section in SECTIONS]
+    sections = find_sections()
     for name in content:
-        if name not in names:
+        if name not in sections:
             raise StageError(
-                f"{PARAMETERS}: {name} is not a known section; they are {', '.join(names)}"
+                f"{PARAMETERS}: no stage in {GRAPH} reads the section {name}; delete it, or read "
+                f"it in a stage's script. The other sections are {', '.join(sections)}"
             )
-    for section in SECTIONS:
+    for section in sections.values():
         section.check(content.get(section.section))
     check_together(ModelParameters.check(content["model"]), TrainParameters.check(content["train"]))
 

@@ -4,6 +4,8 @@ Each stage declares its section as a subclass of `Section` and reads no other. A
 stops the stage with one line, before it reads or writes any other file.
 """
 
+import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -68,8 +70,12 @@ def _describe(section: type[Section], error: ValidationError) -> str:
             case "missing":
                 lines.append(f"{key} is missing")
             case "extra_forbidden":
-                known = ", ".join(_find_model(section, fault["loc"][:-1]).model_fields)
-                lines.append(f"{key} is not a known key; the keys are {known}")
+                model = _find_model(section, fault["loc"][:-1])
+                file = os.path.relpath(inspect.getfile(model))
+                lines.append(
+                    f"{key} is not a known key; the keys are {', '.join(model.model_fields)}; "
+                    f"delete it, or declare it in {file}"
+                )
             case "value_error":  # from a section's own check, whose message names the keys
                 lines.append(str(fault["ctx"]["error"]))
             case "model_type":  # a value in place of keys, as after `-S train.schedule=cosine`

@@ -39,7 +39,7 @@ from stages.sources.catalogue import TRAIN_IMAGES
 from tools.benchmark import tables
 from tools.benchmark.references import REFERENCES
 from tools.benchmark.tables import Result, Results
-from tools.recipe import RECIPES, SECTIONS, check, merge_recipe
+from tools.recipe import RECIPES, check, merge_recipe
 from tools.verify.__main__ import clean_environment
 from tools.verify.fingerprint import collect_fingerprint
 
@@ -75,7 +75,7 @@ class Trial:
     parameters: str  # the text of params.yaml
     sources: tuple[Path, ...]  # the files and folders whose code is measured
     measure: Callable[[Path, int], Result]  # called with a copy of the project and the seed
-    sections: tuple[str, ...] = tuple(section.section for section in SECTIONS)  # that it reads
+    sections: tuple[str, ...] = ()  # that it reads; empty for all
 
     def count_seeds(self, asked: int) -> int:
         """Return the number of seeds to measure: one if the result does not include accuracy."""
@@ -89,7 +89,7 @@ class Trial:
             for path in sorted(source.rglob("*.py")) if source.is_dir() else (source,):
                 digest.update(path.read_bytes())
         content = YAML(typ="safe", pure=True).load(self.parameters)
-        values = {section: content[section] for section in self.sections}
+        values = {section: content[section] for section in self.sections or content}
         what = [self.part, self.name, seed, values, machine, digest.hexdigest()]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
