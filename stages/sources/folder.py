@@ -7,6 +7,7 @@ on. Both kinds of folder become four IDX files, so later stages read every datas
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -134,8 +135,10 @@ def list_visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def read_grey(path: Path) -> Bytes:
+def read_grey(path: Path | BinaryIO) -> Bytes:
     """Return the grey values of a PNG file: uint8 (height, width), from 0 (black) to 255.
+
+    `path` may also be the open file.
 
     Transparent pixels are shown on white. Colours become grey with the weights of ITU-R BT.601:
     0.299 red, 0.587 green and 0.114 blue. Of 16-bit values, the upper 8 bits are used.

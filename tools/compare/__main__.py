@@ -116,10 +116,12 @@ def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
     return table
 
 
-def encode_image(image: Floats) -> str:
-    """Return an image (height, width) in [0, 1] as a data URI: a PNG, dark on white."""
+def encode_image(image: Floats, ink: bool) -> str:
+    """Return an image (height, width) in [0, 1] as a data URI: a PNG in its own shades of grey."""
     stream = io.BytesIO()
-    Image.fromarray((255 * (1 - image)).round().astype(np.uint8)).save(stream, "PNG")
+    Image.fromarray((255 * (1 - image if ink else image)).round().astype(np.uint8)).save(
+        stream, "PNG"
+    )
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
@@ -148,12 +150,14 @@ def count_by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, An
     return rows
 
 
-def list_images(table: pd.DataFrame, wrong: str, images: Floats | None) -> list[dict[str, Any]]:
+def list_images(
+    table: pd.DataFrame, wrong: str, images: Floats | None, ink: bool
+) -> list[dict[str, Any]]:
     """Return the rows of `table`, the most confident mistakes of the `wrong` side first."""
     ordered = table.sort_values([f"confidence_{wrong}", "index"], ascending=[False, True])
     rows: list[dict[str, Any]] = ordered.to_dict("records")  # type: ignore[assignment]
     for row in rows[:SHOWN]:
-        row["image"] = None if images is None else encode_image(images[row["index"]])
+        row["image"] = None if images is None else encode_image(images[row["index"]], ink)
     return rows
 
 
@@ -184,8 +188,8 @@ def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
         "classes": count_by_class(table, head.classes),
         "count": len(table),
         "validation_differs": base.validation != head.validation,
-        "fixed": list_images(fixed, "before", images),
-        "broken": list_images(broken, "after", images),
+        "fixed": list_images(fixed, "before", images, head.ink),
+        "broken": list_images(broken, "after", images, head.ink),
         "listed": LISTED,
         "shown": SHOWN,
         "with_images": images is not None,
