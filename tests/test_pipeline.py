@@ -6,7 +6,7 @@ import zipfile
 
 import pandas as pd
 import pytest
-from helpers.project import STAGES, graph, list_dependents, outputs, spied_stage
+from helpers.project import STAGES, graph, list_dependents, list_used, outputs, spied_stage
 
 
 @pytest.fixture
@@ -182,16 +182,8 @@ def test_deleted_output_comes_back_without_training(project):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_dvc_yaml_lists_what_the_stage_uses(first_run, name):
-    stage = graph()[name]
     used = json.loads((first_run / "used.json").read_text())[name]
-    # The checkpoint is gone when the training ends, so it is not an output.
-    used["outputs"] = [path for path in used["outputs"] if "checkpoint" not in path]
-    assert used == {
-        # datasets holds your own images, which tests/test_sharing.py downloads.
-        "deps": [path for path in stage["deps"] if path != "datasets"],
-        "outputs": outputs(stage),
-        "params": stage["params"],
-    }
+    assert used == list_used(graph()[name])
 
 
 # Each line makes the stage plot use something that dvc.yaml does not list for it.

@@ -219,7 +219,8 @@ def test_exponents_are_numbers_as_in_dvc(path, text):
 
 
 def test_params_yaml_is_read_as_dvc_reads_it():
-    assert parse_yaml(PARAMETERS.read_text(encoding="utf-8"), str(PARAMETERS)) == VALUES
+    as_dvc = parse_yaml(PARAMETERS.read_text(encoding="utf-8"), str(PARAMETERS))
+    assert as_dvc == read_yaml(PARAMETERS)
 
 
 def test_yaml_1_2_is_read_as_dvc_reads_it(path):

@@ -135,6 +135,16 @@ def graph(folder: Path = ROOT) -> dict[str, dict]:
     return YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
 
 
+def list_used(stage: dict) -> dict[str, list[str]]:
+    """Return what dvc.yaml lists for a stage, in the form in which the spy says what it used."""
+    return {
+        # datasets holds your own images, which tests/test_sharing.py downloads.
+        "deps": [path for path in stage["deps"] if path != "datasets"],
+        "outputs": outputs(stage),
+        "params": stage["params"],
+    }
+
+
 STAGES = list(graph())  # in the order in which they run
 
 
@@ -175,6 +185,9 @@ def _used(project: Project, printed: str) -> dict[str, dict[str, list[str]]]:
     found = {}
     for stage, line in re.findall(r"^USED BY stages\.(\w+): (.*)$", printed, re.M):
         found[stage] = json.loads(line)
+        # The checkpoint is gone when the training ends, so it is not an output.
+        outs = [path for path in found[stage]["outputs"] if "checkpoint" not in path]
+        found[stage]["outputs"] = outs
         listed = graph(project.folder)[stage]["deps"]
         deps = {
             next((dep for dep in listed if path == dep or path.startswith(f"{dep}/")), path)
