@@ -16,7 +16,7 @@ from stages.core.paths import CHECKPOINT, HISTORY, MODEL, TRAIN, VALIDATION
 from stages.core.prepared import read_split
 from stages.model.settings import ModelParameters, TrainParameters, check_together
 
-FEW_STEPS = 200  # with fewer, docs/extending.md's datasets were learned badly or not at all
+FEW_STEPS = 100  # datasets/README.md has the accuracy after fewer steps
 
 
 def warn_of_few_steps(images: int, parameters: TrainParameters) -> None:
@@ -25,8 +25,9 @@ def warn_of_few_steps(images: int, parameters: TrainParameters) -> None:
     if steps < FEW_STEPS:
         print(
             f"warning: {images} training images, train.batch_size {parameters.batch_size} and "
-            f"train.epochs {parameters.epochs} make {steps} steps, and fewer than {FEW_STEPS} "
-            "learn little: lower train.batch_size, for example to 16, or raise train.epochs",
+            f"train.epochs {parameters.epochs} make {steps} steps in all; a network learns little in "
+            f"fewer than {FEW_STEPS}: lower train.batch_size, for example to 16, or raise "
+            "train.epochs",
             file=sys.stderr,
             flush=True,
         )
