@@ -61,7 +61,7 @@ def compute_accuracy_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def tabulate_predictions(actual: Labels, probabilities: Floats, classes: list[str]) -> pd.DataFrame:
-    """Return a table with one row for each image. `confidence` is that of the predicted class."""
+    """Return a table with one row per image. `confidence` is the predicted class's probability."""
     names = np.array(classes)
     return pd.DataFrame(
         {
@@ -90,7 +90,7 @@ def main() -> None:
     model = storage.load(MODEL)
     network = portable.make_portable(model, parameters.threads)
     metrics: dict[str, Any] = {}
-    for name in ("validation", "test"):  # in turn, so that only one is in memory
+    for name in ("validation", "test"):  # one after the other, so that only one is in memory
         images, labels = read_split(PROCESSED / f"{name}.npz")
         probabilities = network.predict_probabilities(images, parameters.batch_size)
         actual, predicted = labels.argmax(axis=1), probabilities.argmax(axis=1)

@@ -33,7 +33,7 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "axes.titlesize": 10,
-    "axes.titley": 1.0,  # the default position, without a search that takes a second
+    "axes.titley": 1.0,  # the default position; Matplotlib takes a second to find it by itself
     "figure.titlesize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -96,8 +96,9 @@ def draw_samples(images: Array, labels: Array, classes: list[str], ink: bool) ->
 def draw_curves(history: pd.DataFrame) -> Figure:
     """Return a figure with a panel for the loss, each metric and the learning rate.
 
-    `history` has one row per epoch: its number, the values on the training set, those on the
-    validation set (val_...), the learning rate, and a 1 in `chosen` for the epoch that was kept.
+    `history` has one row for each epoch: its number, the values on the training set, the values on
+    the validation set (val_...), the learning rate, and `chosen`. `chosen` is 1 for the epoch whose
+    weights the model has.
     """
     columns = list(map(str, history.columns))
     measures = [name.removeprefix("val_") for name in columns if name.startswith("val_")]
@@ -119,11 +120,11 @@ def draw_curves(history: pd.DataFrame) -> Figure:
 
 
 def draw_confusion(actual: pd.Series, predicted: pd.Series, classes: list[str]) -> Figure:
-    """Return a figure of the confusion matrix: a row per actual class, a column per predicted one.
+    """Return a figure of the confusion matrix. Rows are actual classes, columns are predicted ones.
 
     The colour of a cell shows its fraction of the row.
     """
-    # scikit-learn has confusion_matrix for this, but takes longer to import than all the rest.
+    # scikit-learn's confusion_matrix does the same, but it takes longer to import than this stage.
     table = pd.crosstab(actual, predicted)
     counts = table.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -161,10 +162,10 @@ def select_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
 def draw_weaknesses(
     images: Array, predictions: pd.DataFrame, classes: list[str], ink: bool
 ) -> Figure:
-    """Return a figure with a row for each class that has mistakes, at most twenty.
+    """Return a figure with a row for each class that has mistakes, but at most twenty rows.
 
     A row shows the eight most confident mistakes, each under the predicted class and its
-    probability. If more than twenty classes have mistakes, those with the most are drawn.
+    probability. If more than twenty classes have mistakes, the twenty with the most are drawn.
     """
     mistakes = select_mistakes(predictions)
     counts, support = (table["actual"].value_counts() for table in (mistakes, predictions))
@@ -201,7 +202,7 @@ def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int, ink: boo
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure as PNG. Matplotlib's version is left out, so that it does not change bytes."""
+    """Write a figure as PNG, without Matplotlib's version, which would change the bytes."""
     with write_atomically(path) as part:
         figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
 

@@ -26,7 +26,7 @@ Indices = npt.NDArray[np.int32]
 
 
 class PreprocessParameters(Section):
-    """How the validation set is split off the training images."""
+    """How the raw training images are split into a training and a validation set."""
 
     section: ClassVar = "preprocess"
 
@@ -42,7 +42,7 @@ def read_raw(images_path: Path, labels_path: Path, classes: int) -> tuple[Bytes,
     """
     images, labels = idx.read(images_path, 3), idx.read(labels_path, 1)
     if images.size == 0:
-        raise StageError(f"{images_path}: holds no pixels, its shape is {images.shape}")
+        raise StageError(f"{images_path}: holds no pixels: its shape is {images.shape}")
     if len(images) != len(labels):
         raise StageError(f"{labels_path}: expected {len(images)} labels, found {len(labels)}")
     if labels.max() >= classes:
@@ -53,7 +53,7 @@ def read_raw(images_path: Path, labels_path: Path, classes: int) -> tuple[Bytes,
 def split(labels: Bytes, parameters: PreprocessParameters, classes: int) -> tuple[Indices, Indices]:
     """Return the indices of the training and of the validation images, in random order.
 
-    Raises StageError if one of the two sets would have no image of some class.
+    Raises StageError if a class would have no image in one of the two sets.
     """
     fraction = parameters.validation_fraction
     try:
@@ -69,8 +69,8 @@ def split(labels: Bytes, parameters: PreprocessParameters, classes: int) -> tupl
         counts = np.bincount(labels[indices], minlength=classes)
         if not counts.all():
             raise StageError(
-                f"preprocess.validation_fraction is {fraction}: of {len(labels)} images, none of "
-                f"class {int(counts.argmin())} is in the {name} set"
+                f"preprocess.validation_fraction is {fraction}: after the split of {len(labels)} "
+                f"images, the {name} set has no image of class {int(counts.argmin())}"
             )
     return train, validation
 

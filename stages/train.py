@@ -2,8 +2,8 @@
 
 Reads data/processed/train.npz and validation.npz, and `model` and `train` in params.yaml. Writes
 data/model/model.keras, which `keras.models.load_model` opens, and data/model/history.csv, one row
-for each epoch. An interrupted run leaves data/checkpoint, and the next run goes on from there. This
-stage never opens the file with the test set.
+for each epoch. After an interruption, data/checkpoint holds the training up to its last complete
+epoch, and the next run resumes from it. This stage never opens the file with the test set.
 
     python -m stages.train
 """
@@ -25,8 +25,8 @@ def warn_of_few_steps(images: int, parameters: TrainParameters) -> None:
     if steps < FEW_STEPS:
         print(
             f"warning: {images} training images, train.batch_size {parameters.batch_size} and "
-            f"train.epochs {parameters.epochs} make {steps} steps in all; a network learns little in "
-            f"fewer than {FEW_STEPS}: lower train.batch_size, for example to 16, or raise "
+            f"train.epochs {parameters.epochs} make {steps} steps in all; a network learns little "
+            f"in fewer than {FEW_STEPS}: lower train.batch_size, for example to 16, or raise "
             "train.epochs",
             file=sys.stderr,
             flush=True,
@@ -56,7 +56,7 @@ def main() -> None:
     def save_epoch(state: checkpoint.State) -> None:
         if workers.index == 0:
             checkpoint.save(origin, state)
-            write_csv(HISTORY, make_history(state))  # so that the curves can be watched
+            write_csv(HISTORY, make_history(state))  # for users who watch the curves
 
     with cluster.report_failures(workers):
         workers.connect()
@@ -66,8 +66,8 @@ def main() -> None:
                 model_parameters, parameters, train, validation, state, save_epoch, workers
             )
         except KeyboardInterrupt:
-            kept = f"{CHECKPOINT} holds the training up to its last epoch; " * CHECKPOINT.exists()
-            raise StageError(f"interrupted; {kept}`dvc repro` goes on from there") from None
+            kept = f"{CHECKPOINT} holds all complete epochs; " * CHECKPOINT.exists()
+            raise StageError(f"interrupted; {kept}run `dvc repro` to continue") from None
         if workers.index == 0:
             save(model, parameters.loss, MODEL)
             write_csv(HISTORY, history)

@@ -20,7 +20,7 @@ from helpers.server import Server, running
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-import stages  # before NumPy and TensorFlow: it sets what they read when they are loaded
+import stages  # first: it sets variables that NumPy and TensorFlow read when they are loaded
 
 import numpy as np  # isort: skip
 
@@ -29,7 +29,7 @@ ROOT = Path(stages.__file__).parents[1]
 # Tests and DVC run the programs of this environment: dvc, python, ruff.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
-# The same examples in every run, and no limit a slow machine could miss.
+# Hypothesis tries the same examples in every run, and a slow machine exceeds no time limit.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
         fixtures = set(item.fixturenames)
         if fixtures & {"first_run", "trained"}:
             item.add_marker("slow")
-        if "mnist" in fixtures:  # it downloads what the project does not have
+        if "mnist" in fixtures:  # this fixture downloads MNIST if the project does not have it
             item.add_marker("network")
         if "browser" in fixtures:
             item.add_marker("browser")
@@ -83,7 +83,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def tls_server(monkeypatch, tmp_path):
-    """The same over https, with a certificate that requests trusts."""
+    """The same server over https, with a certificate that requests trusts."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
@@ -99,7 +99,7 @@ def tls_server(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def browser():
-    """A real headless Chromium: the system's, since no package of Python's index brings one."""
+    """A real headless Chromium. The system must have it, because no Python package contains it."""
     names = ("chromium-headless-shell", "chromium", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
@@ -130,7 +130,7 @@ def shared(tmp_path_factory):
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time in."""
+    """Let only one process at a time run the `with` block."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -171,7 +171,7 @@ def first_run(shared):
 def small_project(first_run, tmp_path_factory):
     """A small project after its first run, for the tests of one module.
 
-    `project` in a test module is this project, with whatever its tests need besides.
+    A test module changes it as its tests need, in a fixture that is called `project`.
     """
     return Project(first_run / "project").copy(tmp_path_factory.mktemp("small") / "project")
 
@@ -274,7 +274,7 @@ def train_with(parameters):
 
 @pytest.fixture
 def tiny_model(model_with):
-    """A function that returns a small dense network for 28x28 images of ten classes, its twin."""
+    """A function that returns a small portable network for 28x28 images of ten classes."""
     from stages.model import architectures, portable
 
     def make(**changes):

@@ -1,4 +1,4 @@
-"""A training that is interrupted after any epoch ends in the same bytes."""
+"""A training that is interrupted after any epoch, and resumed, gives the same bytes."""
 
 import keras
 import pytest

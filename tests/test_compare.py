@@ -19,7 +19,7 @@ from tools.compare import __main__ as compare
 from tools.compare.significance import adjust_p_values, compare_runs, compare_seeds
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes
 
-# make, without installing anything.
+# The command make, which does not install anything with these options.
 MAKE = ("make", "--silent", "--old-file", ".venv/runtime")
 
 
@@ -129,12 +129,12 @@ def test_p_values_are_adjusted_as_holm_does():
 
 
 def test_larger_drop_than_allowed_is_worse():
-    """Whatever the p-value."""
+    """The p-value does not matter."""
     assert compare_runs(5, 15, 10_000, max_drop=1.0).direction == "worse"
     assert compare_runs(0, 5, 10_000, max_drop=0.0005).direction == "same"
     verdict = compare_runs(0, 5, 10_000, max_drop=0.0004)
     assert verdict.direction == "worse"
-    assert verdict.summary == "Worse by 0.000500, and 0.0004 is allowed"
+    assert verdict.summary == "Worse by 0.000500, but only 0.0004 is allowed"
     assert compare_runs(5, 0, 10_000, max_drop=0.0).direction == "same"
 
 
@@ -263,7 +263,7 @@ def test_changed_code_is_named_file_by_file(here, run):
 
 
 def test_older_revision_with_per_class_metrics(here, run):
-    """metrics.json held them before per_class.csv did."""
+    """In older revisions, metrics.json holds the scores that are now in per_class.csv."""
     here.run("git", "switch", "-q", "-C", "older", "main")
     file = Path("data/evaluation/metrics.json")
     metrics = json.loads(file.read_text())
@@ -471,7 +471,7 @@ def test_seeds_are_kept_and_compared(project, monkeypatch, run):
     code, printed = run(compare, "main", "redrawn")
     assert code == 0
     assert "over 2 seeds before" in printed
-    assert "For these two runs alone: No evidence of a difference: 0 images fixed" in printed
+    assert "Comparison of only these two runs: No evidence of a difference. 0 images" in printed
 
     # A single experiment is a revision like any other.
     code, printed = run(compare, names[0], names[1])

@@ -88,7 +88,7 @@ def test_named_commands_exist(name):
     "page", [page for page in LISTED if list_experiments(ROOT / page) and page != EXTENDING]
 )
 def test_parameters_of_commands_are_valid(page):
-    """The commands of a block follow each other, so each changes the values that the last left."""
+    """The commands of a block follow each other: each starts from the values of the one before."""
     yaml = YAML(typ="safe")
     start = read_defaults()
     if ROOT / page == TECHNIQUES:  # its commands start from this recipe
@@ -148,7 +148,7 @@ def test_quoted_installation_is_real(command, files, monkeypatch, tmp_path, caps
 
 
 def test_quoted_run_is_real(first_run, small_project):
-    """Compared with a small project, whose numbers and dataset are different."""
+    """The quoted lines are compared with a small project. Its numbers and dataset are different."""
     printed = (first_run / "printed.txt").read_text() + small_project.run("dvc", "repro").stdout
     quoted = [
         blank_numbers(line.replace(CATALOGUE["mnist"].title, "..."))
@@ -159,7 +159,7 @@ def test_quoted_run_is_real(first_run, small_project):
 
 
 def test_quoted_end_of_tests_is_real(tmp_path):
-    """Compared with ruff and pytest on one small file."""
+    """The quoted lines are compared with those of ruff and pytest on one small file."""
     file = tmp_path / "test_one.py"
     file.write_text("def test_one():\n    pass\n")
     printed = ""

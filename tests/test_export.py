@@ -1,4 +1,4 @@
-"""Exported models, run by the programs that they are for."""
+"""Exported models, run by ONNX Runtime and LiteRT."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_every_format_predicts_the_same(
     expected = portable.make_portable(model, 2).predict_probabilities(images, 3)
     assert (
         np.ptp(expected, axis=0) / expected.mean(axis=0)
-    ).max() > 0.05  # it depends on the images
+    ).max() > 0.05  # the predictions depend on the images
     for name, (write, predict) in FORMATS.items():
         write(select_main_output(model), tmp_path / name)
         found = predict(tmp_path / name, images)

@@ -1,4 +1,4 @@
-"""The order of the modules in stages: which may import which, and what may happen at import."""
+"""Which modules of stages may import which others, and what may happen at import."""
 
 import ast
 from graphlib import TopologicalSorter

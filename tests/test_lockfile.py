@@ -177,7 +177,7 @@ def test_changed_output_is_named(folder):
 
 
 def test_folder_that_git_does_not_have_is_not_checked(folder):
-    """A dataset of the user's own, for instance."""
+    """For example, a user's own dataset is not in git."""
     shutil.rmtree(folder / "code")
     assert find(folder) == {"make": [], "count": []}
     Path(folder / "code/__pycache__").mkdir(parents=True)
@@ -193,7 +193,10 @@ def test_stages_that_disagree_are_named(folder):
     (folder / "dvc.lock").write_text(f"{first}  count:{second.replace(md5, md5[::-1])}")
     assert find(folder) == {
         "make": [],
-        "count": ["a.txt as count read it is not what dvc.lock says was written"],
+        "count": [
+            "dvc.lock has two hashes of a.txt: one as the output of a stage, another one as the "
+            "input of count"
+        ],
     }
 
 

@@ -196,7 +196,7 @@ def test_damaged_model_gives_one_line(model_with, tmp_path, damage):
         read_json(path)
 
 
-def test_shares_keep_the_order_for_any_batch_size(images, model_with):
+def test_replicas_keep_the_order_for_any_batch_size(images, model_with):
     model = architectures.build(model_with(), SHAPE, CLASSES)
     expected = model(images).numpy()
     for replicas, count in ((1, 64), (2, 63), (3, 64), (4, 2), (4, 1)):
@@ -215,7 +215,7 @@ def test_predictions_are_traced_once(images, model_with):
     assert portable_model.main_output.experimental_get_tracing_count() == 1
 
 
-def test_cross_entropy_of_shares_uses_logits(images, model_with):
+def test_cross_entropy_of_replicas_uses_logits(images, model_with):
     model = architectures.build(model_with(), SHAPE, CLASSES)
     kernel, bias = model.get_layer("main").get_weights()
     model.get_layer("main").set_weights([1000 * kernel, bias])
@@ -235,13 +235,14 @@ def test_ensemble_averages_its_members(images, model_with, tmp_path, api):
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     opened = storage.load(tmp_path / "model.keras")
     mean = sum(member(images).numpy() for member in members) / 2
-    np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
-    np.testing.assert_allclose(
-        portable.make_portable(opened, 2).predict_probabilities(images, 64),
-        mean,
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    check_probabilities(opened, images, mean)
+
+
+def check_probabilities(model, images, expected):
+    """Check what the Keras model and its portable form predict."""
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5)
+    found = portable.make_portable(model, 2).predict_probabilities(images, 64)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def views(images):
@@ -259,13 +260,7 @@ def test_average_over_shifts_is_a_plain_keras_model(images, model_with, tmp_path
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     opened = storage.load(tmp_path / "model.keras")
     mean = sum(member(view).numpy() for view in views(images)) / 5
-    np.testing.assert_allclose(opened(images), mean, rtol=1e-5)
-    np.testing.assert_allclose(
-        portable.make_portable(opened, 2).predict_probabilities(images, 64),
-        mean,
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    check_probabilities(opened, images, mean)
     assert np.abs(mean - member(images)).max() > 1e-3
 
 
@@ -424,7 +419,7 @@ def test_flipped_bit_in_weights_is_detected(saved):
 
 @given(data=st.data())
 def test_damaged_model_is_read_or_refused(saved_file, tmp_path_factory, data):
-    """The damage is in the file as a whole, or in a member of an intact archive."""
+    """Either the file itself is damaged, or it is an intact archive with a damaged member."""
     path = tmp_path_factory.getbasetemp() / "model.keras"
     path.write_bytes(saved_file)
     name = data.draw(st.sampled_from([None, "config.json", "model.weights.h5"]))

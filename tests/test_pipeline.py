@@ -138,8 +138,8 @@ def test_branched_network_and_early_stopping(project):
     assert {"precision", "val_recall", "main_loss", "val_auxiliary_loss"} <= set(history)
     metrics = json.loads((project.folder / "data/evaluation/metrics.json").read_text())
     assert metrics["train"] == {"epochs": 2, "chosen_epoch": 1}  # the second improved too little
-    # evaluate uses the main output. Keras averages the loss over batches, whatever their size, so
-    # the two losses differ in their last digits.
+    # evaluate uses the main output. Keras averages the loss over batches, and gives a small batch
+    # the same weight as a large one. So the two losses differ in their last digits.
     assert metrics["validation"]["loss"] == pytest.approx(history["val_main_loss"][0], rel=0.01)
     assert history["val_loss"][0] > 1.2 * history["val_main_loss"][0]
 

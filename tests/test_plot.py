@@ -66,7 +66,7 @@ def test_most_confident_mistakes_come_first(predictions):
     images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
     figure = plot.draw_mistakes(images, predictions, 2, ink=True)
     drawn = [axes.images[0].get_array().max() for axes in figure.axes if axes.images]
-    assert drawn == [3, 4]  # of equal confidence, so in their order
+    assert drawn == [3, 4]  # their confidence is equal, so their index decides
     assert "actual class 0\npredicted class 1\n80.0% sure" in texts(figure)
     assert "The 2 most confident of 3 mistakes on test images" in texts(figure)
 
@@ -119,7 +119,7 @@ def test_dollar_signs_are_not_math(tmp_path):
 
 
 def test_axes_of_many_classes_are_numbered():
-    """Their labels say which numbers these are."""
+    """The axis labels say where the numbers are explained."""
     classes = [f"class {i}" for i in range(21)]
     (axes,) = plot.draw_confusion(pd.Series(classes), pd.Series(classes), classes).axes
     assert axes.get_xlabel() == "predicted, as numbered in data/raw/dataset.json"
@@ -150,7 +150,7 @@ def test_images_have_their_own_shades_of_grey(ink, white, predictions, tmp_path)
 
 
 def test_figure_has_the_same_bytes_twice(history, tmp_path):
-    """It does not name Matplotlib's version."""
+    """The file does not contain Matplotlib's version."""
     for name in ("one", "two"):
         plot.save(plot.draw_curves(history), tmp_path / name, 60)
     one = (tmp_path / "one").read_bytes()

@@ -1,6 +1,5 @@
 """The command `python -m tools.predict`, with a model trained on MNIST in a few seconds."""
 
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from tools.benchmark import picture_sets
 from tools.predict import __main__ as predict
 from tools.predict.classifier import load_classifier
 from tools.predict.picture import prepare
+from tools.verify.lockfile import compute_md5
 
 # The smallest share of correct predictions in each set. docs/predict.md has the shares of the
 # recorded model on all files; this model is smaller and sees few files.
@@ -174,7 +174,7 @@ def test_probabilities_are_those_of_the_evaluate_stage(here, mnist):
 
 
 def test_model_that_dvc_lock_does_not_record_gives_a_warning(here, capsys):
-    found = hashlib.md5((here / MODEL).read_bytes()).hexdigest()  # noqa: S324  # DVC's
+    found = compute_md5(here / MODEL)
     line = "warning: data/model/model.keras is not the model that dvc.lock records\n"
     for md5, warnings in ((found, 0), ("0" * 32, 1)):
         outs = [{"path": "data/model/model.keras", "md5": md5}]

@@ -1,11 +1,10 @@
 """Your own images and Fashion-MNIST from end to end, and sharing data and model.
 
-The commands are those of docs/sharing.md, with other names of places.
+The commands come from docs/sharing.md, with other addresses.
 """
 
 import asyncio
 import getpass
-import hashlib
 import json
 import re
 import threading
@@ -24,6 +23,7 @@ from stages.sources import idx
 from stages.sources.catalogue import CATALOGUE, TEST_IMAGES
 from stages.sources.fetch import has_expected_hash
 from tools.model_card import make_card
+from tools.verify.lockfile import compute_md5
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_sharing")]
 
@@ -74,10 +74,6 @@ def project(tmp_path_factory):
 
 def metrics(project: Project) -> dict:
     return json.loads((project.folder / "data/evaluation/metrics.json").read_text())
-
-
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324  # DVC's
 
 
 # Datasets
@@ -152,13 +148,13 @@ def test_model_card_describes_this_dataset(project):
     rows = re.findall(r"^\| (\d .*?) \| 15 \| \d", text, re.M)
     assert sorted(rows) == CLASSES
     assert f"{metrics(project)['test']['accuracy']:.2%}".replace("%", " %") in text
-    assert md5(project.folder / MODEL) in text
+    assert compute_md5(project.folder / MODEL) in text
     assert "720 images for training" in text
     assert "MNIST" not in text
 
 
 def commands(heading: str, names: dict[str, str] | None = None) -> list[list[str]]:
-    """Return the commands below a heading of docs/sharing.md, with other names of places."""
+    """Return the commands below a heading of docs/sharing.md, with other addresses."""
     return [command for command, _ in quoted_commands(PAGE, heading, names)]
 
 
@@ -185,16 +181,16 @@ def test_another_clone_pulls(pushed, tmp_path):
     folder = clone(pushed, tmp_path / "clone")
     _, everything, model = commands("Push and pull")
     pushed.run(*model, cwd=folder)
-    assert md5(folder / MODEL) == md5(pushed.folder / MODEL)
+    assert compute_md5(folder / MODEL) == compute_md5(pushed.folder / MODEL)
     assert not (folder / "data/processed/train.npz").exists()
     pushed.run(*everything, cwd=folder)
     for name in outputs(graph()["preprocess"]):
-        assert md5(folder / name) == md5(pushed.folder / name)
+        assert compute_md5(folder / name) == compute_md5(pushed.folder / name)
 
 
 def test_repro_fetches_and_runs_the_rest(pushed, tmp_path):
     folder = clone(pushed, tmp_path / "clone")
-    fetch, fetch_little = commands("Reproduce, and fetch what is missing")
+    fetch, fetch_little = commands("Reproduce and fetch missing files")
     parameters = folder / "params.yaml"
     parameters.write_text(parameters.read_text().replace("dpi: 60", "dpi: 61"))
     ended = pushed.run(*fetch_little, cwd=folder)
@@ -210,15 +206,15 @@ def test_repro_fetches_and_runs_the_rest(pushed, tmp_path):
 
 def test_model_is_found_by_name_and_version(pushed, tmp_path):
     places = {"https://git.example.org/mnist.git": str(pushed.folder), "origin": "."}
-    *tag, newest, version, without = commands("Hand on the model", places)
+    *tag, newest, version, without = commands("Share the model", places)
     for command in tag:
         pushed.run(*command)
     for command, name in ((newest, "model.keras"), (version, "v1.keras")):
         pushed.run(*command, cwd=tmp_path)
-        assert md5(tmp_path / name) == md5(pushed.folder / MODEL)
+        assert compute_md5(tmp_path / name) == compute_md5(pushed.folder / MODEL)
     (tmp_path / "model.keras").unlink()
     pushed.run(*without, cwd=tmp_path)
-    assert md5(tmp_path / "model.keras") == md5(pushed.folder / MODEL)
+    assert compute_md5(tmp_path / "model.keras") == compute_md5(pushed.folder / MODEL)
 
 
 @pytest.fixture
@@ -273,9 +269,9 @@ def test_push_and_pull_over_ssh(project, ssh_server, tmp_path):
     with (first / ".dvc/config.local").open("a") as config_file:
         config_file.write(f"[cache]\n    dir = {project.folder / '.dvc/cache'}\n")
     project.run(*push, cwd=first)
-    assert any(served.rglob(md5(project.folder / MODEL)[2:]))
+    assert any(served.rglob(compute_md5(project.folder / MODEL)[2:]))
     project.run(*pull, cwd=second)
-    assert md5(second / MODEL) == md5(project.folder / MODEL)
+    assert compute_md5(second / MODEL) == compute_md5(project.folder / MODEL)
     config = (first / ".dvc/config").read_text()
     assert f"ssh://127.0.0.1:{port}/srv/mnist" in config
     assert str(key) not in config

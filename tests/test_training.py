@@ -41,7 +41,7 @@ def test_step_schedule_drops_between_epochs(train_with):
     parameters = train_with(
         epochs=5, learning_rate=0.8, schedule={"name": "step", "every": 2, "factor": 0.5}
     )
-    # 3 steps an epoch: epochs 1 and 2 at 0.8, 3 and 4 at 0.4, 5 at 0.2.
+    # 3 steps per epoch: epochs 1 and 2 at 0.8, 3 and 4 at 0.4, 5 at 0.2.
     assert rates(parameters, 3, 15) == pytest.approx([0.8] * 6 + [0.4] * 6 + [0.2] * 3)
 
 
@@ -49,7 +49,7 @@ def test_exponential_schedule_falls_by_the_factor(train_with):
     parameters = train_with(
         epochs=4, learning_rate=0.8, schedule={"name": "exponential", "every": 2, "factor": 0.25}
     )
-    # 2 steps an epoch: a factor of 0.25 in 4 steps, so sqrt(0.5) a step.
+    # 2 steps per epoch: a factor of 0.25 in 4 steps, so sqrt(0.5) per step.
     expected = [0.8 * math.sqrt(0.5) ** step for step in range(9)]
     assert expected[4] == pytest.approx(0.2)
     assert rates(parameters, 2, 9) == pytest.approx(expected)
@@ -57,7 +57,7 @@ def test_exponential_schedule_falls_by_the_factor(train_with):
 
 def test_cosine_schedule_warms_up_and_falls_to_zero(train_with):
     parameters = train_with(epochs=2, learning_rate=1.0, schedule={"name": "cosine", "warmup": 0.2})
-    # 10 steps in all: up in 2, then half a cosine over 8.
+    # 10 steps in all: the rate rises in 2 steps, then follows half a cosine over 8.
     down = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]
     assert rates(parameters, 5, 11) == pytest.approx([0.0, 0.5, *down], abs=1e-7)
 
@@ -78,7 +78,7 @@ def test_warmup_leaves_at_least_one_step(train_with):
     [
         ({"name": "constant"}, [0.8, 0.8, 0.8]),
         ({"name": "step", "every": 1, "factor": 0.5}, [0.8, 0.4, 0.2]),
-        # The rate of each epoch's last step: 2 steps an epoch, a factor of sqrt(0.5) a step.
+        # The rate of each epoch's last step: 2 steps per epoch, a factor of sqrt(0.5) per step.
         (
             {"name": "exponential", "every": 1, "factor": 0.5},
             [0.8 * 0.5**x for x in (0.5, 1.5, 2.5)],
@@ -99,7 +99,7 @@ def test_history_has_the_rate_of_the_last_step(
     assert history["learning_rate"].tolist() == pytest.approx(expected)
 
 
-def test_trained_members_leave_memory(train_with, model_with, small_split, monkeypatch):
+def test_trained_members_are_freed(train_with, model_with, small_split, monkeypatch):
     left, fit_one = weakref.WeakSet(), training.fit
 
     def watched(model, *arguments):
@@ -199,7 +199,7 @@ def test_infinite_loss_stops_the_stage(train_with, tiny_model, small_split):
 
 
 def epochs_of(split, parameters, first_epoch=0):
-    """Return the images and labels of each epoch from `first_epoch` on, as they are trained on."""
+    """Return the batches of images and labels of each epoch from `first_epoch` on."""
     dataset = batches.make_training_batches(split, parameters, False, first_epoch)
     found = [(images.numpy(), labels.numpy()) for images, labels in dataset]
     steps = batches.count_steps(len(split[0]), parameters)
@@ -280,7 +280,7 @@ def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
     parameters = train_with(epochs=2, batch_size=21, replicas=2, schedule=schedule)
     model = tiny_model()
     training.fit(model, small_split, small_split, parameters)
-    assert model.optimizer.iterations == 6  # 3 an epoch: the image left over makes no batch
+    assert model.optimizer.iterations == 6  # 3 per epoch: the image left over makes no batch
     assert float(model.optimizer.learning_rate) == 0.0
 
 
@@ -301,7 +301,7 @@ def test_loss_smooths_labels(train_with):
 
 
 def test_metrics_count_every_image_once(train_with, model_with, small_split):
-    """The history's losses are means over images, whatever the number of replicas."""
+    """The history's losses are means over images, for any number of replicas."""
     for replicas in (1, 3):
         parameters = train_with(replicas=replicas, batch_size=64, learning_rate=1e-9)
         network = architectures.build(model_with(architecture="branched"), (28, 28), 10)
@@ -420,7 +420,7 @@ def test_any_combination_of_valid_values_trains(choice, model_with, train_with, 
         (28, 28),
         10,
     )
-    portable_model = portable.make_portable(model, 1)  # one share: half the graph to trace
+    portable_model = portable.make_portable(model, 1)  # one replica is faster to trace than two
     before = [w.numpy() for w in portable_model.trainable_variables]
     history = training.fit(portable_model, small_split, small_split, parameters)
     assert set(history) >= {"epoch", "learning_rate", "loss", "val_loss", "chosen"}

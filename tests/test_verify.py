@@ -72,7 +72,7 @@ def test_unseeded_shuffle_is_found(project):
     assert "The first stage to diverge is **preprocess**" in printed
 
 
-# Faults that no other stage depends on: file, old and new text, and the output that is different.
+# Faults in outputs that no other stage reads: file, old and new text, and the different output.
 FAULTS = {
     "time stamp": (
         "stages/evaluate.py",
@@ -179,7 +179,8 @@ def test_changed_raw_data_is_refused(project):
     assert "error: data/raw/train-labels-idx1-ubyte: expected the SHA-256" in printed
 
 
-# Trains with an instruction set, a number of threads and, in turn, several numbers of replicas.
+# Trains with an instruction set and a number of threads, once for each of several numbers of
+# replicas.
 CONTROL = """
 import os, sys
 from stages.core import environment
@@ -196,7 +197,7 @@ for number in replicas:
 
 
 def test_only_instructions_and_replicas_change_the_bytes(original):
-    """Threads do not. If nothing did, the tests above could not find a difference."""
+    """The number of threads does not. This shows that the tests above can find a difference."""
 
     def train(*arguments):
         (original.folder / "control.py").write_text(CONTROL)

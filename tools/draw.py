@@ -1,4 +1,4 @@
-"""Serve a web page to draw a digit on and see the model's predictions while drawing.
+"""Serve a web page on which you draw a digit and see the model's predictions.
 
 The page can be opened on this machine only, and it loads nothing from the network.
 

@@ -1,8 +1,8 @@
 """Make .venv and install the pinned packages: `python tools/install.py requirements.txt ...`.
 
-`make` runs this before it runs anything else. It uses only the standard library, and starts as a
-file because `python -m tools.install` would import stages/ first. pip fetches the pinned uv, and uv
-installs the rest several times faster than pip would.
+`make` runs this script before anything else, so the script uses only the standard library. `make`
+does not use `python -m tools.install`, because that would import stages/ first. pip installs the
+pinned uv, and uv installs all other packages several times faster than pip would.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ VENV = Path(".venv")
 PYTHON = VENV / "bin/python"
 UV = VENV / "bin/uv"
 
-# Some builds of Python lack one of these, and a stage would fail on it only after the installation.
+# Some builds of Python lack one of these modules. Without this list, a stage would fail later.
 NEEDED = ("bz2", "ctypes", "ensurepip", "lzma", "sqlite3", "ssl", "venv", "zlib")
 
-# uv does not read pip's settings. This table says which variable of uv means the same.
+# uv does not read pip's settings. For each setting, this table has the variable of uv for the same.
 UV_VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -35,7 +35,7 @@ UV_VARIABLES = {
     "proxy": "ALL_PROXY",
 }
 
-# A user's settings for other projects. They would change what uv installs, or where.
+# Variables with a user's settings for other projects. They would change what uv installs, or where.
 FOREIGN = (
     "UV_CONSTRAINT",
     "UV_EXCLUDE",
@@ -72,10 +72,10 @@ def check_python() -> None:
             importlib.import_module(name)
         except ImportError:
             missing.append(name)
-    if missing == ["ensurepip"]:  # Debian and Ubuntu have it in a package of its own
+    if missing == ["ensurepip"]:  # on Debian and Ubuntu, it is in a separate package
         sys.exit(
             f"error: {sys.executable} cannot make virtual environments. On Debian or Ubuntu, "
-            f"install the package that can: apt-get install python{version}-venv"
+            f"install the missing package: apt-get install python{version}-venv"
         )
     if missing:
         sys.exit(
@@ -85,7 +85,7 @@ def check_python() -> None:
 
 
 def make_venv() -> None:
-    """Make .venv, unless it works already, and leave nothing behind if that fails."""
+    """Make .venv, unless it already works. If that fails, delete what was made."""
     if PYTHON.exists():
         tried = subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True)
         if tried.returncode == 0:
@@ -108,8 +108,9 @@ def fetch_uv(pins: str) -> None:
     with tempfile.TemporaryDirectory(dir=VENV) as folder:
         requirement = Path(folder, "uv.txt")
         requirement.write_text(pin[0], encoding="utf-8")
-        # Two steps: `download` reads where the user's index is, and cannot be told to install
-        # elsewhere. `install` can (PIP_USER, PIP_TARGET, pip.conf), so it reads no settings.
+        # Two steps: `download` reads the user's settings, because they name the package index.
+        # `install` reads no settings, because some make pip install elsewhere (PIP_USER,
+        # PIP_TARGET, pip.conf).
         download = ["--require-hashes", "--only-binary", ":all:", "--dest", folder]
         run_pip("download", *download, "--requirement", str(requirement))
         (wheel,) = Path(folder).glob("*.whl")
@@ -118,7 +119,7 @@ def fetch_uv(pins: str) -> None:
 
 
 def run_pip(command: str, *arguments: str, **variables: str) -> None:
-    """Run .venv's pip with some more environment variables, and stop if it fails."""
+    """Run .venv's pip with the additional environment `variables`, and stop if it fails."""
     pip = [str(PYTHON), "-m", "pip", command, "-qq", "--disable-pip-version-check"]
     if subprocess.run([*pip, *arguments], env={**os.environ, **variables}).returncode:
         sys.exit(
@@ -139,7 +140,7 @@ def read_pip_settings(listing: str) -> dict[str, str]:
 
 
 def uv_environment(settings: dict[str, str]) -> dict[str, str]:
-    """Return the variables for uv, with pip's `settings` where the user has none for uv."""
+    """Return the environment for uv. pip's `settings` apply if the user has set none for uv."""
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     for name, variable in UV_VARIABLES.items():
         if name in settings:
@@ -170,7 +171,7 @@ def install(files: list[str]) -> None:
 
 
 def has_cache(environment: dict[str, str]) -> bool:
-    """Return whether uv can write to its cache. It stops if it cannot."""
+    """Return whether uv can write to its cache. If it cannot, uv needs `--no-cache`."""
     shown = subprocess.run([UV, "cache", "dir"], env=environment, capture_output=True, text=True)
     folder = Path(shown.stdout.strip())
     try:

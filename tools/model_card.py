@@ -129,7 +129,7 @@ def format_interval(correct: int, count: int) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that Markdown shows as it is."""
+    """Return `text` escaped, so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", text)
 
 

@@ -1,9 +1,10 @@
 """Write a recipe's values into params.yaml, or check params.yaml.
 
-A recipe is a file in recipes/ with the keys that differ from params.yaml in the last commit. Each
-recipe is applied to that version, so two recipes never add up. The command refuses to overwrite
-uncommitted changes. `git checkout params.yaml` undoes it. Without a name, it only checks every
-section of params.yaml, and that dvc.yaml lists the sections that each stage reads.
+A recipe is a file in recipes/ that lists only the parameters to change. A recipe always changes the
+params.yaml of the last commit, so the values of an earlier recipe do not remain. The command
+refuses to overwrite uncommitted changes. `git checkout params.yaml` undoes the command. Without a
+name, the command only checks every section of params.yaml, and that dvc.yaml lists the sections
+that each stage reads.
 
     python -m tools.recipe [name]
 """
@@ -71,7 +72,7 @@ def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]
 
 
 def check(content: Mapping[str, Any]) -> None:
-    """Raise StageError unless `content` has every section, all values valid, and nothing else."""
+    """Raise StageError unless `content` has exactly the known sections, with valid values."""
     sections = find_sections()
     for name in content:
         if name not in sections:

@@ -1,9 +1,9 @@
 """Train the parameters of the last commit with several seeds, and report how the results vary.
 
-Each seed, as `model.seed` and `train.seed`, is a DVC experiment of that commit. It runs in a
-temporary folder, is kept (`dvc exp show` lists it) and is not trained again. tools.compare compares
-the seeds of two commits if both have them. Prints mean, standard deviation and range of each
-metric, and writes the same to reports/seeds.md.
+Each seed is used as both `model.seed` and `train.seed`, and has its own DVC experiment of that
+commit. An experiment runs in a temporary folder and is kept: `dvc exp show` lists it, and a later
+call does not train it again. If two commits have such experiments, tools.compare compares them.
+Prints mean, standard deviation and range of each metric, and writes the same to reports/seeds.md.
 
     python -m tools.seeds 5 [--per-class]
 """
@@ -33,7 +33,7 @@ def train(seed: int, name: str) -> None:
     for key in ("model.seed", "train.seed"):
         command += ["--set-param", f"{key}={seed}"]
     if subprocess.run(command, check=False).returncode:
-        raise StageError(f"seed {seed} failed for the reason above; the seeds before it are kept")
+        raise StageError(f"seed {seed} failed (see above); results of earlier seeds are kept")
 
 
 def summarise(results: list[Result], per_class: bool) -> str:
@@ -79,8 +79,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if differs_from("HEAD"):
         raise StageError(
-            "the workspace differs from the last commit, and seeds belong to a commit: commit "
-            "first, or undo your changes with `git checkout .`"
+            "the workspace differs from the last commit, but this command trains the last commit: "
+            "commit your changes, or undo them with `git checkout .`"
         )
     commit = resolve_commit("HEAD")
     names = [name_experiment(commit, seed) for seed in range(1, arguments.count + 1)]

@@ -1,8 +1,8 @@
 """Environment variables that make results independent of the processor.
 
-Floating-point libraries choose their kernels by the processor they find, and two kernels round
-differently. `stages/__init__.py` imports this module first, because NumPy and TensorFlow read these
-variables once, when they are loaded.
+Floating-point libraries choose a kernel for the processor that they find, and different kernels
+round differently. `stages/__init__.py` imports this module first, because NumPy and TensorFlow read
+these variables only once, when they are loaded.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     }
 
-# `configure_tensorflow` refuses to work with a TensorFlow that was loaded without the pins.
+# `configure_tensorflow` raises an error if TensorFlow was loaded before these variables were set.
 TENSORFLOW_LOADED_BEFORE_PINS = "tensorflow" in sys.modules
 os.environ.update(PINS)
 

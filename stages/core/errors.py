@@ -8,8 +8,9 @@
     └── CheckError            tools/doctor.py: a check found something wrong
 
 The message of a StageError names the file, key or address, what was expected and what was found.
-The other two never reach the user as exceptions: `download` tries the next source, and `doctor`
-prints the finding. Any other exception is a bug and keeps its traceback.
+SourceError and CheckError never reach the user as exceptions: after a SourceError, `download` tries
+the next source, and `doctor` prints a CheckError. Any other exception is a bug and keeps its
+traceback.
 """
 
 import errno

@@ -29,7 +29,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces `path` at the end of the `with` block.
 
     After an exception in the block, `path` is unchanged and the temporary file is deleted. Raises
-    StageError if the system refuses, because the disk is full or the folder is write-protected.
+    StageError if the file cannot be written, for example because the disk is full.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -40,7 +40,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         where = f": {error.filename}" if error.filename else ""
         raise StageError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
     finally:
-        with suppress(OSError):  # it was renamed, or never created
+        with suppress(OSError):  # the file was renamed, or never created
             part.unlink()
 
 
@@ -48,8 +48,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def open_zip_member(archive: zipfile.ZipFile, name: str, size: int) -> Iterator[Any]:
     """Open an uncompressed member of about `size` bytes for writing.
 
-    Its bytes do not depend on the date, the system or the version of Python. zipfile needs `size`
-    to choose between the plain header and the 64-bit one, which Python 3.11.4 changed.
+    Its bytes do not depend on the date, the system or the version of Python. zipfile uses `size` to
+    choose between the plain header and the 64-bit header. Python 3.11.4 changed the 64-bit header.
     """
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.create_system = 3
@@ -100,7 +100,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index. Floats get the fewest decimals that restore the value."""
+    """Write a table without its index. A float has only as many digits as its value needs."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 

@@ -44,12 +44,12 @@ def measures_ink(path: Path) -> bool:
 def read_split(path: Path) -> tuple[Floats, Floats]:
     """Return the images and labels of a prepared split.
 
-    Both arrays are memory maps: the system reads their parts from disk when they are used, and can
-    drop them again. Raises StageError if the file is missing or damaged, or if it holds anything
-    but a prepared split. The whole file is read once to check this.
+    Both arrays are memory maps: the system reads a part from disk when it is used, and can free the
+    memory again. Raises StageError if the file is missing or damaged, or is not a prepared split.
+    The whole file is read once to check this.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # np.load leaves damaged files open
+        with zipfile.ZipFile(path) as archive:  # np.load does not close a damaged file
             members = [archive.getinfo(f"{name}.npy") for name in ("images", "labels")]
             images, labels = (map_member(path, member) for member in members)
     except FileNotFoundError:
@@ -67,14 +67,14 @@ def read_split(path: Path) -> tuple[Floats, Floats]:
 def map_member(path: Path, member: zipfile.ZipInfo) -> Array:
     """Return a memory map of an array in the `.npz` file at `path`, after checking its CRC-32.
 
-    Raises ValueError for a compressed member, and for an array of Python objects, which is a
-    pickle.
+    Raises ValueError for a compressed member, and for an array of Python objects, because such an
+    array is stored as a pickle.
     """
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
     with path.open("rb") as stream:
         stream.seek(member.header_offset)
-        header = stream.read(30)  # of the zip format; its last two numbers are lengths
+        header = stream.read(30)  # ends with the lengths of the name and of the extra field
         stream.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)
         start = stream.tell()
         version = np.lib.format.read_magic(stream)

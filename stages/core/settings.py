@@ -1,7 +1,7 @@
 """Read one section of `params.yaml` and check its values.
 
-Each stage declares its section as a subclass of `Section` and reads no other. An invalid value
-stops the stage with one line, before it reads or writes any other file.
+Each stage declares its sections as subclasses of `Section`, and reads no other sections. An invalid
+value stops the stage with one line, before the stage reads or writes any other file.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from stages.core.paths import PARAMETERS
 
 
 class Section(BaseModel):
-    """A section of `params.yaml`. It allows no unknown key, no type conversion and no change."""
+    """A section of `params.yaml`. Unknown keys, type conversions and changes are not allowed."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -28,7 +28,7 @@ class Section(BaseModel):
     def read(cls, path: Path = PARAMETERS) -> Self:
         """Return this section of the YAML file at `path`.
 
-        Raises StageError, which names the key, the value and what is allowed, if one is invalid.
+        If a value is invalid, raises StageError with the key, the value and what is allowed.
         """
         return cls.check(read_yaml(path).get(cls.section), path)
 

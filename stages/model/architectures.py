@@ -21,7 +21,7 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     if parameters.architecture != "dense" and remaining_side(parameters, min(shape)) < 1:
         raise StageError(
             f"model.crop is {parameters.crop} and model.filters {parameters.filters}: images of "
-            f"{shape[0]}x{shape[1]} pixels are too small for that; crop less or use fewer "
+            f"{shape[0]}x{shape[1]} pixels are too small for this; crop less or use fewer "
             "convolutions"
         )
     keras.utils.set_random_seed(parameters.seed)
@@ -42,10 +42,10 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
 
 
 def remaining_side(parameters: ModelParameters, side: int) -> int:
-    """Return the output width after all convolutions of an image `side` pixels wide.
+    """Return the width of an image after all convolutions; before them, it is `side` pixels wide.
 
-    A result below 1 means that the image is too small. A convolution without padding removes its
-    kernel size less one; pooling between two groups halves.
+    A result below 1 means that the image is too small. A convolution without padding reduces the
+    width by its kernel size minus 1. Pooling between two groups halves the width.
     """
     first, *rest = parameters.filters
     side -= 2 * parameters.crop
@@ -88,13 +88,13 @@ def branched_outputs(
     """Return the main and the auxiliary output of a network with two branches.
 
     The first group of convolutions exists twice, with kernel sizes 3 and 5. Both see the same
-    image, and their features are concatenated. An auxiliary classifier reads these features, which
-    gives the early layers a short path for their gradient: Szegedy et al., "Going deeper with
-    convolutions", 2015.
+    image, and their features are concatenated. An auxiliary classifier reads these features, so the
+    gradient has a short path to the early layers: Szegedy et al., "Going deeper with convolutions",
+    2015.
     """
     first, *rest = parameters.filters
     images = apply_layers(input_layers(parameters, shape), inputs)
-    # Padding, so that both kernel sizes return feature maps of the same size.
+    # With padding, both kernel sizes return feature maps of the same size.
     branches = [
         apply_layers(
             convolution_group(first, parameters.batch_normalization, width, "same", bool(rest)),
@@ -137,8 +137,9 @@ def convolution_group(
 ) -> Layers:
     """Return a group of convolutions; the last may be followed by pooling.
 
-    `group` holds the number of filters of each, `width` is the kernel size of the first. Pooling
-    comes before normalisation and activation, which then have a quarter of the work.
+    `group` holds the number of filters of each convolution, and `width` is the kernel size of the
+    first one. Pooling comes before normalisation and activation, so that these compute only a
+    quarter of the values.
     """
     layers: Layers = []
     for position, filters in enumerate(group, start=1):

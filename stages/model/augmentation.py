@@ -11,7 +11,7 @@ def augment(images: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> t
     """Return `images` (n, height, width), each rotated, zoomed and shifted by random amounts.
 
     Each amount is uniform between minus and plus the value in `augmentation`; the two axes are
-    zoomed independently. The amounts depend on `seed`, two int64, and nothing else. Images are
+    zoomed independently. The amounts depend only on `seed`, which is two int64. Images are
     transformed around their centre with bilinear interpolation; pixels from outside the image are
     0.
     """

@@ -22,7 +22,7 @@ Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classe
 def count_steps(images: int, parameters: TrainParameters) -> int:
     """Return the number of steps in an epoch over a training set of `images` images.
 
-    A last batch with fewer images than replicas is left out.
+    If the last batch has fewer images than there are replicas, it is left out.
     """
     steps, rest = divmod(images, parameters.batch_size)
     return steps + (rest >= parameters.replicas)
@@ -76,10 +76,11 @@ def read_batches(
     read: Callable[[np.int64], Split],
     change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
 ) -> tf.data.Dataset:
-    """Return a dataset with a batch for each number, read ahead of its use.
+    """Return a dataset with one batch for each number. Batches are read before they are needed.
 
-    `read` returns the images and labels of a number, and `change` the changed images. A network
-    with two outputs gets the labels for both, by name.
+    `read` returns the images and labels for a number. `change` takes the number and these images,
+    and returns the images for the network. A network with two outputs gets the labels for both, by
+    name.
     """
 
     def load(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]:
@@ -90,7 +91,7 @@ def read_batches(
         labels = dict.fromkeys((MAIN, AUXILIARY), labels) if two_outputs else labels
         return change(number, images), labels
 
-    # Nothing here is left to tune, and tf.data's tuner can delay the end of an epoch by seconds.
+    # There is nothing to tune here, and tf.data's tuner can delay the end of an epoch by seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
     # There is no Python control flow to convert, and AutoGraph is slow.

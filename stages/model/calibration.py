@@ -13,7 +13,7 @@ from stages.model.parallel import DataParallel
 def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> float:
     """Return the mean loss of `probabilities` for one-hot `labels`, both (n, classes).
 
-    The loss is the one that the model's file names, of the main output and without label smoothing.
+    The model's file names the loss. It is computed for the main output, without label smoothing.
     """
     loss = model.loss[MAIN] if has_two_outputs(model) else model.loss
     losses = np.asarray(keras.losses.get(loss)(labels, probabilities))

@@ -1,7 +1,7 @@
-"""Save a training after each epoch, so that an interrupted run can go on and end in the same bytes.
+"""Save a training after each epoch, so that the next run can resume it and give the same bytes.
 
-The checkpoint is the file data/checkpoint/checkpoint.npz. It says what the training depends on:
-only a run that depends on the same resumes from it.
+The checkpoint is the file data/checkpoint/checkpoint.npz. It records everything that the training
+depends on. A run resumes from the checkpoint only if all of this is the same.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
 from stages.model.architectures import MAIN
 from stages.model.settings import ModelParameters, TrainParameters
 
-Origin = dict[str, str]  # what a training depends on: names, and values or hashes
+Origin = dict[str, str]  # everything that a training depends on: a value or a hash, by name
 Row = dict[str, float]  # the loss, metrics and learning rate of an epoch
 
 PACKAGE = Path(__file__).parents[1]  # the folder `stages`
@@ -38,10 +38,10 @@ COUNTERS = ("best", "best_epoch", "cooldown_counter", "stopped_epoch", "wait")
 class State:
     """A training between two epochs, or before the first."""
 
-    rows: list[list[Row]] = field(default_factory=list)  # of each member; the last one is training
+    rows: list[list[Row]] = field(default_factory=list)  # of each member that has been started
     chosen: list[int] = field(default_factory=list)  # the epoch whose weights each member ends with
     finished: list[list[Array]] = field(default_factory=list)  # the weights of each finished member
-    # The rest is of the member in training.
+    # The fields below describe the member that is being trained.
     weights: list[Array] = field(default_factory=list)
     optimizer: list[Array] = field(default_factory=list)
     best_weights: list[Array] = field(default_factory=list)  # kept by early stopping
@@ -49,7 +49,7 @@ class State:
     stopped: bool = False  # early stopping has ended the training
 
     def finish_member(self, weights: list[Array]) -> None:
-        """Keep the weights of the member that was in training, and forget the rest of it."""
+        """Keep the final weights of the trained member, and clear its other fields."""
         self.finished.append(weights)
         self.weights, self.optimizer, self.best_weights = [], [], []
         self.stopped = False
@@ -64,7 +64,7 @@ class SaveState(keras.callbacks.Callback):
         callbacks: list[keras.callbacks.Callback],
         save: Callable[[State], object],
     ) -> None:
-        """Keep `state` up to date and pass it to `save`; `callbacks` are those with counters."""
+        """Update `state` and pass it to `save`. `callbacks` are those whose counters are saved."""
         super().__init__()
         self.state, self.callbacks, self.save = state, callbacks, save
 
@@ -83,8 +83,8 @@ class SaveState(keras.callbacks.Callback):
                 callback.best_weights = self.state.best_weights
 
     def on_epoch_end(self, epoch: int, logs: Row) -> None:
-        """Save the state, unless the loss is no longer finite."""
-        # Metrics are of the main output, so they need no prefix.
+        """Save the state, unless the loss or a metric is NaN or infinite."""
+        # Only the main output has metrics, so their names need no prefix.
         row = {re.sub(f"{MAIN}_(?!loss)", "", name): float(value) for name, value in logs.items()}
         self.state.rows[-1].append(row)
         if not np.isfinite(list(row.values())).all():
@@ -107,8 +107,9 @@ class SaveState(keras.callbacks.Callback):
 def describe_origin(model: ModelParameters, train: TrainParameters) -> Origin:
     """Return everything that the result of a training depends on.
 
-    Prepared data is described by the checksums in the `.npz` files. Processors with AVX2 give the
-    same bytes and count as one; every other processor is described by its model.
+    Prepared data is described by the checksums in the `.npz` files. Processors with AVX2 and FMA
+    give the same bytes, so they all have the same description. Any other processor is described by
+    its model.
     """
     scripts = [PACKAGE / "__init__.py", PACKAGE / "train.py"]
     origin = {
@@ -145,7 +146,7 @@ def describe_processor() -> str:
 
 
 def find_differences(ours: Origin, theirs: Origin) -> str:
-    """Return the names of what differs between two origins, or an empty text."""
+    """Return the names of the entries that differ between two origins, or an empty string."""
     return ", ".join(sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name)))
 
 
@@ -172,7 +173,7 @@ def pack(origin: Origin, state: State) -> bytes:
 
 
 def unpack(content: bytes) -> tuple[Origin, State]:
-    """Return the origin and the state in a checkpoint. Many exceptions mean a damaged one."""
+    """Return the origin and the state in a checkpoint. A damaged one can raise any exception."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         rest = json.loads(archive["json"].tobytes())
 
@@ -199,9 +200,9 @@ def save(origin: Origin, state: State) -> None:
 
 
 def load(origin: Origin) -> State:
-    """Return the state in the checkpoint if it has this origin, and else that before training.
+    """Return the state in the checkpoint. Without a checkpoint of this origin, return a new state.
 
-    Says why a checkpoint is not used.
+    If there is a checkpoint that cannot be used, prints the reason.
     """
     try:
         found, state = unpack(CHECKPOINT.read_bytes())

@@ -6,7 +6,7 @@ import keras
 
 
 def average_members(members: list[keras.Model]) -> keras.Model:
-    """Return a network whose probabilities are the means of its members'.
+    """Return a network whose probabilities are the means of the members' probabilities.
 
     A single member is returned as it is.
     """
@@ -34,5 +34,5 @@ def average_over_shifts(model: keras.Model) -> keras.Model:
 
 
 def average_outputs(outputs: list[Any]) -> Any:
-    """Return the mean of several networks' outputs, one by one if there are two each."""
+    """Return the mean of several networks' outputs, or two means if each has two outputs."""
     return keras.tree.map_structure(lambda *each: keras.layers.Average()(each), *outputs)

@@ -37,7 +37,7 @@ def make_learning_rate(
             drops = range(1, -(-parameters.epochs // schedule.every))
             if not drops:
                 return rate
-            # Steps count from 0, and the rate changes after the step that the boundary names.
+            # Steps count from 0, and a boundary is the last step before the rate changes.
             boundaries = [drop * schedule.every * steps - 1 for drop in drops]
             rates = [rate * schedule.factor**drop for drop in (0, *drops)]
             return schedules.PiecewiseConstantDecay(boundaries, rates)
@@ -59,9 +59,9 @@ class RecordLearningRate(keras.callbacks.Callback):
     """Add the learning rate of the last step to the logs of each epoch."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:  # noqa: ARG002  # Keras's signature
-        """Evaluate the schedule at the step before the next one."""
+        """Evaluate the schedule at the last step; `iterations` is the number of the next one."""
         optimizer = self.model.optimizer
-        rate = optimizer._learning_rate  # the public property is that of the next step
+        rate = optimizer._learning_rate  # the public property is the rate of the next step
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = rate(optimizer.iterations - 1)
         logs["learning_rate"] = float(rate)
@@ -71,7 +71,7 @@ class Muon(keras.optimizers.Muon):
     """Keras's Muon, extended to the kernels of convolutions and portable across processors.
 
     Muon replaces the momentum of each weight matrix with the nearest orthogonal matrix and takes a
-    step along it. Keras does so for dense kernels only. The kernel of a convolution is a matrix
+    step along it. Keras does this only for dense kernels. The kernel of a convolution is a matrix
     too: from its inputs (height, width and channels together) to its filters. See K. Jordan et al.,
     "Muon", 2024, https://kellerjordan.github.io/posts/muon/. Classifiers, biases and normalisation
     use Adam.
@@ -84,7 +84,7 @@ class Muon(keras.optimizers.Muon):
         """Return the kernel `x` as a matrix whose singular values are all near 1."""
         matrix = tf.reshape(x, (-1, x.shape[-1]))
         rows, columns = matrix.shape
-        # Zeros do not change the result; portable.PortableDense says why full blocks matter.
+        # Zeros do not change the result. portable.PortableDense explains why full blocks matter.
         padded = tf.pad(matrix, [[0, -rows % ROWS], [0, -columns % ROWS]])
         orthogonal = super().zeropower_via_newtonschulz5(padded, steps)
         return tf.reshape(orthogonal[:rows, :columns], x.shape)

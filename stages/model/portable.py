@@ -15,8 +15,8 @@ def make_portable(
 ) -> DataParallel:
     """Return a copy of `model`, with the same weights, that computes the same bytes everywhere.
 
-    Train and predict with the copy, which splits each batch over `replicas`. Save the original:
-    its standard layers open in plain Keras.
+    Train and predict with the copy, which splits each batch into `replicas` parts. Save the
+    original: plain Keras can open its standard layers.
     """
     network = keras.models.clone_model(model, clone_function=make_portable_layer, recursive=True)
     network.set_weights(model.get_weights())
@@ -28,7 +28,7 @@ def make_portable(
 
 
 def draw_by_step(generator: keras.random.SeedGenerator) -> None:
-    """Make the random numbers of a layer depend on its seed, the step and the replica alone.
+    """Make the random numbers of a layer depend only on its seed, the step and the replica.
 
     Keras's generator counts its calls instead. Its count depends on which replicas a worker
     computes, and a resumed training would have to restore it.
@@ -69,7 +69,7 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
         training: bool = False,
         mask: None = None,  # noqa: ARG002  # Keras's signature
     ) -> tf.Tensor:
-        """Return `inputs` normalised by the batch in training, else by the moving averages."""
+        """Return `inputs`, normalised by the batch or, outside training, by the moving averages."""
         if training and self.trainable:
             mean, variance = keras.ops.moments(inputs, self._reduction_axes)
             step = traced_step()

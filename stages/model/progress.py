@@ -15,7 +15,7 @@ Logs = dict[str, float]
 
 
 def make_progress(member: str, epochs: int) -> list[keras.callbacks.Callback]:
-    """Return the callbacks that show the progress of a member, whose name may be empty."""
+    """Return the callbacks that show the training. `member` is empty if there is only one."""
     callbacks: list[keras.callbacks.Callback] = [ShowProgress(member, epochs)]
     folder = os.environ.get("TENSORBOARD_LOGDIR")
     if folder and importlib.util.find_spec("tensorboard") is None:
@@ -26,16 +26,16 @@ def make_progress(member: str, epochs: int) -> list[keras.callbacks.Callback]:
 
 
 class ShowProgress(keras.callbacks.Callback):
-    """Show a bar for each epoch on a terminal, and elsewhere print a line for each epoch."""
+    """Show a progress bar for each epoch on a terminal; elsewhere, print a line for each epoch."""
 
     def __init__(self, member: str, epochs: int) -> None:
-        """Name the member of an ensemble, if there are several, and the number of epochs."""
+        """Show `member`, the name of an ensemble's member or "", and the number of `epochs`."""
         super().__init__()
         self.member, self.epochs = member, epochs
         self.bar: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:  # noqa: ARG002
-        """Start the bar."""
+        """Start the progress bar."""
         name = f"{self.member}, " if self.member else ""
         self.title, self.start = f"{name}epoch {epoch + 1} of {self.epochs}", time.monotonic()
         if sys.stdout.isatty():
@@ -43,7 +43,7 @@ class ShowProgress(keras.callbacks.Callback):
             self.bar = tqdm(total=steps, desc=self.title, unit=" batches", file=sys.stdout)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:  # noqa: ARG002
-        """Move the bar."""
+        """Update the progress bar."""
         if self.bar is not None:
             self.bar.update()
 
@@ -66,7 +66,7 @@ class WriteTensorBoard(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(folder))
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Write one epoch, which counts from 1."""
+        """Write the values of one epoch. In TensorBoard, the first epoch has number 1."""
         with self.writer.as_default(epoch + 1):
             for name, value in logs.items():
                 tf.summary.scalar(name, value)

@@ -12,8 +12,8 @@ from stages.core.errors import StageError
 def load_tensorflow() -> None:
     """Import TensorFlow without the notices that it writes to standard error while it loads.
 
-    They come from C++ code that runs before any setting can turn them off: for example, that oneDNN
-    is on. Everything else that is written meanwhile is shown.
+    An example is the notice that oneDNN is on. The notices come from C++ code that runs before any
+    setting can turn them off. Everything else that TensorFlow writes while it loads is shown.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -33,11 +33,12 @@ def load_tensorflow() -> None:
 def configure_tensorflow(threads: int) -> None:
     """Make every later operation deterministic, and run up to `threads` operations at a time.
 
-    Each operation runs in one thread: if it were split over several, it would add numbers in an
-    order that depends on how many there are. `parallel.DataParallel` runs several operations side
-    by side instead. Call this before any other use of TensorFlow.
+    Each operation runs in one thread. An operation in several threads would add numbers in an order
+    that depends on the number of threads. Instead, `parallel.DataParallel` runs several operations
+    at the same time. Call this function before any other use of TensorFlow.
 
-    Raises StageError if TensorFlow was loaded before the variables that it reads were set.
+    Raises StageError if TensorFlow was loaded before the environment variables that it reads were
+    set.
     """
     changed = [name for name, value in environment.PINS.items() if os.environ.get(name) != value]
     if changed or environment.TENSORFLOW_LOADED_BEFORE_PINS:

@@ -1,6 +1,6 @@
 """The sections `model` and `train` of params.yaml: the network and its training.
 
-They are in a module of their own so that they can be checked without loading TensorFlow.
+They are in a separate module, so that they can be checked without loading TensorFlow.
 """
 
 from typing import Annotated, ClassVar, Literal, Self

@@ -14,14 +14,14 @@ from stages.model.architectures import AUXILIARY, MAIN, has_two_outputs
 
 MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # of a `.keras` file
 
-# Modules whose classes a configuration may name, and names that Keras handles by itself.
+# A model's configuration may name only classes of these modules.
 MODULES = {"keras", "keras.layers", "keras.initializers", "keras.optimizers"} | {
     "keras.regularizers",
     "keras.constraints",
     "keras.src.models.functional",
     "keras.src.models.sequential",
 }
-TENSOR = "__keras_tensor__"
+TENSOR = "__keras_tensor__"  # stands for a tensor in a configuration; it is not a class
 # Classes of these modules that run code from the file, import other libraries or read other files.
 UNSAFE = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"} | {
     "StringLookup",
@@ -34,7 +34,8 @@ def save(model: keras.Model, loss: str, path: Path) -> None:
     """Write `model` and the loss it was trained with as a `.keras` file.
 
     Keras writes the date into the file, and memory addresses that show which layers share weights.
-    To write the same bytes every time, the dates are left out and the addresses are numbered.
+    So that the bytes are the same every time, this function leaves out the date and replaces the
+    addresses with the numbers 1, 2 and so on.
     """
     addresses: dict[int, int] = {}
 
@@ -89,8 +90,8 @@ def load(path: Path) -> keras.Model:
 def reject_unsafe_class(entry: dict[str, Any]) -> dict[str, Any]:
     """Raise ValueError if an object in a model's configuration could run code; else return it.
 
-    Only Keras's own layers and their settings are allowed, without those that carry code (Lambda),
-    unpickle it (TorchModuleWrapper) or read other files. Keras's safe mode is a second check.
+    Only Keras's own layers and their settings are allowed, except those that carry code (Lambda),
+    unpickle code (TorchModuleWrapper) or read other files. Keras's safe mode is a second check.
     """
     name = entry.get("class_name", TENSOR)
     module = entry.get("module")

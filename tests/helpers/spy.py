@@ -31,7 +31,7 @@ def watch_files(event, arguments):
 
 
 def watch_sections(section_class):
-    """Return a list; each section that is read from params.yaml from now on adds its name to it."""
+    """Return a list. When a section of params.yaml is read later, its name is added to the list."""
     names = []
     read = section_class.read.__func__
 
@@ -66,7 +66,7 @@ def main(stage):
     runpy.run_module(stage, run_name="__main__", alter_sys=True)
 
     modules = loaded_modules() | {stage.replace(".", "/") + ".py"}
-    # A stage that reads params.yaml other than by a section could use keys of any section.
+    # A stage that reads params.yaml without a Section could use keys of any section.
     other_reads = READS.pop("params.yaml", 0) - len(sections)
     files = {
         name

@@ -1,7 +1,7 @@
 """Measure accuracy over seeds, speed and memory, and write the tables of docs/benchmark.md.
 
 Every training is a separate process in a fresh copy of the project, one at a time: seed 1 of every
-recipe, then seed 2 of every recipe, so that a machine that slows down affects all of them alike.
+recipe, then seed 2 of every recipe. So if the machine slows down, it affects all recipes equally.
 Each result is appended to reports/benchmark.jsonl at once, so an interrupted run continues where it
 stopped. A result is measured again if code, parameters, libraries or machine have changed since;
 delete that file to measure everything again. Writes the tables to reports/benchmark.md and the plot
@@ -98,7 +98,8 @@ class Trial:
 def copy_project(parameters: str) -> Iterator[Path]:
     """Yield a copy of the working tree, with uncommitted changes and with these parameters.
 
-    Its only data is the raw data. Its DVC has an empty cache and measures each stage.
+    The copy has no data except the raw data, and DVC's cache is empty. Its dvc.yaml measures each
+    stage.
     """
     listing = ["git", "ls-files", "-z"]
     listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
@@ -121,9 +122,10 @@ def copy_project(parameters: str) -> Iterator[Path]:
 
 
 def run_timed(project: Path, name: str, *command: str) -> dict[str, Result]:
-    """Run a command in the copy; return by name all that was recorded, and its own time as `name`.
+    """Run a command in the copy of the project, and return all its measurements by name.
 
-    The environment is the user's, without the variables that the project sets.
+    The measurement of the command itself has the name `name`. The environment is the user's,
+    without the variables that the project sets.
     """
     record = project / RECORD
     record.unlink(missing_ok=True)
@@ -223,9 +225,10 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
 def measure_trials(
     wanted: list[Trial], seeds: int, machine: Mapping[str, Any], records: Path
 ) -> Results:
-    """Measure each trial with each seed, unless `records` already has the result; append to it.
+    """Measure each trial with each seed, and append each result to the file `records`.
 
-    Returns the results by part and name, one for each seed, with the commit that was measured.
+    If `records` already has a result, it is not measured again. Returns the results by part and
+    name, one for each seed, with the commit that was measured.
     """
     known = {}
     if records.exists():

@@ -34,7 +34,7 @@ def main() -> None:
     augmentation = TrainParameters.read().augmentation
     images, labels = idx.read(RAW / TRAIN_IMAGES, 3), idx.read(RAW / TRAIN_LABELS, 1)
     with (folder / TRAIN_IMAGES).open("wb") as file:
-        # The header of an empty array, with the number of images that follow.
+        # IDX's header: its first four bytes name the type, and the shape follows.
         file.write(idx.dump(images[:0])[:4])
         file.write(struct.pack(">3I", factor * len(images), *images.shape[1:]))
         file.write(images.tobytes())

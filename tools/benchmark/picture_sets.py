@@ -130,7 +130,7 @@ def crop(image: Bytes, _: Random) -> PillowImage:
 
 
 def thicken(image: Bytes, random: Random) -> PillowImage:
-    """Return the digit in a pen that is 1 to 1.75 of MNIST's pixels thicker."""
+    """Return the digit with strokes that are 1 to 1.75 pixels thicker, in pixels of 28x28."""
     width = 2 * int(random.integers(6, 11)) + 1
     return Image.fromarray(ndimage.maximum_filter(np.pad(enlarge_crisp(image), 24), width))
 
@@ -143,7 +143,7 @@ def thin(image: Bytes, _: Random) -> PillowImage:
 
 
 def add_noise(image: Bytes, random: Random) -> PillowImage:
-    """Return the digit in grey on grey, with noise of a sixth of their difference."""
+    """Return the digit in grey on grey. The noise is a sixth of the difference of the two greys."""
     levels = 40 + 0.7 * np.asarray(enlarge(image, 6), float)
     return Image.fromarray(np.uint8((levels + random.normal(0, 30, levels.shape)).clip(0, 255)))
 
@@ -184,7 +184,7 @@ def make_transparent(image: Bytes, random: Random) -> PillowImage:
 
 
 def photograph(image: Bytes, random: Random) -> PillowImage:
-    """Return blue ink on cream paper: turned, slanted, blurred, grainy, lit from one side."""
+    """Return a photo of blue ink on cream paper, turned, slanted, blurred, grainy, lit unevenly."""
     page = place(Image.fromarray(enlarge_crisp(image)), random)
     turned = page.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
     width, height = turned.size
@@ -205,7 +205,7 @@ def photograph(image: Bytes, random: Random) -> PillowImage:
 
 
 def photograph_with_shadow(image: Bytes, random: Random) -> PillowImage:
-    """Return such a photo with a straight, hard shadow across it."""
+    """Return the result of `photograph` with a straight, hard shadow across it."""
     colours = np.asarray(photograph(image, random), float)
     y, x = np.mgrid[-1 : 1 : colours.shape[0] * 1j, -1 : 1 : colours.shape[1] * 1j]
     angle = random.uniform(0, 2 * np.pi)

@@ -4,10 +4,10 @@ page           the script of the course page: one hidden layer of 128 units, bat
 mnist_convnet  https://keras.io/examples/vision/mnist_convnet/: two convolutions, batches of 128,
                15 epochs
 
-Both use the published hyperparameters and a fixed seed; TensorFlow chooses its threads and kernels.
-The project's packages would fix both, so this script imports none of them and reads the IDX files
-itself. It appends the seconds of `fit`, the number of images seen in all epochs, and the accuracy
-on the test set to RECORD, a file of JSON lines.
+Both scripts use the published hyperparameters and a fixed seed. TensorFlow chooses its threads and
+kernels. An import of `stages` would fix the threads and kernels, so this script does not import it
+and reads the IDX files itself. It appends the seconds of `fit`, the number of images seen in all
+epochs, and the accuracy on the test set to RECORD, a file of JSON lines.
 
     python tools/benchmark/references.py {page,mnist_convnet} RAW SEED RECORD
 """
@@ -116,7 +116,7 @@ def run_mnist_convnet(raw: Path, seed: int) -> Result:
     model.fit(x_train, y_train, batch_size=128, epochs=15, validation_split=0.1)
     seconds = time.perf_counter() - start
     _, accuracy = model.evaluate(x_test, y_test, verbose=0)
-    # Keras holds out the rest for validation.
+    # Keras holds out the other 10 % for validation.
     return {"seconds": seconds, "images": 15 * int(len(x_train) * 0.9), "accuracy": accuracy}
 
 

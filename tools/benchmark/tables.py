@@ -38,7 +38,7 @@ def take_median(results: list[Result], *keys: str) -> float:
 
 
 def format_table(rows: list[Row]) -> str:
-    """Return a Markdown table, with its last line end."""
+    """Return a Markdown table that ends with a line end."""
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
@@ -110,7 +110,7 @@ def tabulate_stages(results: Results) -> str:
 
 
 def tabulate_costs(results: Results) -> str:
-    """Return what a run costs besides training, each value with its goal."""
+    """Return a table of the costs of a run besides training, each with its goal."""
     default, page = (results["recipes"].get(name) for name in ("default", "page"))
     if not default:
         return ""
@@ -193,7 +193,7 @@ def find_best_line(found: dict[str, list[Result]], *keys: str) -> tuple[list[flo
 
 
 def plot_growth(results: Results) -> Figure:
-    """Plot time with the best lines dashed, and memory, by the size of the training set."""
+    """Plot time and memory by the size of the training set. The best lines are dashed."""
     found = results["growth"]
     thousands = [by_seed[0]["images"] / 1000 for by_seed in found.values()]
     figure = Figure(figsize=(8.4, 3.6))

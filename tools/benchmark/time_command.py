@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-INTERVAL = 0.02  # seconds between two looks at the memory
+INTERVAL = 0.02  # seconds between two measurements of the memory
 
 
 def append_record(record: Path, name: str, **values: Any) -> None:
@@ -67,7 +67,7 @@ def main() -> None:
         Path(record),
         name,
         seconds=time.perf_counter() - start,
-        # Linux counts kibibytes, macOS bytes.
+        # The unit is the kibibyte on Linux, and the byte on macOS.
         mebibytes=usage.ru_maxrss / (1024 if sys.platform == "linux" else 2**20),
         anonymous=memory.stop(),
     )

@@ -17,7 +17,7 @@ from tools.benchmark.time_command import append_record
 
 
 def main() -> None:
-    """Replace the function that trains by one that also measures, and run the stage."""
+    """Replace `train_members` with a function that also measures its time, and run the stage."""
     # Not at the top, because TensorFlow takes seconds to load.
     from stages.model import training
 

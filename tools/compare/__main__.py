@@ -1,13 +1,15 @@
 """Compare two revisions, and test whether their accuracies differ significantly.
 
-A revision is a branch, tag, commit or experiment, or `workspace`, the files as they are now. The
+A revision is a branch, tag, commit, experiment or `workspace` (the files as they are now). The
 command reads results from git and DVC's cache; it trains nothing. It prints the verdict, the
 parameters and metrics that differ, and the test images that were fixed or broken. The same text
 goes to reports/compare.md, for a pull request. reports/compare.html is one file that also shows the
 images. If tools.seeds trained both revisions with several seeds, the verdict compares the seeds.
 
-Exit code 1: the second revision is significantly less accurate, or by more than --max-drop.
-Exit code 2: the two cannot be compared, or the results of one do not match its code and parameters.
+Exit code 1: the second revision is significantly less accurate, or less accurate by more than
+--max-drop.
+Exit code 2: the two revisions cannot be compared, or the results of one do not belong to its code
+and parameters.
 
     python -m tools.compare main [workspace] [--max-drop 0.001] [--per-class]
 """
@@ -45,8 +47,8 @@ from tools.compare.significance import (
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
-LISTED = 10  # fixed images in the Markdown report, and as many broken ones
-SHOWN = 100  # the same for the HTML report
+LISTED = 10  # most fixed images in the Markdown report, and most broken ones
+SHOWN = 100  # most fixed images in the HTML report, and most broken ones
 
 HIGHER_IS_BETTER = ("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1")
 LOWER_IS_BETTER = ("loss",)
@@ -54,7 +56,7 @@ LOWER_IS_BETTER = ("loss",)
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter or a metric before and after, as text with all digits."""
+    """A parameter or a metric before and after, as text with all its decimals."""
 
     name: str
     before: str
@@ -108,7 +110,7 @@ def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
         old, new = (f"{len(side.predictions)} images of '{side.title}'" for side in (base, head))
         raise StageError(
             f"{base.name} and {head.name} have different test sets, so their predictions cannot be "
-            f"paired: {old}, and {new if new != old else 'as many others with the same title'}"
+            f"paired: {old}, and {new if new != old else 'the same number of other images'}"
         )
     table = base.predictions.merge(head.predictions, on=columns, suffixes=("_before", "_after"))
     for side in ("before", "after"):
@@ -153,7 +155,10 @@ def count_by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, An
 def list_images(
     table: pd.DataFrame, wrong: str, images: Floats | None, ink: bool
 ) -> list[dict[str, Any]]:
-    """Return the rows of `table`, the most confident mistakes of the `wrong` side first."""
+    """Return the rows of `table`, sorted by the confidence of the mistakes, the highest first.
+
+    `wrong` is `before` or `after`: the side whose predictions are the mistakes.
+    """
     ordered = table.sort_values([f"confidence_{wrong}", "index"], ascending=[False, True])
     rows: list[dict[str, Any]] = ordered.to_dict("records")  # type: ignore[assignment]
     for row in rows[:SHOWN]:
@@ -197,12 +202,12 @@ def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
 
 
 def escape(text: str) -> str:
-    """Return text that Markdown shows as it is, also in a table."""
+    """Return `text` escaped, so that Markdown shows it unchanged, also in a table."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def shorten(number: str, sign: str = "") -> str:
-    """Return a number with six decimals. Whole numbers and other text stay as they are."""
+    """Return a number with six decimals. Whole numbers and other text are returned unchanged."""
     if not re.search(r"\d[.e]", number):
         return number
     value = float(number)
@@ -267,7 +272,7 @@ def format_tables(report: Mapping[str, Any], per_class: bool) -> dict[str, str]:
 
 
 def render(report: Mapping[str, Any], kind: str) -> str:
-    """Return the report as text of a `kind`, md or html."""
+    """Return the text of the report. `kind` is its format, md or html."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html.jinja"]),
@@ -298,12 +303,12 @@ def parse_fraction(text: str) -> float:
 
 
 def main() -> None:
-    """Compare, report, and exit with a code that gives the verdict."""
+    """Compare two revisions, write both reports, and exit with the code of the verdict."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", help="the revision to compare with")
     parser.add_argument("head", nargs="?", default=WORKSPACE, help=f"default: {WORKSPACE}")
     parser.add_argument(
-        "--max-drop", type=parse_fraction, default=1.0, help="fail if accuracy falls by more"
+        "--max-drop", type=parse_fraction, default=1.0, help="fail if accuracy drops by more"
     )
     parser.add_argument(
         "--per-class",
@@ -323,7 +328,7 @@ def main() -> None:
     text = render(report | format_tables(report, arguments.per_class), "md") + "\n"
     write_text(markdown, text)
     write_text(page, render(report, "html"))
-    extra = "the images" if report["with_images"] else "all classes and digits"
+    extra = "the images" if report["with_images"] else "all classes and decimals"
     print(f"{text}\nThis text is in {markdown}, and with {extra} in {page}.")
     if report["stale"]:
         sys.exit(2)

@@ -54,7 +54,7 @@ class Result:
     test_files: list[str | None]  # SHA-256 of the raw test images and labels
     validation: str | None  # MD5 of the validation set
     inputs: dict[str, str]  # MD5, by path, of code and other files that no stage wrote
-    stale: list[str]  # how dvc.lock disagrees with the code, parameters and results
+    stale: list[str]  # where code, parameters and results differ from dvc.lock
 
 
 def run_git(*arguments: str) -> str:
@@ -113,7 +113,7 @@ def open_revision(commit: str | None) -> Iterator[Path]:
 def copy_file(commit: str | None, path: Path, target: Path) -> None:
     """Copy a file of a revision from git, DVC's cache or its remote, if one of them has it.
 
-    DVC's own `get_file` would link the copy to the cache, so this function copies a stream.
+    DVC's own `get_file` would make a link to the cache, so this function copies a stream.
     """
     with (
         suppress(OSError, DvcException),
@@ -172,10 +172,10 @@ def read_commit(name: str, commit: str | None) -> Result:
 
 
 def read_provenance(lock: Lock) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Return the MD5 of the stages' outputs, that of their inputs, and how `lock` is out of date.
+    """Return the MD5 of outputs, the MD5 of inputs, and notes on what differs from `lock`.
 
-    Inputs are the files and folders that a stage read and no stage wrote. Each difference between
-    dvc.lock and the files in the current folder is listed once.
+    Inputs are the files and folders that a stage read and no stage wrote. A note describes one
+    difference between dvc.lock and the files in the current folder.
     """
     try:
         written, read = (
@@ -200,7 +200,7 @@ def check_metrics(content: Any) -> dict[str, float]:
             or not math.isfinite(value)
         ):
             raise StageError(f"{METRICS}: expected a finite number for {key}, found {value!r}")
-    # Older revisions also have per-class scores here. They follow from the predictions.
+    # Older revisions also have per-class scores here. The predictions give the same scores.
     return {key: value for key, value in metrics.items() if not key.startswith("test.per_class.")}
 
 
@@ -234,8 +234,8 @@ def check_agreement(metrics: Mapping[str, float], predictions: pd.DataFrame) -> 
 def read_test_images(result: Result) -> Floats | None:
     """Return the test images (n, height, width) in [0, 1], or None if they are not in the cache.
 
-    Also returns None if they are damaged or do not match the predictions. A comparison works
-    without them.
+    Also returns None if the images are damaged or do not match the predictions. A comparison works
+    without images.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / TEST.name
@@ -268,9 +268,10 @@ def list_experiments(commit: str) -> dict[str, str]:
 
 
 def read_seeds(result: Result) -> list[Result]:
-    """Return the results of the same parameters with other seeds, as tools.seeds trained them.
+    """Return the results of all runs in which tools.seeds trained this revision.
 
-    The workspace has those of the last commit, unless it differs from it.
+    For the workspace, these are the runs of the last commit. If a file in the workspace differs
+    from the last commit, the list is empty.
     """
     if result.commit is None and differs_from("HEAD"):
         return []
@@ -285,12 +286,12 @@ def differs_from(commit: str) -> bool:
 
 
 def list_changed_inputs(base: Result, head: Result) -> list[str]:
-    """Return the files, such as code, that the two results were computed with and that differ."""
+    """Return the inputs, such as files with code, that differ between the two results."""
     both = base.inputs | head.inputs
     changed = [path for path in sorted(both) if base.inputs.get(path) != head.inputs.get(path)]
     if not changed:
         return []
-    # dvc.lock has one hash for a folder. git knows which of its files differ, if it tracks them.
+    # dvc.lock has one hash for a folder. git can tell which of the folder's tracked files differ.
     commits = [side.commit for side in (base, head) if side.commit]
     files = run_git("diff", "--name-only", *commits, "--", *changed).splitlines()
     untracked = [

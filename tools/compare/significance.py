@@ -13,9 +13,9 @@ class Verdict:
     """How the accuracy changed, and how strong the evidence is."""
 
     drop: float  # the loss of accuracy; negative for a gain
-    p_value: float  # probability of a difference this large if there were no real one
+    p_value: float  # probability of a difference this large if there were no real difference
     evidence: str
-    max_drop: float  # a larger drop counts as worse, whatever the p-value
+    max_drop: float  # a larger drop counts as worse, even if it is not significant
 
     @property
     def direction(self) -> str:
@@ -29,7 +29,7 @@ class Verdict:
     def summary(self) -> str:
         """Return the direction as a phrase."""
         if self.drop > self.max_drop:
-            return f"Worse by {self.drop:.6f}, and {self.max_drop} is allowed"
+            return f"Worse by {self.drop:.6f}, but only {self.max_drop} is allowed"
         return {
             "better": "Significantly better",
             "same": "No evidence of a difference",
@@ -41,8 +41,8 @@ def compute_p_value(fixed: int, broken: int) -> float:
     """Return the p-value of McNemar's exact test (1947).
 
     Images that both networks classify correctly, or both incorrectly, say nothing about a
-    difference. If there were none, each other image would be fixed or broken with equal
-    probability, as in the toss of a coin.
+    difference. If there were no difference, each of the other images would be fixed or broken with
+    equal probability, as in the toss of a coin.
     """
     return float(binomtest(broken, fixed + broken).pvalue) if fixed + broken else 1.0
 
@@ -88,7 +88,7 @@ def compare_seeds(before: list[float], after: list[float], max_drop: float) -> V
     # Without any spread, t would be 0/0 or infinite.
     p_value = float(ttest_ind(before, after, equal_var=False).pvalue) if any(spread) else old == new
     return Verdict(
-        drop=round(old - new, 12),  # beyond that, a mean holds rounding errors
+        drop=round(old - new, 12),  # the digits of a mean after the 12th are rounding errors
         p_value=p_value,
         evidence=f"mean accuracy {old:.3%} ± {spread[0]:.3%} over {len(before)} seeds before, "
         f"{new:.3%} ± {spread[1]:.3%} over {len(after)} after (Welch's t-test, p = {p_value:.2g})",

@@ -13,7 +13,7 @@ different. With --strict, `equivalent` fails too.
 With --lock, runs no stage and only checks that dvc.lock belongs to the code, the parameters and
 the small outputs in the commit. That takes about two seconds.
 
-    python -m tools.verify [--strict] [--perturb] [--lock]
+    python -m tools.verify [--strict] [--perturb] [--workers N] [--lock]
 """
 
 import argparse
@@ -40,11 +40,13 @@ from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, r
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
 
-SAME_BYTES = "Both machines are of the kind for which every output is promised to be identical."
+SAME_BYTES = (
+    "Between these two machines, every output must be identical (level B in "
+    "docs/reproducibility.md)."
+)
 SAME_DATA = (
-    "At least one of the two machines is not of the kind for which every output is promised to be "
-    "identical. Raw and prepared data must be identical. The trained weights, metrics and plots "
-    "must be equivalent."
+    "Between these two machines, raw and prepared data must be identical, and trained weights, "
+    "metrics and plots must be equivalent (levels A and C in docs/reproducibility.md)."
 )
 
 
@@ -72,9 +74,9 @@ def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
-    """Return this process's environment without the project's pins and the user's DVC settings.
+    """Return this process's environment without the variables in PINS and the user's DVC settings.
 
-    The stages must set the pins themselves. DVC keeps its files in `folder`.
+    The stages must set the variables in PINS themselves. DVC keeps its files in `folder`.
     """
     environment = {name: value for name, value in os.environ.items() if name not in PINS}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -214,7 +216,7 @@ def check_lock(clone: Path) -> None:
 def main() -> None:
     """Clone the last commit, then check its dvc.lock or reproduce it and write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--strict", action="store_true", help="fail if not every byte is identical")
+    parser.add_argument("--strict", action="store_true", help="fail unless all bytes are identical")
     parser.add_argument(
         "--perturb",
         action="store_true",

@@ -39,8 +39,8 @@ from stages.model.settings import ModelParameters, TrainParameters
 CPUS = ("Haswell", "EPYC-Milan")  # one of Intel and one of AMD
 REPORT = REPORTS / "cpus.md"
 BATCHES = 1.5  # in an epoch: a full batch and a smaller one
-# The starting point of every case but the first: values that every optimizer accepts, and a batch
-# that takes an emulator half a minute.
+# The starting values of every case except the first. Every optimizer accepts them, and an emulator
+# needs half a minute for a batch.
 PLAIN = {"batch_size": 64, "momentum": 0.0, "nesterov": False, "label_smoothing": 0.0}
 
 # The changes to params.yaml in each case. Together they use every architecture, API, optimizer,
@@ -170,7 +170,8 @@ def run_probe(cpu: str | None) -> dict[str, str]:
     ]
     if cpu:
         command = [find_emulator(), "-cpu", cpu, *command]
-    # QEMU needs the real path of Python, which does not know the packages of the environment.
+    # QEMU needs the real path of Python, but Python started from there does not find the packages
+    # of .venv. PYTHONPATH names them.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found: dict[str, str] = {}
     last_lines: deque[str] = deque(maxlen=20)

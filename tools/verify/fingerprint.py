@@ -69,7 +69,7 @@ def read_processor() -> tuple[str, str]:
 
 
 def promises_same_bytes(fingerprint: dict[str, Any]) -> bool:
-    """Return whether all bytes are promised on this kind of machine, trained weights included."""
+    """Return whether this kind of machine must give the same bytes, even of trained weights."""
     x86 = fingerprint["machine"] in ("x86_64", "AMD64") and fingerprint["system"] == "Linux"
     return x86 and {"avx2", "fma"} <= set(fingerprint["vector_instructions"].split())
 

@@ -17,12 +17,12 @@ Outputs = dict[str, Recorded]  # the outputs of a stage, by path
 
 IDENTICAL, EQUIVALENT, DIFFERENT = VERDICTS = ("identical", "equivalent", "different")
 
-# How far two runs may be apart and still be equivalent: as far as another processor or another
-# number of threads may bring them. docs/reproducibility.md has the measurements.
+# The limits within which two runs are equivalent. Another kind of processor or another number of
+# threads causes smaller differences: docs/reproducibility.md has the measurements.
 ACCURACY = 0.003  # largest difference between the test accuracies
-AGREEMENT = 0.995  # smallest share of test images with the same prediction
+AGREEMENT = 0.995  # smallest fraction of test images with the same prediction
 LOSS = 0.1  # largest relative difference between the validation losses
-PIXELS = 0.02  # largest mean difference between the pixels of two plots, which are from 0 to 1
+PIXELS = 0.02  # largest mean difference between the pixels, from 0 to 1, of two plots
 
 
 @dataclass
@@ -113,7 +113,7 @@ def judge_evaluate(finding: Finding, committed: Path, clone: Path, _: Outputs) -
     finding.worsen(
         EQUIVALENT if close else DIFFERENT,
         f"the test accuracy is {new:.4f} instead of {old:.4f} (allowed: {ACCURACY} apart); "
-        f"{same:.2%} of the test images have the same prediction (allowed: {AGREEMENT:.1%})",
+        f"{same:.2%} of the test images have the same prediction (needed: {AGREEMENT:.1%})",
     )
 
 

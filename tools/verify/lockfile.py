@@ -1,6 +1,6 @@
 """Read dvc.lock, and find what has changed since it was recorded.
 
-No other module knows how dvc.lock is written.
+No other module depends on the format of dvc.lock.
 """
 
 import hashlib
@@ -46,7 +46,10 @@ def read_lock(project: Path = Path()) -> Lock:
 
 
 def list_files(lock: Lock, kind: str, stages: Iterable[str] | None = None) -> dict[str, Recorded]:
-    """Return by path the `deps` or the `outs`, as `kind` says, of all stages or of those named."""
+    """Return the recorded files of all stages, or only of `stages`, by path.
+
+    `kind` is `deps` or `outs`.
+    """
     return {
         entry["path"]: Recorded(entry["md5"], entry.get("size", 0))
         for stage in (lock if stages is None else stages)
@@ -55,9 +58,9 @@ def list_files(lock: Lock, kind: str, stages: Iterable[str] | None = None) -> di
 
 
 def list_parameters(lock: Lock, stages: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the parameters that all stages or those named ran with.
+    """Return the recorded parameters of all stages, or only of `stages`.
 
-    The keys are those in dvc.yaml: a section, as `model`, or a dotted key, as `model.seed`.
+    The keys are those in dvc.yaml: a section such as `model`, or a dotted key such as `model.seed`.
     """
     parameters: dict[str, Any] = {}
     for stage in lock if stages is None else stages:
@@ -77,15 +80,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def compute_md5(path: Path) -> str:
-    """Return the MD5 of a file, by which dvc.lock and DVC's cache name it."""
+    """Return the MD5 of a file. dvc.lock and DVC's cache identify a file by it."""
     with path.open("rb") as stream:
         return _hash(stream)
 
 
 def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
-    """Return for each stage how the checkout in `project` differs from `lock`, its dvc.lock.
+    """Return a line for each difference between the checkout in `project` and its dvc.lock, `lock`.
 
-    A file that the checkout lacks is not checked: git need not have it.
+    The lines are grouped by stage. A file that is missing in the checkout is not checked, because
+    not every file is in git.
     """
     graph, parameters = read_yaml(project / GRAPH)["stages"], read_yaml(project / PARAMETERS)
     written = list_files(lock, "outs")
@@ -101,7 +105,10 @@ def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
                 if changes := find_changes(path, recorded.md5):
                     notes += changes
                 elif written.get(path, recorded).md5 != recorded.md5:
-                    notes.append(f"{path} as {stage} read it is not what {LOCK} says was written")
+                    notes.append(
+                        f"{LOCK} has two hashes of {path}: one as the output of a stage, another "
+                        f"one as the input of {stage}"
+                    )
         found[stage] = notes + _compare_values(list_parameters(lock, [stage]), parameters)
     return found
 
@@ -127,7 +134,7 @@ def _compare_definitions(definition: Mapping[str, Any], stage: str, lock: Lock) 
 
 
 def _compare_values(recorded: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
-    """Return a line for each parameter whose value is not the recorded one."""
+    """Return a line for each parameter whose value differs from the recorded value."""
     before, everything = flatten(recorded), flatten(parameters)
     now = {
         name: value
@@ -146,7 +153,7 @@ def _compare_values(recorded: dict[str, Any], parameters: dict[str, Any]) -> lis
 
 
 def _find_changes(project: Path, path: str, md5: str) -> list[str]:
-    """Return a line for each file at or below `path` that is not the one recorded with `md5`."""
+    """Return a line for each change of the file or folder `path` since its hash was `md5`."""
     since = f"since {LOCK} was recorded"
     if (project / path).is_file() and compute_md5(project / path) != md5:
         return [f"{path} has changed {since}"]
@@ -154,7 +161,7 @@ def _find_changes(project: Path, path: str, md5: str) -> list[str]:
     if not now or _hash_folder(now) == md5:
         return []
     before = _find_recorded_files(project, path, md5)
-    if before is None:  # not committed as it was then, or this checkout has no history
+    if before is None:  # no commit has the recorded files, or this checkout has no history
         return [f"{path} has changed {since}"]
     changed = {name for name in now.keys() & before.keys() if now[name] != before[name]}
     return [
@@ -169,7 +176,10 @@ def _find_changes(project: Path, path: str, md5: str) -> list[str]:
 
 
 def _hash_files(project: Path, folder: str) -> dict[str, str]:
-    """Return the MD5 of each file in a folder by its path in there, without those DVC ignores."""
+    """Return the MD5 of each file in a folder, by its path in the folder.
+
+    Files that DVC ignores are left out.
+    """
     ignored = project / IGNORED
     text = ignored.read_text(encoding="utf-8") if ignored.exists() else ""
     spec = GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *text.splitlines()])
@@ -185,10 +195,11 @@ def _hash_folder(files: Mapping[str, str]) -> str:
 
 
 def _find_recorded_files(project: Path, folder: str, md5: str) -> dict[str, str] | None:
-    """Return what `_hash_files` returned when the folder's hash was `md5`.
+    """Return the result of `_hash_files` for the time when the folder's hash was `md5`.
 
-    dvc.lock has only the hash. The files are those of the commit that recorded it, or of the last
-    commit if dvc.lock is not committed yet. Returns None if neither has that hash.
+    dvc.lock has only the hash of the folder. So this function reads the files from the commit that
+    recorded the hash, or from the last commit if dvc.lock is not committed yet. It returns None if
+    the folder has this hash in neither of them.
     """
     command = ["git", "log", "--format=%H", "-S", md5, "--", LOCK.as_posix()]
     log = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
