@@ -25,8 +25,8 @@ def warn_of_few_steps(images: int, parameters: TrainParameters) -> None:
     if steps < FEW_STEPS:
         print(
             f"warning: {images} training images, train.batch_size {parameters.batch_size} and "
-            f"train.epochs {parameters.epochs} make {steps} steps in all; a network learns little "
-            f"in fewer than {FEW_STEPS}: lower train.batch_size, for example to 16, or raise "
+            f"train.epochs {parameters.epochs} make {steps} steps in all; fewer than {FEW_STEPS} "
+            "are often too few to learn well: lower train.batch_size, for example to 16, or raise "
             "train.epochs",
             file=sys.stderr,
             flush=True,
