@@ -4,8 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 # DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# uv does not compile packages. Python does it once, when it imports them, if it may keep the result.
-unexport PYTHONDONTWRITEBYTECODE
+# What a git hook, an IDE or a notebook left for its own programs. stages/core/environment.py says why,
+# and does the same for programs that do not start here. uv does not compile packages: Python does it
+# once, unless PYTHONDONTWRITEBYTECODE is set.
+unexport $(shell git rev-parse --local-env-vars 2>/dev/null) BASH_ENV ENV PYTHONDONTWRITEBYTECODE \
+	PYTHONHOME PYTHONINSPECT PYTHONIOENCODING PYTHONOPTIMIZE PYTHONPATH PYTHONSAFEPATH PYTHONWARNINGS
+export SHELL := /bin/sh
+export MPLBACKEND := agg
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
@@ -16,7 +21,7 @@ export LOGNAME := $(or $(LOGNAME),$(USER),user)
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-repro: .venv/runtime ## Run the stages that changed. RECIPE=name WORKERS=4; FRESH=1: do not resume a training.
+repro: .venv/runtime ## Run the stages that changed. RECIPE=name WORKERS=2; FRESH=1: do not resume a training.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@$(if $(FRESH),rm -rf data/checkpoint)
 	@before=$$(git hash-object dvc.lock 2>&1); \
@@ -42,8 +47,8 @@ model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lo
 export: .venv/development ## Convert the trained network to ONNX and TFLite in data/export, and check both.
 	@$(BIN)/python -m tools.export
 
-draw: .venv/runtime ## Serve a local web page that recognises the digit you draw. PORT=8000
-	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT))
+draw: .venv/runtime ## Serve a local web page that recognises the digit you draw. PORT=8000 HOST_NAME=name
+	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT)) $(if $(HOST_NAME),--host-name '$(HOST_NAME)')
 
 benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b DOCS=1
 	@$(BIN)/python -m tools.benchmark $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \

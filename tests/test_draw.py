@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -223,6 +224,18 @@ def test_requests_of_other_sites_are_rejected(served):
         f"{served}/predict", headers={"Origin": "http://attacker.example"}, timeout=60
     )
     assert "Access-Control-Allow-Origin" not in preflight.headers
+
+
+def test_other_host_names_are_allowed_by_name():
+    """Codespaces and others forward the port under a name of their own."""
+    classifier = SimpleNamespace(title="digits", classes=["0", "1"])
+    name = "name-8000.example.org"
+    for allowed, status in (((), 400), ((name,), 200)):
+        client = draw.create_app(classifier, allowed).test_client()
+        assert client.get("/", headers={"Host": name}).status_code == status
+        assert client.get("/", headers={"Host": "attacker.example"}).status_code == 400
+    # Relative, so that it also works below a path, as behind JupyterHub's proxy.
+    assert 'fetch("predict"' in client.get("/", headers={"Host": name}).text
 
 
 def test_too_large_a_request_is_rejected_unread(served):

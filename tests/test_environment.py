@@ -1,10 +1,14 @@
 """The environment variables that make results independent of the processor."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from stages.core.environment import PINS
+from stages.core.environment import LEFTOVERS, PINS
+from stages.model import runtime
 
 SHOW = """
 import json, os
@@ -51,3 +55,99 @@ def test_only_configuring_tensorflow_too_late_is_refused(run_python):
     too_late, changed = ended.stdout.splitlines()
     assert too_late.endswith("run `import stages` before `import tensorflow`")
     assert changed.endswith(" and do not change ONEDNN_MAX_CPU_ISA")
+
+
+# What other programs leave for their own children
+
+
+def test_variables_of_git_are_removed():
+    """All that this version of git calls local to a repository."""
+    listed = subprocess.run(
+        ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True
+    )
+    assert set(listed.stdout.split()) <= set(LEFTOVERS)
+
+
+LIST = """
+import os, subprocess, sys
+import stages
+subprocess.run([sys.executable, "-c", "import os; print(*os.environ)"])
+"""
+
+
+def test_children_do_not_get_leftovers(run_python, monkeypatch):
+    """Not those that Python itself would obey before it imports anything."""
+    names = [name for name in LEFTOVERS if name not in ("PYTHONHOME", "PYTHONSAFEPATH")]
+    for name in names:
+        if not name.startswith("PYTHON"):
+            monkeypatch.setenv(name, "/x")
+    found = run_python("-c", LIST).stdout.split()
+    assert "PATH" in found
+    assert not set(found) & set(names)
+
+
+def test_plots_work_in_a_notebook(run_python, monkeypatch):
+    """A kernel names its own backend, which is not installed here."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    code = "import stages, matplotlib.pyplot; print(matplotlib.get_backend())"
+    assert run_python("-c", code).stdout.strip() == "agg"
+
+
+def test_numpy_starts_with_other_features_enabled(run_python, monkeypatch):
+    monkeypatch.setenv("NPY_ENABLE_CPU_FEATURES", "AVX2")
+    assert run_python("-c", "import stages, numpy; print(1)").stdout == "1\n"
+
+
+WITHOUT_NAME = """
+import os
+os.getuid = lambda: 12345
+import stages
+from dvc.cli import main
+print(main(["version"]))
+"""
+
+
+def test_dvc_works_for_a_user_without_a_name(run_python, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    ended = run_python("-c", WITHOUT_NAME)
+    assert ended.stdout.endswith("\n0\n"), ended.stderr
+
+
+@pytest.mark.parametrize("shell", ["/usr/sbin/nologin", "/bin/false", "/does/not/exist"])
+def test_dvc_runs_commands_whatever_the_shell_is(run_python, project, monkeypatch, shell):
+    """Accounts of services have such a shell."""
+    monkeypatch.setenv("SHELL", shell)
+    run_python("-m", "dvc", "init", "-q", "--no-scm")
+    (project / "dvc.yaml").write_text("stages: {one: {cmd: echo done > out}}\n")
+    code = "import stages; from dvc.cli import main; main(['repro'])"
+    run_python("-c", code)
+    assert (project / "out").read_text() == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"), [("sse4_2 avx avx2", True), ("sse4_2", False), (None, True)]
+)
+def test_processor_without_avx_is_found(tmp_path, monkeypatch, flags, found):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags:
+        cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    assert runtime.has_avx(cpuinfo) == found
+
+
+def test_makefile_removes_what_python_would_obey(tmp_path):
+    """`make` starts Python, which reads these before it can remove them."""
+    variables = {"PYTHONPATH": "/x", "PYTHONHOME": "/x", "PYTHONSAFEPATH": "1", "GIT_DIR": "/x"}
+    rule = "show:\n\t@env\n"
+    (tmp_path / "Makefile").write_text(f"include {Path('Makefile').resolve()}\n{rule}")
+    shown = subprocess.run(
+        ["make", "-s", "-C", tmp_path, "show"],
+        env=os.environ | variables | {"SHELL": "/bin/false", "MPLBACKEND": "x"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    assert not found.keys() & variables
+    assert (found["SHELL"], found["MPLBACKEND"]) == ("/bin/sh", "agg")

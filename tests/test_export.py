@@ -1,12 +1,17 @@
 """Exported models, run by ONNX Runtime and LiteRT."""
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from stages.core.errors import StageError
 from stages.core.files import write_json, write_npz
 from stages.model import portable
-from tools.export import FORMATS, check_agreement, main, select_main_output
+from tools.export import FORMATS, check_agreement, main, select_main_output, write_keras
 
 RANDOM = np.random.default_rng(0)
 
@@ -44,6 +49,46 @@ def test_every_format_predicts_the_same(
         found = predict(tmp_path / name, images)
         assert (found.shape, found.dtype) == ((7, classes), np.float32)
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
+
+
+OPEN = """
+import sys
+import keras
+import numpy as np
+
+model = keras.models.load_model(sys.argv[1])
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
+print(keras.__version__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.usefixtures("tensorflow")
+def test_exported_model_opens_in_keras_3_10(model_with, tmp_path):
+    from stages.model import architectures
+
+    python = tmp_path / "old/bin/python"
+    uv = Path(sys.executable).with_name("uv")
+    cpu = "tensorflow-cpu" if platform.machine() == "x86_64" else "tensorflow"
+    packages = ["keras==3.10.*", f"{cpu}==2.20.*"]
+    for command in (
+        [uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "old"],
+        [uv, "pip", "install", "--quiet", "--python", python, *packages],
+    ):
+        subprocess.run(command, check=True)
+    images = RANDOM.random((7, 28, 28), np.float32)
+    np.save(tmp_path / "images.npy", images)
+    for architecture in ("convolutional", "branched"):
+        parameters = model_with(architecture=architecture, dropout=0.1)
+        model = select_main_output(architectures.build(parameters, (28, 28), 10))
+        write_keras(model, tmp_path / "model.keras")
+        files = [tmp_path / name for name in ("model.keras", "images.npy", "found.npy")]
+        opened = [python, "-c", OPEN, *files]
+        ended = subprocess.run(opened, check=True, capture_output=True, text=True, cwd=tmp_path)
+        assert ended.stdout.strip().startswith("3.10.")
+        expected = model.predict(images, verbose=0)
+        np.testing.assert_allclose(np.load(files[-1]), expected, rtol=1e-4)
 
 
 EXPECTED = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)

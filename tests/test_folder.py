@@ -1,8 +1,13 @@
 """Custom datasets, as real files in a folder."""
 
 import gzip
+import hashlib
 import json
 import os
+import re
+import struct
+import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +18,16 @@ from PIL import Image
 from stages.core.errors import StageError
 from stages.download import DownloadParameters, main
 from stages.sources import idx
-from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
-from stages.sources.folder import read_folder, read_grey
+from stages.sources.catalogue import (
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    IdxFile,
+)
+from stages.sources.fetch import SourceError, fetch_file, has_expected_hash
+from stages.sources.folder import convert_folder, expand, read_grey
+from stages.sources.local import open_local
 from tools.verify.__main__ import copy_raw
 
 RANDOM = np.random.default_rng(0)
@@ -51,14 +64,12 @@ def draw(folder: Path, names, part="train", count=2, size=(3, 4)) -> None:
 
 def raw(folder: Path) -> dict[str, np.ndarray]:
     """Return the arrays in the four IDX files that a folder becomes, by their names."""
-    _, payloads = read_folder(folder)
-    for name, payload in payloads.items():
-        (folder.parent / name).write_bytes(payload)
-    return {name: idx.read(folder.parent / name, FILES[name].ndim) for name in FILES}
+    convert_folder(folder, folder.parent)
+    return {name: idx.read(folder.parent / f"{name}.part", FILES[name].ndim) for name in FILES}
 
 
 def classes(folder: Path) -> tuple[str, ...]:
-    return read_folder(folder)[0].classes
+    return convert_folder(folder, folder.parent).classes
 
 
 # IDX files
@@ -85,8 +96,8 @@ def test_idx_classes_are_labels_or_classes_txt(folder):
 def test_missing_idx_file_is_named(folder):
     write_dataset(folder)
     (folder / TEST_LABELS).unlink()
-    expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz, and no train/<class>/*.png"
-    assert refusal(read_folder, folder) == expected
+    expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz, and no train/<class> and "
+    assert refusal(convert_folder, folder, folder.parent).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +106,6 @@ def test_missing_idx_file_is_named(folder):
         ({TRAIN_LABELS: LABELS[:5]}, "has 6 train images but 5 labels"),
         ({TEST_LABELS: LABELS[:2], TEST_IMAGES: FILES[TEST_IMAGES][:2]}, "has no test image of '2"),
         ({TEST_LABELS: LABELS[:3] + 1}, "has no train image of '3'"),
-        ({TRAIN_LABELS: LABELS * 2, TEST_LABELS: LABELS[:3] * 2}, "has no train image of '1', '3'"),
         ({TRAIN_LABELS: LABELS * 0, TEST_LABELS: LABELS[:3] * 0}, "has 1 classes, expected 2 to"),
         ({TEST_IMAGES: np.zeros((3, 4, 4), np.uint8)}, r"train images of (4, 3) pixels, test"),
         ({TRAIN_IMAGES: np.zeros((6, 0, 3), np.uint8)}, r"train images of (0, 3) pixels, test"),
@@ -107,29 +117,30 @@ def test_missing_idx_file_is_named(folder):
 )
 def test_incomplete_idx_dataset_is_refused(folder, changes, message):
     write_dataset(folder, changes)
-    assert refusal(read_folder, folder).startswith(f"{folder}: {message}")
+    assert refusal(convert_folder, folder, folder.parent).startswith(f"{folder}: {message}")
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("a\nb\n", f"{TRAIN_LABELS} has label 2, but there are only names for the labels 0 to 1"),
+        ("a\nb\n", "there is a label 2, but classes.txt has only names for the labels 0 to 1"),
         ("a\nb\na\n", "two classes have the name 'a'"),
         ("a\n\nb\n", "'' cannot be a class name; use plain text"),
         ("a\nb\x07\nc\n", r"'b\x07' cannot be a class name; use plain text"),
-        ("a\nb\nc\nd\n", "has no train image of 'd'"),
     ],
 )
 def test_invalid_class_names_are_refused(folder, names, message):
     write_dataset(folder)
     (folder / "classes.txt").write_text(names)
-    assert refusal(read_folder, folder) == f"{folder}: {message}"
+    assert refusal(convert_folder, folder, folder.parent) == f"{folder}: {message}"
 
 
 def test_classes_txt_must_be_utf_8(folder):
     write_dataset(folder)
     (folder / "classes.txt").write_bytes(b"\xff\n")
-    assert refusal(read_folder, folder).startswith(f"{folder}/classes.txt: not readable as UTF-8: ")
+    assert refusal(convert_folder, folder, folder.parent).startswith(
+        f"{folder}/classes.txt: not readable as UTF-8: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +156,9 @@ def test_damaged_idx_file_is_named(folder, content, message):
     write_dataset(folder)
     (folder / TRAIN_IMAGES).unlink()
     (folder / f"{TRAIN_IMAGES}.gz").write_bytes(content)
-    assert refusal(read_folder, folder).startswith(f"{folder}/{TRAIN_IMAGES}.gz: {message}")
+    assert refusal(convert_folder, folder, folder.parent).startswith(
+        f"{folder}/{TRAIN_IMAGES}.gz: {message}"
+    )
 
 
 # Images
@@ -172,7 +185,10 @@ def test_at_most_256_classes(folder):
         draw(folder, names, part, count=1, size=(2, 2))
     assert raw(folder)[TRAIN_LABELS].tolist() == list(range(256))
     draw(folder, ["256"], count=1, size=(2, 2))
-    assert refusal(read_folder, folder) == f"{folder}: has 257 classes, expected 2 to 256"
+    assert (
+        refusal(convert_folder, folder, folder.parent)
+        == f"{folder}: has 257 classes, expected 2 to 256"
+    )
 
 
 def test_hidden_files_are_ignored(folder):
@@ -211,28 +227,27 @@ def other_size(folder):
 
 def file_among_classes(folder):
     draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
     (folder / "train/notes.txt").write_text("x")
 
 
 def other_file(folder):
     draw(folder, ["a", "b"])
-    (folder / "train/b/Thumbs.db").write_text("x")
+    draw(folder, ["a", "b"], part="test")
+    (folder / "train/b/notes.txt").write_text("x")
 
 
 def folder_among_images(folder):
     draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
     (folder / "train/b/more.png").mkdir()
 
 
 def truncated_image(folder):
     draw(folder, ["a", "b"], size=(40, 40))
+    draw(folder, ["a", "b"], part="test", size=(40, 40))
     path = folder / "train/b/1.png"
     path.write_bytes(path.read_bytes()[:-200])
-
-
-def jpeg_named_png(folder):
-    draw(folder, ["a", "b"])
-    Image.new("L", (3, 4)).save(folder / "train/b/1.png", format="JPEG")
 
 
 def name_that_is_not_utf_8(folder):
@@ -243,22 +258,29 @@ def name_that_is_not_utf_8(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (only_train, ": has no test image of 'a', 'b'"),
+        (only_train, ": has no folder test; its folders are train"),
         (class_not_in_test, ": has no test image of 'c'"),
         (class_not_in_train, ": has no train image of 'c'"),
         (empty_class, ": has no test image of 'b'"),
         (other_size, "/test/a/0.png: 4x4 pixels, but {0}/train/a/0.png has 3x4; all images"),
         (file_among_classes, "/train/notes.txt: expected a folder with the images of one class"),
-        (other_file, "/train/b/Thumbs.db: not a readable PNG image: cannot identify"),
-        (folder_among_images, "/train/b/more.png: not a readable PNG image: "),
-        (truncated_image, "/train/b/1.png: not a readable PNG image: "),
-        (jpeg_named_png, "/train/b/1.png: not a readable PNG image: cannot identify"),
+        (
+            other_file,
+            "/train/b/notes.txt: not a readable image (BMP, GIF, JPEG, PNG, TIFF or WEBP): ",
+        ),
+        (folder_among_images, "/train/b/more.png: is a folder; the images of a class have to be"),
+        (
+            truncated_image,
+            "/train/b/1.png: not a readable image (BMP, GIF, JPEG, PNG, TIFF or WEBP): ",
+        ),
         (name_that_is_not_utf_8, r": 'b\udcff' cannot be a class name; use plain text"),
     ],
 )
 def test_incomplete_image_dataset_is_refused(folder, make, message):
     make(folder)
-    assert refusal(read_folder, folder).startswith(f"{folder}{message.format(folder)}")
+    assert refusal(convert_folder, folder, folder.parent).startswith(
+        f"{folder}{message.format(folder)}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,10 +339,10 @@ def test_raw_folder_never_holds_two_datasets(folder):
     write_dataset(folder)
     obstacle = raw / f"{TEST_IMAGES}.part"
     obstacle.mkdir()
-    with pytest.raises(StageError, match=f"{TEST_IMAGES}: cannot be written: Is a directory"):
+    with pytest.raises(StageError, match=f"{TEST_IMAGES}.part: cannot be written: Is a directory"):
         main()
     obstacle.rmdir()
-    assert contents(raw) == {name: idx.dump(FILES[name]) for name in (TRAIN_IMAGES, TRAIN_LABELS)}
+    assert contents(raw) == before  # because one of the new files is not complete
     main()
     assert json.loads((raw / "dataset.json").read_text())["title"] == "mine"
     assert {path.name for path in raw.iterdir()} == {*FILES, "dataset.json"}
@@ -342,7 +364,324 @@ def test_right_files_are_not_written_again(folder):
 
 def test_missing_folder_is_named():
     with pytest.raises(StageError, match=r"^download\.folder is 'none': there is no such folder$"):
-        read_folder(Path("none"))
+        convert_folder(Path("none"), Path())
+
+
+# Formats and places of datasets as people have them
+
+
+def test_home_and_variables_are_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert expand("~/mine") == expand("$HOME/mine") == expand("${HOME}/mine") == folder
+    assert expand("datasets/mine") == Path("datasets/mine")
+
+
+def link_to_nothing(folder):
+    folder.rmdir()
+    folder.symlink_to("elsewhere")
+
+
+def archive(folder):
+    (folder / "data.zip").write_bytes(b"PK")
+
+
+def nested(folder):
+    write_dataset(folder / "mine")
+
+
+def nested_images(folder):
+    draw(folder / "a/b", ["cat", "dog"])
+
+
+def classes_without_parts(folder):
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+
+
+def validation_instead_of_test(folder):
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="val")
+
+
+def two_spellings(folder):
+    for part in ("Train", "training", "test"):
+        draw(folder, ["a", "b"], part=part)
+
+
+def two_forms_of_a_name(folder):
+    draw(folder, ["가", unicodedata.normalize("NFD", "가")])
+    draw(folder, ["가"], part="test")
+
+
+def two_datasets(folder):
+    for kind in ("digits", "letters"):
+        write_files(folder, {f"emnist-{kind}-{n}": idx.dump(a) for n, a in FILES.items()})
+
+
+def pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def idx_pointer(folder):
+    write_dataset(folder)
+    pointer(folder / TRAIN_IMAGES)
+
+
+def gzip_pointer(folder):
+    write_dataset(folder)
+    (folder / TRAIN_IMAGES).unlink()
+    pointer(folder / f"{TRAIN_IMAGES}.gz")
+
+
+def image_pointer(folder):
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
+    pointer(folder / "train/a/0.png")
+
+
+def image_link_to_nothing(folder):
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
+    (folder / "train/a/x.png").symlink_to("gone.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (link_to_nothing, "download.folder is '{0}': the link leads to elsewhere, which does"),
+        (archive, "{0}: has no train-images-idx3-ubyte, plain or with .gz; unpack data.zip first"),
+        (nested, "{0}: has no train-images-idx3-ubyte, plain or with .gz; the dataset is in {0}/m"),
+        (
+            nested_images,
+            "{0}: has no train-images-idx3-ubyte, plain or with .gz; the dataset is in",
+        ),
+        (
+            classes_without_parts,
+            "{0}: has no train-images-idx3-ubyte, plain or with .gz, and no tr",
+        ),
+        (validation_instead_of_test, "{0}: has no folder test; its folders are train, val"),
+        (two_spellings, "{0}: has both Train and training; keep one"),
+        (two_forms_of_a_name, "{0}/train: two folders have the name '가'"),
+        (two_datasets, "{0}: emnist-digits-train-images-idx3-ubyte and emnist-letters-train-image"),
+        (idx_pointer, "{0}/train-images-idx3-ubyte: is a Git LFS pointer instead of the file: git"),
+        (
+            gzip_pointer,
+            "{0}/train-images-idx3-ubyte.gz: is a Git LFS pointer instead of the file: ",
+        ),
+        (image_pointer, "{0}/train/a/0.png: is a Git LFS pointer instead of the image: git lfs"),
+        (image_link_to_nothing, "{0}/train/a/x.png: is a link to gone.png, which does not exist"),
+    ],
+)
+def test_what_is_there_instead_is_named(folder, make, message):
+    make(folder)
+    found = refusal(convert_folder, folder, folder.parent)
+    assert found.startswith(message.format(folder))
+
+
+@pytest.mark.parametrize("name", ["mine.zip", "mine.tar.gz", "mine.7z", "mine.png"])
+def test_file_instead_of_a_folder_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    said = "that is a file" if name.endswith("png") else "that is an archive; unpack it"
+    assert said in refusal(convert_folder, tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("-idx", ".idx"),  # Kaggle, 7-Zip
+        lambda name: f"emnist-letters-{name.replace('t10k', 'test')}",
+        lambda name: f"{name}/{name}",  # Kaggle's archive
+        lambda name: f"{name.replace('-idx', '.idx')}/{name}",
+    ],
+)
+def test_other_spellings_of_idx_files_are_read(folder, rename):
+    for name, array in FILES.items():
+        path = folder / rename(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(idx.dump(array))
+    for name, array in raw(folder).items():
+        np.testing.assert_array_equal(array, FILES[name])
+
+
+def test_known_dataset_is_found_in_other_spellings(folder):
+    file = IdxFile(TRAIN_LABELS, 14, hashlib.sha256(idx.dump(LABELS)).hexdigest())
+    (folder / "train-labels.idx1-ubyte").write_bytes(idx.dump(LABELS))
+    fetch_file(file, "folder", partial(open_local, folder), folder / "raw")
+    assert has_expected_hash(folder / "raw" / TRAIN_LABELS, file)
+    pointer(folder / "train-labels.idx1-ubyte")
+    for place, said in (
+        (folder, "is a Git LFS pointer"),
+        (folder / "none", "there is no such folder"),
+        (folder / "train-labels.idx1-ubyte", "is not a folder"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            fetch_file(file, "folder", partial(open_local, place), folder / "raw")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(None, ("1", "2", "3")), ("a\nb\nc\n", ("a", "b", "c")), ("N/A\na\nb\nc\n", ("a", "b", "c"))],
+)
+def test_labels_may_start_at_1(folder, names, expected):
+    """As in EMNIST's letters, whose published class names may have N/A first."""
+    write_dataset(folder, {TRAIN_LABELS: LABELS + 1, TEST_LABELS: LABELS[:3] + 1})
+    if names:
+        (folder / "classes.txt").write_text(names)
+    assert classes(folder) == expected
+    assert raw(folder)[TRAIN_LABELS].tolist() == LABELS.tolist()
+
+
+def test_labels_may_have_gaps(folder, capsys):
+    write_dataset(folder, {TRAIN_LABELS: LABELS * 2, TEST_LABELS: LABELS[:3] * 2})
+    assert classes(folder) == ("0", "2", "4")
+    (folder / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    assert classes(folder) == ("a", "c", "e")
+    assert raw(folder)[TRAIN_LABELS].tolist() == LABELS.tolist()
+    assert "left out 'b', 'd', of which there are no images" in capsys.readouterr().out
+
+
+def dump_qmnist(labels):
+    """Return QMNIST's labels: 32-bit integers in eight columns, the class in the first."""
+    table = np.zeros((len(labels), 8), ">i4")
+    table[:, 0], table[:, 1:] = labels, 4711
+    return struct.pack(">HBB2I", 0, 12, 2, *table.shape) + table.tobytes()
+
+
+def test_qmnist_is_read(folder):
+    for name, part in ((TRAIN_IMAGES, "train"), (TEST_IMAGES, "test")):
+        content = gzip.compress(idx.dump(FILES[name]))
+        (folder / f"qmnist-{part}-images-idx3-ubyte.gz").write_bytes(content)
+    for name, part in ((TRAIN_LABELS, "train"), (TEST_LABELS, "test")):
+        content = gzip.compress(dump_qmnist(FILES[name]))
+        (folder / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(content)
+    for name, array in raw(folder).items():
+        np.testing.assert_array_equal(array, FILES[name])
+    (folder / "qmnist-test-labels-idx2-int.gz").write_bytes(gzip.compress(dump_qmnist([300])))
+    assert "expected labels from 0 to 255, found 300" in refusal(raw, folder)
+
+
+def test_emnist_is_turned_as_the_page_says(folder, monkeypatch):
+    page = Path("datasets/README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(folder)
+    place = Path("datasets/letters")
+    place.mkdir(parents=True)
+    for name in (TRAIN_IMAGES, TEST_IMAGES):
+        content = gzip.compress(idx.dump(FILES[name]))
+        (place / f"emnist-letters-{name.replace('t10k', 'test')}.gz").write_bytes(content)
+    exec(code)  # noqa: S102
+    assert not list(place.glob("*images*.gz"))
+    (turned,) = place.glob("*train-images*")
+    np.testing.assert_array_equal(idx.read(turned, 3), FILES[TRAIN_IMAGES].transpose(0, 2, 1))
+
+
+def test_all_kinds_of_image_files_are_read(folder):
+    """Mixed in one folder, whatever their names end in, beside files of operating systems."""
+    pixels = np.full((8, 8), 200, np.uint8)
+    for part in ("Train", "TESTING"):
+        for name in ("a", "b"):
+            place = folder / part / name
+            place.mkdir(parents=True)
+            kinds = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+            for kind in kinds:
+                Image.fromarray(pixels).save(place / f"{kind}.JPG", format=kind)
+            turned = Image.fromarray(pixels).getexif()
+            turned[0x112] = 6
+            Image.fromarray(pixels).save(place / "phone.jpeg", exif=turned)
+            for junk in ("Thumbs.db", "desktop.ini", ".DS_Store", "._JPEG.JPG", "Icon\r"):
+                (place / junk).write_bytes(b"x")
+            (place / "@eaDir").mkdir()
+    found = raw(folder)[TRAIN_IMAGES]
+    assert found.shape == (14, 8, 8)
+    assert np.abs(found.astype(int) - 200).max() <= 3  # JPEG and WebP are lossy
+
+
+def test_photo_is_turned_upright(tmp_path):
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, 8:] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    found = read_grey(tmp_path / "a.png")
+    assert found.shape == (16, 8)
+    assert found[:8].max() == 0
+
+
+def test_names_of_macos_give_the_same_files(tmp_path):
+    """macOS stores 가 in two parts, which are the same name to people."""
+    folders = []
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form
+        folders.append(folder)
+        for part in ("train", "test"):
+            for label, name in enumerate(("가", "é")):
+                place = (
+                    folder / part / unicodedata.normalize(form if part == "test" else "NFC", name)
+                )
+                place.mkdir(parents=True)
+                for number, file in enumerate(("가", "힣", "z", "é")):
+                    pixels = np.full((2, 2), 50 * number + label, np.uint8)
+                    path = place / f"{unicodedata.normalize(form, file)}.png"
+                    Image.fromarray(pixels).save(path)
+    found = [raw_of(folder) for folder in folders]
+    assert found[0] == found[1]
+    assert classes(folders[1]) == ("é", "가")
+
+
+def raw_of(folder):
+    convert_folder(folder, folder.parent)
+    return [(folder.parent / f"{name}.part").read_bytes() for name in FILES]
+
+
+def test_linked_folders_are_read(folder, tmp_path):
+    draw(tmp_path / "real", ["a", "b"])
+    draw(tmp_path / "real", ["a", "b"], part="test")
+    for part in ("train", "test"):
+        (folder / part).symlink_to(tmp_path / "real" / part)
+    assert raw_of(folder) == raw_of(tmp_path / "real")
+
+
+# Prints the largest amount of memory without files, in KiB, while a dataset is converted.
+MEASURE = """
+import re, sys, threading
+from pathlib import Path
+from stages.download import import_folder
+
+def read():
+    return int(re.search(r"RssAnon:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def watch():
+    while not done.wait(0.005):
+        found.append(read())
+
+found, done = [read()], threading.Event()
+thread = threading.Thread(target=watch)
+thread.start()
+import_folder(sys.argv[1], Path("raw"))
+done.set()
+thread.join()
+print(max(found))
+"""
+
+
+@pytest.mark.linux
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "gzip"])
+def test_memory_does_not_grow_with_the_images(folder, run_python, kind):
+    """The peak at 480,000 images of 28x28 pixels is at most 1.15 times that at 60,000."""
+    peaks = []
+    for count in (60_000, 480_000):
+        images, labels = np.zeros((count, 28, 28), np.uint8), np.arange(count).astype(np.uint8) % 3
+        test = np.zeros((3, 28, 28), np.uint8)
+        write_dataset(folder, {TRAIN_IMAGES: images, TRAIN_LABELS: labels, TEST_IMAGES: test})
+        if kind == "gzip":
+            path = folder / TRAIN_IMAGES
+            (folder / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+            path.unlink()
+        ended = run_python("-c", MEASURE, str(folder))
+        peaks.append(int(ended.stdout.split()[-1]))
+    assert peaks[1] <= 1.15 * peaks[0]
 
 
 def test_copy_raw_skips_a_custom_dataset(tmp_path):

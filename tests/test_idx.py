@@ -49,7 +49,10 @@ def test_header_follows_the_format_description():
         (idx.dump(IMAGES)[:-1], "header says 2 x 3 x 4 bytes, found 23"),
         (idx.dump(IMAGES) + b"\0", "header says 2 x 3 x 4 bytes, found 25"),
         (b"\0\0\x08\x03\0\0\0\1\0\1\0\0\0\1\0\0", "header says 1 x 65536 x 65536 bytes, found 0"),
-        (b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8, "header says shape .* array is too big"),
+        (
+            b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8,
+            "the shape in its header is impossible: array is too big",
+        ),
         (b"\0\0\x08\x03" + b"\xff" * 12, "header says 4294967295 x 4294967295 x 4294967295 bytes"),
     ],
 )

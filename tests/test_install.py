@@ -159,8 +159,26 @@ def test_user_settings_do_not_redirect_installation(tmp_path):
     pin = re.search(r"^six==.*\n(?:    --hash.*\n)+", Path("requirements.txt").read_text(), re.M)
     (tmp_path / "six.txt").write_text(pin[0])
     other = str(tmp_path / "other")
-    pip = {"PIP_USER": "1", "PIP_TARGET": other, "PIP_PREFIX": other, "PIP_NO_BINARY": ":all:"}
-    uv = {"UV_SYSTEM_PYTHON": "1", "UV_PROJECT": other, "UV_EXCLUDE_NEWER": "2000-01-01"}
+    (tmp_path / "constraint.txt").write_text("uv==0.1.0\nsix==1.0\n")
+    pip = {
+        "PIP_USER": "1",
+        "PIP_TARGET": other,
+        "PIP_PREFIX": other,
+        "PIP_ROOT": other,
+        "PIP_NO_BINARY": ":all:",
+        "PIP_CONSTRAINT": str(tmp_path / "constraint.txt"),
+        "PIP_PYTHON": "/usr/bin/false",
+        "PIP_PLATFORM": "win32",
+        "PIP_REQUIRE_VIRTUALENV": "1",
+    }
+    uv = {
+        "UV_CONSTRAINT": str(tmp_path / "constraint.txt"),
+        "UV_EXCLUDE_NEWER": "2000-01-01",
+        "UV_PROJECT": other,
+        "UV_PYTHON": "2.7",
+        "UV_SYSTEM_PYTHON": "1",
+        "VIRTUAL_ENV": other,
+    }
     home = {"HOME": "/proc/none", "XDG_CACHE_HOME": ""}
 
     subprocess.run(

@@ -294,6 +294,20 @@ def test_calibration_fits_confidence_to_accuracy(model_with):
     assert cross_entropy(after) < cross_entropy(before**1.05 / (before**1.05).sum(1, keepdims=True))
 
 
+@pytest.mark.parametrize(("count", "mistakes"), [(15, 0), (200, 9), (200, 10)])
+def test_few_mistakes_do_not_determine_a_calibration(model_with, capsys, count, mistakes):
+    images = np.random.default_rng(0).random((count, *SHAPE), np.float32)
+    model = portable.make_portable(architectures.build(model_with(), SHAPE, CLASSES), 2)
+    before = model.predict_probabilities(images, 200)
+    wrong = np.arange(count) < mistakes
+    labels = np.eye(CLASSES, dtype=np.float32)[(before.argmax(axis=1) + wrong) % CLASSES]
+    calibration.calibrate(model, images, labels, 200)
+    changed = not np.array_equal(model.predict_probabilities(images, 200), before)
+    assert changed == (mistakes >= 10)
+    said = f"not recalibrated: {mistakes} of {count} validation images are misclassified"
+    assert (said in capsys.readouterr().out) == (mistakes < 10)
+
+
 # Files that `save` did not write.
 
 

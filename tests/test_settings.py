@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from stages.core.errors import StageError
 from stages.core.settings import Section, read_yaml
 from stages.download import DownloadParameters
-from stages.model.settings import ModelParameters, TrainParameters
+from stages.model.settings import ModelParameters, TrainParameters, check_together
 from stages.preprocess import PreprocessParameters
 from tools.recipe import check, find_sections
 
@@ -201,6 +201,22 @@ def test_invalid_augmentation_is_refused(key, value, allowed):
 )
 def test_invalid_combination_is_refused(section, changes, named):
     assert named in refusal(section.check, VALUES[section.section] | changes)
+
+
+def test_batch_normalisation_needs_two_images_of_each_replica():
+    """One image less its own mean is 0, whatever the image shows."""
+
+    def check(normalised, size, replicas):
+        model = ModelParameters.check(VALUES["model"] | {"batch_normalization": normalised})
+        train = {"batch_size": size, "replicas": replicas}
+        check_together(model, TrainParameters.check(VALUES["train"] | train))
+
+    for normalised, size, replicas in ((True, 4, 2), (False, 2, 2), (True, 128, 64), (True, 2, 1)):
+        check(normalised, size, replicas)
+    for size, replicas in ((2, 2), (3, 2), (127, 64), (1, 1)):
+        found = refusal(check, True, size, replicas)
+        assert f"train.batch_size is {size}, train.replicas {replicas} and" in found
+        assert f"set train.batch_size to {2 * replicas} or more" in found
 
 
 # The file

@@ -7,6 +7,7 @@ import asyncio
 import getpass
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -127,18 +128,39 @@ def test_fashion_mnist_replaces_the_other_dataset(first_run, tmp_path):
     assert len(table) == len(idx.read(clone.folder / "data/raw" / TEST_IMAGES, 3)) == 10_000
 
 
+def test_dataset_in_dvc_reaches_clones(project, tmp_path):
+    """Under `make verify` and `make seeds`, in a folder of a larger repository."""
+    whole, course = Project(tmp_path / "whole"), Project(tmp_path / "whole/course")
+    whole.folder.mkdir()
+    project.copy(course.folder)
+    shutil.rmtree(course.folder / ".git")
+    whole.run("git", "init", "-q", "--initial-branch=main")
+    course.run("dvc", "add", "datasets/mine")
+    assert course.repro() == ["download"]  # with the same outputs
+    whole.commit("dataset in DVC")
+    assert course.run("python", "-m", "tools.verify").stdout.endswith("\nidentical\n")
+    (whole.folder / "neighbour.txt").write_text("not of the project")
+    assert "# 2 seeds of" in course.run("python", "-m", "tools.seeds", "2").stdout
+
+
 # Sharing
 
 
 def test_export_is_compared_on_the_test_images(project):
     ended = project.run("python", "-m", "tools.export")
-    onnx, tflite, _ = ended.stdout.splitlines()
+    onnx, tflite, older, _ = ended.stdout.splitlines()
     assert onnx.startswith("model.onnx: same prediction as Keras for 100.00% of 240 test images")
     assert tflite.startswith(
         "model.tflite: same prediction as Keras for 100.00% of 240 test images"
     )
+    assert older.startswith("model.keras: same prediction as Keras for 100.00% of 240 test images")
     folder = project.folder / "data/export"
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.tflite", "classes.txt"}
+    assert {path.name for path in folder.iterdir()} == {
+        "classes.txt",
+        "model.keras",
+        "model.onnx",
+        "model.tflite",
+    }
     assert sorted((folder / "classes.txt").read_text().splitlines()) == CLASSES
     assert project.run("git", "status", "--short").stdout == ""
 

@@ -200,9 +200,9 @@ def test_infinite_loss_stops_the_stage(train_with, tiny_model, small_split):
 
 def epochs_of(split, parameters, first_epoch=0):
     """Return the batches of images and labels of each epoch from `first_epoch` on."""
-    dataset = batches.make_training_batches(split, parameters, False, first_epoch)
+    steps = batches.count_steps(len(split[0]), parameters.batch_size, parameters.replicas)
+    dataset = batches.make_training_batches(split, parameters, steps, False, first_epoch)
     found = [(images.numpy(), labels.numpy()) for images, labels in dataset]
-    steps = batches.count_steps(len(split[0]), parameters)
     return [found[i : i + steps] for i in range(0, len(found), steps)]
 
 
@@ -275,6 +275,19 @@ def test_last_batch_smaller_than_replicas_is_left_out(train_with, small_split):
     assert [len(images) for images, _ in in_order] == [21, 21, 21, 1]
 
 
+def test_last_batch_leaves_two_images_for_batch_normalisation(
+    train_with, model_with, tiny_model, small_split
+):
+    """Batches of 31 leave 2 of 64 images, one for each replica; batches of 30 leave 4."""
+    parameters = train_with(replicas=2, batch_size=31)
+    for normalised, size, steps in ((True, 31, 2), (False, 31, 3), (True, 30, 3)):
+        model = tiny_model(batch_normalization=normalised)
+        training.fit(
+            model, small_split, small_split, parameters.model_copy(update={"batch_size": size})
+        )
+        assert model.optimizer.iterations == steps
+
+
 def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
     schedule = {"name": "cosine", "every": 1, "factor": 0.5, "warmup": 0.0}
     parameters = train_with(epochs=2, batch_size=21, replicas=2, schedule=schedule)
@@ -286,8 +299,11 @@ def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
 
 def test_fewer_images_than_replicas_are_refused(train_with, tiny_model, small_split):
     few = tuple(array[:3] for array in small_split)
-    with pytest.raises(StageError, match=r"train\.replicas is 4 and there are 3 training images"):
-        training.fit(tiny_model(), few, small_split, train_with(replicas=4))
+    with pytest.raises(StageError, match=r"train\.replicas is 2 and there are 3 training images"):
+        training.fit(tiny_model(), few, small_split, train_with(replicas=2))
+    training.fit(
+        tiny_model(batch_normalization=False), few, small_split, train_with(replicas=2)
+    )  # one step
 
 
 def test_loss_smooths_labels(train_with):

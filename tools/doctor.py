@@ -1,8 +1,9 @@
 """Check environment, data and cache. Prints a line for each problem, with a command that fixes it.
 
-Checks the versions of packages, variables that change how results are computed, the disk,
-params.yaml and what dvc.yaml lists of it, DVC's files, every file in DVC's cache (DVC does not
-check those that it made read-only), the raw data, and whether dvc.lock belongs to the last commit.
+Checks the versions of packages and where they come from, variables that change results or keep DVC
+from working, the git repository, the disk, params.yaml and what dvc.yaml lists of it, DVC's files,
+every file in DVC's cache (DVC does not check those that it made read-only), the raw data, and
+whether dvc.lock belongs to the last commit.
 Takes seconds and changes nothing. Exits with status 1 if there is a problem.
 
     python -m tools.doctor
@@ -10,23 +11,24 @@ Takes seconds and changes nothing. Exits with status 1 if there is a problem.
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.core.environment import PINS
+from stages.core.environment import PINS, REMOVED
 from stages.core.paths import LOCK
 
 # Other modules are imported inside the checks, so that a missing package is reported, too.
 
 REQUIREMENTS = (Path("requirements.txt"), Path("requirements-tools.txt"))
 REINSTALL = "rm .venv/runtime && make .venv/runtime"
+REMAKE = "rm -rf .venv && make .venv/runtime"
 DISK_SPACE = 1_000_000_000  # bytes of raw and prepared data, twice if the cache holds copies
 
 
@@ -56,8 +58,56 @@ def check_packages() -> str:
     return f"Python {platform.python_version()} and {len(needed)} packages with pinned versions"
 
 
+def check_places() -> str:
+    """Check that DVC and Python find this environment's packages and programs."""
+    places = [sys.prefix, *(str(path) for path in (Path(sys.prefix).resolve(),))]
+    problems = []
+    for name in ("dvc", "keras", "matplotlib", "numpy", "pandas", "PIL", "sklearn", "tensorflow"):
+        spec = importlib.util.find_spec(name)
+        if spec and spec.origin and not spec.origin.startswith(tuple(places)):
+            problems.append(f"{name} is imported from {spec.origin}: unset PYTHONPATH")
+    if program := shutil.which("dvc", path=f"{Path(sys.executable).parent}"):
+        # pip and uv write the path of Python into the first or second line.
+        lines = Path(program).read_text(encoding="utf-8", errors="replace").splitlines()[:2]
+        python = re.search(r"/[^\n'\"]*/python[\d.]*", "\n".join(lines))
+        if python and not is_same_file(python[0], sys.executable):
+            problems.append(f"{program} belongs to {python[0]}, which is another Python: {REMAKE}")
+    else:
+        problems.append(f"{Path(sys.executable).parent} has no dvc: {REMAKE}")
+    if problems:
+        raise CheckError("\n".join(problems))
+    return "packages and programs come from this environment"
+
+
+def is_same_file(first: str, second: str) -> bool:
+    """Return whether two paths lead to the same file in the same folder."""
+    folders = [Path(path).parent.resolve() for path in (first, second)]
+    return folders[0] == folders[1] and Path(first).exists()
+
+
+def check_variables() -> str:
+    """Look for variables that are removed here, but not from a `dvc` that you start yourself."""
+    problems = []
+    for name, value in REMOVED.items():
+        unusable = Path(value).name in ("nologin", "false") or not os.access(value, os.X_OK)
+        if name == "SHELL" and unusable:
+            problems.append(
+                f"SHELL is {value}, with which DVC runs the stages: export SHELL=/bin/sh"
+            )
+        if name.startswith(("GIT_", "PYTHONHOME", "PYTHONSAFEPATH")):
+            problems.append(f"{name} is {value}, which changes what DVC and git do: unset {name}")
+    if "TF_CONFIG" in os.environ:
+        problems.append(
+            "TF_CONFIG makes train wait for other workers; if you do not train on several: "
+            "unset TF_CONFIG"
+        )
+    if problems:
+        raise CheckError("\n".join(problems))
+    return "none that disturbs DVC or git"
+
+
 def check_processor() -> str:
-    """Look for variables that make libraries compute with other kernels than the pinned ones."""
+    """Look for AVX, and for variables that make libraries compute with other kernels."""
     from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes
 
     kernels = re.compile("(TF_)?(XLA|ONEDNN|DNNL)_|TF_(ENABLE|DISABLE|SET|USE)_|TENSORFLOW_")
@@ -65,16 +115,59 @@ def check_processor() -> str:
     if names:
         raise CheckError(f"{' and '.join(names)} may change results: unset {' '.join(names)}")
     here = collect_fingerprint()
+    instructions = here["vector_instructions"].split()
+    if here["machine"] == "x86_64" and instructions and "avx" not in instructions:
+        raise CheckError(
+            f"{here['processor']} has no AVX, which TensorFlow's packages need: use another "
+            "machine, or give the virtual machine its host's processor"
+        )
     promise = "the same bytes" if promises_same_bytes(here) else "equivalent results"
     return f"{here['processor']}: {promise} as on the machine that recorded {LOCK}"
 
 
+def check_git() -> str:
+    """Check that git can read the repository, and that it is complete."""
+    from stages.core.errors import StageError
+    from tools.verify.repository import (
+        COMPLETE,
+        ask_git,
+        check_repository,
+        is_in_git,
+        is_partial,
+        is_shallow,
+        last_commit,
+    )
+
+    try:
+        check_repository()
+        if not is_in_git():
+            return "not used: DVC's option core.no_scm is set"
+        commit = last_commit()
+    except StageError as error:
+        raise CheckError(str(error)) from error
+    if is_partial():
+        raise CheckError(f"a partial clone, in which `dvc metrics diff` can hang: {COMPLETE}")
+    prefix = ask_git("rev-parse", "--show-prefix").rstrip("/")
+    notes = [
+        *[f"the project is its folder {prefix}"][: bool(prefix)],
+        *["shallow: `git fetch --unshallow` brings older commits"][: is_shallow()],
+    ]
+    return ", ".join([f"commit {commit[:12]}", *notes])
+
+
 def check_disk() -> str:
-    """Check that the disk has room for the data and for temporary files."""
+    """Check that the disk has room for the data and for temporary files, and can be written to."""
+    places = [Path(place) for place in (".", ".dvc", ".dvc/tmp", ".dvc/cache", ".venv", "data")]
+    places += [path for path in Path("data").glob("*") if path.is_dir()]
+    if closed := [str(path) for path in places if path.exists() and not os.access(path, os.W_OK)]:
+        raise CheckError(
+            f"{' and '.join(closed)} cannot be written to, as after a run by another user: "
+            "sudo chown -R $(id -u) ."
+        )
     free = {place: shutil.disk_usage(place).free for place in (os.curdir, tempfile.gettempdir())}
     problems = [
         f"{Path(place).resolve()} has {size / 1e9:.1f} GB free, but a run may need "
-        f"{DISK_SPACE / 1e9:.0f} GB: free some space, for example with `dvc gc --workspace`"
+        f"{DISK_SPACE / 1e9:.0f} GB: free some space, or name another folder in TMPDIR"
         for place, size in free.items()
         if size < DISK_SPACE
     ]
@@ -115,11 +208,19 @@ def check_cache() -> str:
     from dvc.repo import Repo
 
     with Repo() as repo:
-        objects = sorted(Path(repo.cache.local.path).glob("??/*"))
+        cache = Path(repo.cache.local.path)
+    if cache.is_relative_to(Path.cwd()):
+        objects = sorted(cache.glob("??/*"))
+    else:  # other projects may share it
+        objects = sorted(path for path in find_own_objects(cache) if path.exists())
     problems = []
     for path in objects:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "md5").hexdigest()
+        try:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "md5").hexdigest()
+        except PermissionError:
+            problems.append(f"{path} belongs to another user: sudo chmod a+r {path}")
+            continue
         name = path.parent.name + path.name
         if found != name.removesuffix(".dir"):
             place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -131,6 +232,18 @@ def check_cache() -> str:
     if problems:
         raise CheckError("\n".join(problems))
     return f"{len(objects)} files with the right MD5"
+
+
+def find_own_objects(cache: Path) -> Iterator[Path]:
+    """Yield the paths in the cache of the outputs in dvc.lock, if it can be read."""
+    from stages.core.errors import StageError
+    from tools.verify.lockfile import list_files, read_lock
+
+    try:
+        for recorded in list_files(read_lock(), "outs").values():
+            yield cache / recorded.md5[:2] / recorded.md5[2:]
+    except (StageError, LookupError, AttributeError, TypeError):
+        pass  # check_pipeline reports it
 
 
 def find_outputs(md5: str) -> Iterator[str]:
@@ -170,13 +283,12 @@ def check_raw() -> str:
 def check_lock() -> str:
     """Compare code, parameters and small outputs in the last commit with its dvc.lock."""
     from tools.verify.lockfile import find_stale, read_lock
+    from tools.verify.repository import clone_commit, is_in_git, last_commit
 
+    if not is_in_git():
+        return "not checked: this folder has no commits"
     with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder) / "clone"
-        git = ["git", "clone", "--quiet", ".", str(clone)]
-        result = subprocess.run(git, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise CheckError(" ".join(result.stderr.split()))
+        clone = clone_commit(last_commit(), Path(folder) / "clone")
         if not (clone / LOCK).exists():
             return f"the last commit has no {LOCK}"
         found = find_stale(clone, read_lock(clone)).values()
@@ -187,7 +299,10 @@ def check_lock() -> str:
 
 CHECKS = {
     "packages": check_packages,
+    "places": check_places,
+    "variables": check_variables,
     "processor": check_processor,
+    "repository": check_git,
     "disk": check_disk,
     "parameters": check_parameters,
     "pipeline": check_pipeline,
@@ -199,14 +314,18 @@ CHECKS = {
 
 def main() -> None:
     """Run every check and print its result."""
-    code = 0
+    code, broken = 0, False
     for name, check in CHECKS.items():
+        if broken and name in ("pipeline", "cache", "lock"):
+            print(f"ok     {name}: not checked, because of the repository", flush=True)
+            continue
         try:
             verdict, findings = "ok", check()
         except ModuleNotFoundError as error:
             verdict, findings, code = "wrong", f"{error}: {REINSTALL}", 1
         except Exception as error:  # one failing check must not stop the others
             verdict, findings, code = "wrong", str(error), 1
+            broken |= name == "repository"
         for line in findings.splitlines():
             print(f"{verdict:<6} {name}: {line}", flush=True)
     sys.exit(code)

@@ -1,8 +1,10 @@
 """Serve a web page on which you draw a digit and see the model's predictions.
 
-The page can be opened on this machine only, and it loads nothing from the network.
+The page can be opened on this machine only, and it loads nothing from the network. To see it from
+another machine, forward the port: `ssh -L 8000:localhost:8000 server`. If a service such as
+Codespaces forwards it under another name, add that name.
 
-    python -m tools.draw [--port 8000]
+    python -m tools.draw [--port 8000] [--host-name NAME]
 """
 
 import argparse
@@ -25,12 +27,15 @@ POLICY = (
 )
 
 
-def create_app(classifier: Classifier) -> Flask:
-    """Return the application: the page at /, and predictions for image files sent to /predict."""
+def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flask:
+    """Return the application: the page at /, and predictions for image files sent to /predict.
+
+    It answers under `host_names` as well as under this machine's own names.
+    """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
     # Against DNS rebinding: reject requests under any other host name.
-    app.config["TRUSTED_HOSTS"] = ["localhost", HOST]
+    app.config["TRUSTED_HOSTS"] = ["localhost", HOST, *host_names]
     one_at_a_time = threading.Lock()  # one prediction already uses all cores
 
     @app.get("/")
@@ -67,13 +72,17 @@ def main() -> None:
         prog="python -m tools.draw", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free port")
-    port = parser.parse_args().port
+    parser.add_argument(
+        "--host-name", action="append", default=[], help="another name under which the page is seen"
+    )
+    arguments = parser.parse_args()
+    port = arguments.port
     try:
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise StageError(f"port {port}: {error}; choose another: make draw PORT=8001") from error
     with listening:
-        app = create_app(load_classifier())
+        app = create_app(load_classifier(), tuple(arguments.host_name))
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no log line for each stroke
         server = make_server(HOST, port, app, threaded=True, fd=listening.fileno())
         address = f"http://{HOST}:{listening.getsockname()[1]}"

@@ -1,18 +1,21 @@
-"""Export the trained network to ONNX and TFLite, and check both on the test images.
+"""Export the trained network to ONNX, TFLite and older Keras, and check all on the test images.
 
 data/export/model.onnx     for ONNX Runtime and other programs that read ONNX
 data/export/model.tflite   for LiteRT, formerly TensorFlow Lite, on phones and small boards
+data/export/model.keras    for Keras 3.10 and later; data/model/model.keras needs Keras 3.15
 data/export/classes.txt    the class names, in the order of the probabilities
 
-Both models take images (n, height, width) float32 in [0, 1] and return probabilities (n, classes)
+All models take images (n, height, width) float32 in [0, 1] and return probabilities (n, classes)
 float32. A model is saved only if it predicts the same as the Keras model.
 
     python -m tools.export
 """
 
+import json
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,17 @@ EXPORT = Path("data/export")
 # For the default network, probabilities differed by at most 1e-6 and no prediction differed.
 MAX_DIFFERENCE = 1e-4  # between two probabilities
 MIN_AGREEMENT = 0.9995  # fraction of test images with the same prediction
+
+# What Keras 3.11 to 3.15 added to the configuration of layers, with the default. An older Keras
+# refuses keys that it does not know, even with the value that changes nothing.
+NEWER_KEYS = {
+    "input_axes": None,
+    "output_axes": None,
+    "quantization_config": None,
+    "renorm": False,
+    "renorm_clipping": None,
+    "renorm_momentum": 0.99,
+}
 
 Predict = Callable[[Path, Floats], Floats]
 
@@ -64,6 +78,34 @@ def write_tflite(model: Any, path: Path) -> None:
         verbose=False,
         target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
     )
+
+
+def write_keras(model: Any, path: Path) -> None:
+    """Write `model` as a `.keras` file without the keys that an older Keras does not know."""
+    import keras
+
+    def drop_newer_keys(entry: dict[str, Any]) -> dict[str, Any]:
+        missing = object()
+        return {key: value for key, value in entry.items() if NEWER_KEYS.get(key, missing) != value}
+
+    complete = path.with_name(f"complete-{path.name}")
+    keras.Model(model.inputs, model.outputs).save(complete)
+    with zipfile.ZipFile(complete) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content, object_hook=drop_newer_keys)
+                content = json.dumps(config).encode()
+            target.writestr(name, content)
+    complete.unlink()
+
+
+def predict_keras(path: Path, images: Floats) -> Floats:
+    """Return the probabilities that Keras computes with the model in `path`."""
+    import keras
+
+    probabilities = keras.models.load_model(path).predict(images, verbose=0)
+    return np.asarray(probabilities, np.float32)
 
 
 def make_signature(model: Any) -> list[Any]:
@@ -105,6 +147,7 @@ def predict_tflite(path: Path, images: Floats) -> Floats:
 FORMATS: dict[str, tuple[Callable[[Any, Path], None], Predict]] = {
     "model.onnx": (write_onnx, predict_onnx),
     "model.tflite": (write_tflite, predict_tflite),
+    "model.keras": (write_keras, predict_keras),
 }
 
 

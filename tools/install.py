@@ -35,6 +35,19 @@ UV_VARIABLES = {
     "proxy": "ALL_PROXY",
 }
 
+# pip's variables that say where packages come from and how to get them. All others are left out: a
+# constraint, a target folder or another Python would change what is installed, or where.
+PIP_VARIABLES = {f"PIP_{name.upper().replace('-', '_')}" for name in UV_VARIABLES} | {
+    "PIP_CACHE_DIR",
+    "PIP_CONFIG_FILE",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_KEYRING_PROVIDER",
+    "PIP_NO_CACHE_DIR",
+    "PIP_NO_INDEX",
+    "PIP_RETRIES",
+    "PIP_TIMEOUT",
+}
+
 # Variables with a user's settings for other projects. They would change what uv installs, or where.
 FOREIGN = (
     "UV_CONSTRAINT",
@@ -87,7 +100,8 @@ def check_python() -> None:
 def make_venv() -> None:
     """Make .venv, unless it already works. If that fails, delete what was made."""
     if PYTHON.exists():
-        tried = subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True)
+        version = [str(PYTHON), "-m", "pip", "--version"]
+        tried = subprocess.run(version, env=pip_environment(), capture_output=True)
         if tried.returncode == 0:
             return
     # Inside an activated .venv, `python3` is a link into the folder that is about to be made.
@@ -121,11 +135,20 @@ def fetch_uv(pins: str) -> None:
 def run_pip(command: str, *arguments: str, **variables: str) -> None:
     """Run .venv's pip with the additional environment `variables`, and stop if it fails."""
     pip = [str(PYTHON), "-m", "pip", command, "-qq", "--disable-pip-version-check"]
-    if subprocess.run([*pip, *arguments], env={**os.environ, **variables}).returncode:
+    if subprocess.run([*pip, *arguments], env={**pip_environment(), **variables}).returncode:
         sys.exit(
             f"error: pip could not {command} uv (see above). If this machine needs a proxy or a "
             "package mirror, configure pip: uv gets the same settings"
         )
+
+
+def pip_environment() -> dict[str, str]:
+    """Return the variables for pip: all of this process, but of pip's only PIP_VARIABLES."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PIP_") or name in PIP_VARIABLES
+    }
 
 
 def read_pip_settings(listing: str) -> dict[str, str]:
@@ -152,7 +175,11 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
 def install(files: list[str]) -> None:
     """Install the packages that the requirements `files` pin."""
     listing = subprocess.run(
-        [PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+        [PYTHON, "-m", "pip", "config", "list"],
+        env=pip_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     settings = read_pip_settings(listing)
     environment = uv_environment(settings)

@@ -14,7 +14,6 @@ import importlib
 import inspect
 import io
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from stages.core.files import write_text
 from stages.core.paths import PARAMETERS
 from stages.core.settings import Section, read_yaml
 from stages.model.settings import ModelParameters, TrainParameters, check_together
+from tools.verify.repository import check_repository, run_git
 
 GRAPH = Path("dvc.yaml")
 RECIPES = Path("recipes")
@@ -121,11 +121,8 @@ def apply(name: str) -> None:
     recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if name not in recipes:
         raise StageError(f"there is no recipe {name!r}; the recipes are {', '.join(recipes)}")
-    git = ["git", "show", f"HEAD:./{PARAMETERS}"]
-    shown = subprocess.run(git, capture_output=True, text=True, encoding="utf-8", check=False)
-    if shown.returncode:
-        raise StageError(f"cannot read {PARAMETERS} in the last commit: {shown.stderr.strip()}")
-    current, committed = PARAMETERS.read_text(encoding="utf-8"), shown.stdout
+    committed = run_git("show", f"HEAD:./{PARAMETERS}").decode()
+    current = PARAMETERS.read_text(encoding="utf-8")
     known = [committed, *(merge_recipe(committed, read_yaml(path)) for path in recipes.values())]
     if current not in known:
         raise StageError(
@@ -145,8 +142,9 @@ def main() -> None:
     if name:
         apply(name)
         print(f"applied the recipe {name}; `git diff {PARAMETERS}` shows the changes")
-    else:
+    else:  # `make repro` without a recipe
         check(read_yaml(PARAMETERS))
+        check_repository()
 
 
 if __name__ == "__main__":

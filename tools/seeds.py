@@ -9,6 +9,7 @@ Prints mean, standard deviation and range of each metric, and writes the same to
 """
 
 import argparse
+import os
 import subprocess
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ import pandas as pd
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import REPORTS
+from stages.download import DownloadParameters
 from tools.compare.revision import (
     Result,
     differs_from,
@@ -25,6 +27,7 @@ from tools.compare.revision import (
     read_commit,
     resolve_commit,
 )
+from tools.verify.dataset import check_dataset
 
 
 def train(seed: int, name: str) -> None:
@@ -32,7 +35,9 @@ def train(seed: int, name: str) -> None:
     command = ["dvc", "exp", "run", "--temp", "--name", name]
     for key in ("model.seed", "train.seed"):
         command += ["--set-param", f"{key}={seed}"]
-    if subprocess.run(command, check=False).returncode:
+    # TF_CONFIG would make the training wait for other workers.
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    if subprocess.run(command, env=environment, check=False).returncode:
         raise StageError(f"seed {seed} failed (see above); results of earlier seeds are kept")
 
 
@@ -77,12 +82,13 @@ def main() -> None:
     parser.add_argument("count", type=parse_count, help="how many seeds, starting at 1; at least 2")
     parser.add_argument("--per-class", action="store_true", help="also report each class")
     arguments = parser.parse_args()
-    if differs_from("HEAD"):
+    commit = resolve_commit("HEAD")
+    check_dataset(DownloadParameters.read())
+    if differs_from(commit):
         raise StageError(
             "the workspace differs from the last commit, but this command trains the last commit: "
             "commit your changes, or undo them with `git checkout .`"
         )
-    commit = resolve_commit("HEAD")
     names = [name_experiment(commit, seed) for seed in range(1, arguments.count + 1)]
     trained = list_experiments(commit)
     for seed, name in enumerate(names, start=1):

@@ -4,7 +4,7 @@ Worker 0 runs `dvc repro`, and so the stage `train`. Every other worker prepares
 `dvc repro preprocess` and then runs the stage by itself; it writes no results. TF_CONFIG tells each
 worker the addresses of all (docs/cluster.md).
 
-    python -m tools.worker --local 4 [options of dvc repro]
+    python -m tools.worker --local 4 [options and stages for dvc repro]
     python -m tools.worker --hosts host0:2222,host1:2222 --index 1
     python -m tools.worker --slurm
     python -m tools.worker --job NAME --service NAME --completions 4
@@ -14,21 +14,22 @@ Kubernetes Indexed Job.
 """
 
 import argparse
-import ipaddress
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from stages.core.errors import StageError, run
-from stages.core.paths import PARAMETERS
-from stages.core.settings import read_yaml
-from stages.model.addresses import check_count, find_ips, read_tf_config, split_address
+from stages.model.addresses import check_count, find_own_ips, read_tf_config, split_address
+from stages.model.rendezvous import PATIENCE
+from stages.model.settings import TrainParameters
 
 PORT = 2222  # on machines of their own, workers can all use the same
 TRAIN = [sys.executable, "-m", "stages.train"]
@@ -58,7 +59,10 @@ def read_slurm(environment: Mapping[str, str]) -> tuple[list[str], int]:
     except KeyError as error:
         raise StageError(f"{error.args[0]} is not set; start this command with srun") from None
     command = ["scontrol", "show", "hostnames", nodes]
-    hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    if found.returncode:
+        raise StageError(f"{' '.join(command)} failed: {' '.join(found.stderr.split())}")
+    hosts = found.stdout.split()
     if len(hosts) != count:
         raise StageError(f"{count} tasks on {len(hosts)} nodes: use --ntasks-per-node=1")
     return [f"{host}:{PORT}" for host in hosts], index
@@ -77,62 +81,66 @@ def read_kubernetes(
     return [f"{job}-{pod}.{service}:{PORT}" for pod in range(completions)], index
 
 
-def check_name(address: str) -> None:
-    """Raise StageError if an address has a name that means this machine to itself alone.
-
-    Debian gives a machine's own name the address 127.0.1.1.
-    """
-    host, _ = split_address(address)
-    for _, ip in find_ips(address):
-        if ipaddress.ip_address(ip).is_loopback and host not in (ip, "localhost"):
-            raise StageError(
-                f"{host} is {ip} on this machine, which other machines cannot reach; use the "
-                "machine's IP address instead of its name"
-            )
+def wait_for_name(address: str) -> None:
+    """Wait until the host of an address is known. A new pod gets its name after some seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.getaddrinfo(split_address(address)[0], None)
+            return
+        time.sleep(1)
 
 
-def run_locally(count: int, options: list[str]) -> int:
+def run_locally(count: int, options: list[str], targets: list[str]) -> int:
     """Run all workers on this machine, and return the exit code of `dvc repro`.
 
     The other workers start only if the stage `train` will run, and end with `dvc repro`.
     """
-    check_count(count, read_yaml(PARAMETERS)["train"]["replicas"])
+    check_count(count, TrainParameters.read().replicas)
     prepared = call([*DVC, *options, "preprocess"])
     if prepared:
         return prepared
     plan = [*DVC, *options, "--dry", "--single-item", "train"]
     planned = subprocess.run(plan, check=False, capture_output=True, text=True).stdout
     # With --force, preprocess must not run again while the workers read its arrays.
-    command = [*DVC, *options, *(["--downstream", "train"] if "--force" in options else [])]
+    if "--force" in options:
+        options, targets = [*options, "--downstream"], targets or ["train"]
+    command = [*DVC, *options, *targets]
     if "Running stage 'train'" not in planned or count == 1:
         return call(command)
     addresses = find_free_addresses(count)
-    others = []
-    try:
+    with tempfile.TemporaryFile() as errors, ExitStack() as stack:
         for index in range(1, count):
             environment = os.environ | make_tf_config(addresses, index)
             environment.pop("TENSORBOARD_LOGDIR", None)  # worker 0 writes there
             # A session of its own, so that Ctrl-C reaches `dvc repro` alone.
-            others.append(
-                subprocess.Popen(
-                    TRAIN, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-                )
+            other = subprocess.Popen(
+                TRAIN,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
             )
-        return call(command, make_tf_config(addresses, 0))
-    finally:
-        for other in others:
-            other.kill()
+            stack.enter_context(other)
+            stack.callback(other.kill)
+        code = call(command, make_tf_config(addresses, 0))
+        errors.seek(0)
+        for line in dict.fromkeys(errors.read().decode(errors="replace").splitlines()):
+            # Worker 0 reports the same errors, except for an address that another cannot use.
+            if code and (not line.startswith("error: ") or "TF_CONFIG" in line):
+                print(line, file=sys.stderr)
+        return code
 
 
-def run_worker(addresses: list[str], index: int, options: list[str]) -> int:
+def run_worker(addresses: list[str], index: int, options: list[str], targets: list[str]) -> int:
     """Run the worker `index`, and return the exit code of its last command."""
     variables = make_tf_config(addresses, index)
     # The stage checks the first two as well, but a mistake should be reported at once.
     read_tf_config(variables["TF_CONFIG"])
-    check_count(len(addresses), read_yaml(PARAMETERS)["train"]["replicas"])
-    check_name(addresses[index])
+    check_count(len(addresses), TrainParameters.read().replicas)
+    find_own_ips(addresses[index])
     if index == 0:
-        return call([*DVC, *options], variables)
+        return call([*DVC, *options, *targets], variables)
     return call([*DVC, *options, "preprocess"]) or call(TRAIN, variables)
 
 
@@ -164,11 +172,11 @@ def main() -> None:
     parser.add_argument("--index", type=int, help="with --hosts: the number of this worker, from 0")
     parser.add_argument("--service", help="with --job: the name of the headless Service")
     parser.add_argument("--completions", type=int, help="with --job: the number of pods")
+    parser.add_argument("targets", nargs="*", help="stages for `dvc repro`; default: all")
     arguments, options = parser.parse_known_args()
+    targets = arguments.targets
     if arguments.local is not None:
-        if arguments.local < 1:
-            parser.error("--local needs at least one worker")
-        sys.exit(run_locally(arguments.local, options))
+        sys.exit(run_locally(arguments.local, options, targets))
     if arguments.hosts:
         if arguments.index is None:
             parser.error("--hosts needs --index")
@@ -181,7 +189,8 @@ def main() -> None:
         addresses, index = read_kubernetes(
             os.environ, arguments.job, arguments.service, arguments.completions
         )
-    sys.exit(run_worker(addresses, index, options))
+        wait_for_name(addresses[index])
+    sys.exit(run_worker(addresses, index, options, targets))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from stages.core.errors import StageError
 
@@ -26,7 +27,7 @@ def read_tf_config(text: str) -> tuple[list[str], int]:
         config = json.loads(text)
         addresses, task = config["cluster"]["worker"], config["task"]
         kind, index = task["type"], int(task["index"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StageError(
             f"TF_CONFIG is not readable ({type(error).__name__}: {error}); it has to look like "
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
@@ -36,17 +37,36 @@ def read_tf_config(text: str) -> tuple[list[str], int]:
     if not isinstance(addresses, list) or not addresses:
         raise StageError(f"TF_CONFIG: worker is {addresses!r}, expected a list of host:port")
     for address in addresses:
-        if not isinstance(address, str) or not re.fullmatch(r"[^\s/]+:\d{1,5}", address):
+        if not is_address(address):
             raise StageError(f"TF_CONFIG: {address!r} is not an address such as host:2222")
     if repeated := sorted({address for address in addresses if addresses.count(address) > 1}):
         raise StageError(f"TF_CONFIG has an address twice: {', '.join(repeated)}")
+    local = [address for address in addresses if is_local(split_address(address)[0])]
+    if 0 < len(local) < len(addresses):
+        raise StageError(
+            f"TF_CONFIG: {local[0]} means another machine to each worker; use the machine's IP "
+            "address or name"
+        )
     if not 0 <= index < len(addresses):
         raise StageError(f"TF_CONFIG: index is {index}, expected 0 to {len(addresses) - 1}")
     return addresses, index
 
 
+def is_address(address: Any) -> bool:
+    """Return whether `address` looks like host:port. IPv6 addresses stand in brackets."""
+    if not isinstance(address, str) or not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", address):
+        return False
+    host, port = split_address(address)
+    try:
+        return bool(host.encode("idna")) and 0 < port < 2**16
+    except UnicodeError:  # a part of the name is empty or too long
+        return False
+
+
 def check_count(workers: int, replicas: int) -> None:
-    """Raise StageError if there are more workers than replicas."""
+    """Raise StageError if there is no worker, or if there are more workers than replicas."""
+    if workers < 1:
+        raise StageError(f"the number of workers is {workers}, expected 1 to {replicas}")
     if workers > replicas:
         raise StageError(
             f"there are {workers} workers and train.replicas is {replicas}: each worker computes "
@@ -61,10 +81,13 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def answers(address: str) -> bool:
-    """Return whether a process listens at an address."""
+    """Return whether TensorFlow listens at an address, and is not stopped.
+
+    Its server sends a few bytes to everyone who connects.
+    """
     try:
-        with socket.create_connection(split_address(address), timeout=5):
-            return True
+        with socket.create_connection(split_address(address), timeout=5) as connection:
+            return bool(connection.recv(1))
     except OSError:
         return False
 
@@ -79,17 +102,28 @@ def find_ips(address: str) -> list[tuple[socket.AddressFamily, str]]:
     return sorted({(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found})
 
 
-def check_address_is_free(address: str) -> None:
-    """Raise StageError unless this worker can listen at its address."""
-    for family, ip in find_ips(address):
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as free:
-                free.bind((ip, split_address(address)[1]))
-        except OSError as error:
+def find_own_ips(address: str) -> list[tuple[socket.AddressFamily, str]]:
+    """Return the IP addresses of this worker's own host, with their families.
+
+    Raises StageError if other machines cannot reach them. Debian gives a machine's own name the
+    address 127.0.1.1, which every machine uses for itself.
+    """
+    host, _ = split_address(address)
+    found = find_ips(address)
+    for _, ip in found:
+        if ipaddress.ip_address(ip).is_unspecified:
+            raise StageError(f"TF_CONFIG: {host} is not an address that other workers can reach")
+        if ipaddress.ip_address(ip).is_loopback and not is_local(host):
             raise StageError(
-                f"TF_CONFIG: this worker cannot listen at {address}: {error.strerror}; is another "
-                "worker started with the same index, or is it an address of another machine?"
-            ) from error
+                f"TF_CONFIG: {host} is {ip} on this machine, which other machines cannot reach; "
+                "use the machine's IP address instead of its name"
+            )
+    return found
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host means the machine itself on every machine."""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def accept_only(address: str) -> None:
@@ -109,7 +143,8 @@ def accept_only(address: str) -> None:
     )
     program = struct.pack("HP", len(instructions), ctypes.addressof(code))
     for entry in Path("/proc/self/fd").iterdir():
-        # Most files are not sockets, and some are gone by now.
+        if not entry.is_socket():
+            continue  # Python would leave the copy of another file open
         with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as listener:
             listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             if listening and listener.getsockname()[1] == split_address(address)[1]:

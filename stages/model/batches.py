@@ -19,25 +19,29 @@ from stages.model.settings import TrainParameters
 Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classes)
 
 
-def count_steps(images: int, parameters: TrainParameters) -> int:
+def count_steps(images: int, batch_size: int, smallest: int) -> int:
     """Return the number of steps in an epoch over a training set of `images` images.
 
-    If the last batch has fewer images than there are replicas, it is left out.
+    If the last batch has fewer than `smallest` images, it is left out.
     """
-    steps, rest = divmod(images, parameters.batch_size)
-    return steps + (rest >= parameters.replicas)
+    steps, rest = divmod(images, batch_size)
+    return steps + (rest >= smallest)
 
 
 def make_training_batches(
-    split: Split, parameters: TrainParameters, two_outputs: bool, first_epoch: int = 0
+    split: Split,
+    parameters: TrainParameters,
+    steps: int,
+    two_outputs: bool,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
     """Return the batches of all epochs from `first_epoch` on, one epoch after the other.
 
-    Each epoch has its own random order. Images are augmented as `parameters.augmentation` says.
+    An epoch has `steps` batches, in its own random order. Images are augmented as
+    `parameters.augmentation` says.
     """
     images, labels = split
     seed, size, augmentation = parameters.seed, parameters.batch_size, parameters.augmentation
-    steps = count_steps(len(images), parameters)
 
     @lru_cache(maxsize=1)
     def shuffle(epoch: int) -> npt.NDArray[np.int64]:

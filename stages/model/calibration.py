@@ -20,14 +20,28 @@ def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> floa
     return float(losses.mean(dtype=np.float64))
 
 
+# Mistakes on the validation set that a calibration needs. The factor is the only coefficient of a
+# logistic regression, and such a fit is unreliable with fewer than 10 events for each coefficient:
+# Peduzzi et al., "A simulation study of the number of events per variable in logistic regression
+# analysis", 1996. Without any mistake, the best factor would be infinite.
+MIN_MISTAKES = 10
+
+
 def calibrate(model: DataParallel, images: Floats, labels: Floats, batch_size: int) -> None:
     """Scale the weights of the main classifier so that its probabilities fit `labels` best.
 
     Label smoothing makes a network less confident than its accuracy justifies. One factor for all
     logits corrects that and changes no prediction: Guo et al., "On calibration of modern neural
-    networks", 2017.
+    networks", 2017. With fewer than MIN_MISTAKES wrong images, the weights stay as they are.
     """
     probabilities = model.predict_probabilities(images, batch_size)
+    mistakes = int((probabilities.argmax(axis=1) != labels.argmax(axis=1)).sum())
+    if mistakes < MIN_MISTAKES:
+        print(
+            f"the probabilities are not recalibrated: {mistakes} of {len(labels)} validation "
+            f"images are misclassified, and that needs at least {MIN_MISTAKES}"
+        )
+        return
     logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
 
     def cross_entropy(factor: float) -> float:

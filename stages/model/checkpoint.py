@@ -13,6 +13,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,7 +219,7 @@ def load(origin: Origin) -> State:
 
 
 def delete() -> None:
-    """Delete the checkpoint and its folder."""
+    """Delete the checkpoint, and its folder if that is empty and not a mounted volume."""
     CHECKPOINT.unlink(missing_ok=True)
-    if CHECKPOINT.parent.is_dir():
+    with suppress(OSError):
         CHECKPOINT.parent.rmdir()

@@ -8,27 +8,20 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from stages.core.errors import StageError
-from stages.model.addresses import (
-    accept_only,
-    answers,
-    check_address_is_free,
-    check_count,
-    read_tf_config,
-)
+from stages.model.addresses import accept_only, answers, check_count, read_tf_config
 from stages.model.checkpoint import Origin, State, find_differences, load, pack, unpack
 from stages.model.parallel import Group, Tensors, Workers
+from stages.model.rendezvous import name_workers, wait_for_all, watch_connecting
 
-PATIENCE = 120  # seconds to wait for the other workers
 GROUP = 2222  # TensorFlow's number for the workers as a group; it uses the first numbers itself
 HOST = "host"  # the key of an origin under which a worker tells its name
 
@@ -54,19 +47,17 @@ class Cluster(Workers):
     def __init__(self, addresses: list[str], index: int) -> None:
         """Keep the addresses of all workers and the index of this one."""
         self.addresses, self.index, self.count = addresses, index, len(addresses)
-        check_address_is_free(addresses[index])
 
     def connect(self) -> None:
-        """Wait for the other workers, and end the process if one has not started in time."""
-        connected = threading.Event()
-        threading.Thread(target=self._give_up, args=(connected,), daemon=True).start()
-        # The strategy starts TensorFlow's server, and looks after the other workers.
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        self._number = tf.Variable(0)  # of the last gather
-        self._gather_now = tf.function(self._gather, autograph=False, reduce_retracing=True)
-        accept_only(self.addresses[self.index])
-        self._gather_now(tf.zeros(1))
-        connected.set()
+        """Wait for the other workers. Raises StageError if one does not come in time."""
+        wait_for_all(self.addresses, self.index)
+        with watch_connecting(self.addresses, self.index):
+            # The strategy starts TensorFlow's server, and looks after the other workers.
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            self._number = tf.Variable(0)  # of the last gather
+            self.gather = tf.function(self._gather, autograph=False, reduce_retracing=True)
+            accept_only(self.addresses[self.index])
+            self.gather(tf.zeros(1))
 
     def exchange(self, *groups: Group) -> list[dict[Any, Tensors]]:
         """Return the tensors of all workers, for each group. They are sent together.
@@ -95,9 +86,9 @@ class Cluster(Workers):
 
     def exchange_bytes(self, content: bytes) -> list[bytes]:
         """Return the `content` of every worker, in their order."""
-        lengths = self._gather_now(tf.constant([len(content)], tf.int64)).numpy()[:, 0]
+        lengths = self.gather(tf.constant([len(content)], tf.int64)).numpy()[:, 0]
         padded = content.ljust(int(lengths.max() + 8) // 8 * 8, b"\0")
-        received = self._gather_now(tf.constant(np.frombuffer(padded, np.int64))).numpy()
+        received = self.gather(tf.constant(np.frombuffer(padded, np.int64))).numpy()
         return [row.tobytes()[:length] for row, length in zip(received, lengths, strict=True)]
 
     def end(self) -> None:
@@ -105,7 +96,9 @@ class Cluster(Workers):
 
         The interpreter is not shut down in the usual way, because TensorFlow's server crashes then.
         """
-        self.exchange_bytes(b"")
+        # Worker 0 has saved the result, which needs no other worker any more.
+        with suppress(*[tf.errors.OpError] * (self.index == 0)):
+            self.exchange_bytes(b"")
         others = [address for address in self.addresses if address != self.addresses[self.index]]
         deadline = time.monotonic() + 10
         while self.index == 0 and any(map(answers, others)) and time.monotonic() < deadline:
@@ -126,19 +119,6 @@ class Cluster(Workers):
             ordering_token=[],
         )
         return tf.ensure_shape(received, (self.count, tensor.shape[0]))
-
-    def _give_up(self, connected: threading.Event) -> None:
-        """End the process if the other workers have not come in time."""
-        if connected.wait(PATIENCE):
-            return
-        missing = [
-            f"{worker} ({address})"
-            for worker, address in enumerate(self.addresses)
-            if worker != self.index and not answers(address)
-        ]
-        name = f"worker {', '.join(missing)}" if missing else "another worker"
-        print(f"error: {name} did not start within {PATIENCE} s", file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 def flatten(tensors: Tensors) -> tf.Tensor:
@@ -182,10 +162,12 @@ def report_failures(workers: Workers) -> Iterator[None]:
     """
     try:
         yield
-    except (StageError, tf.errors.OpError) as error:
+    except (StageError, OSError, KeyboardInterrupt, tf.errors.OpError) as error:
         if not isinstance(workers, Cluster):
             raise
-        message = error if isinstance(error, StageError) else name_failure(error, workers)
+        message = str(error) or "interrupted"
+        if isinstance(error, tf.errors.OpError):
+            message = name_failure(error, workers)
         print(f"error: {message}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -197,5 +179,5 @@ def name_failure(error: Exception, workers: Cluster) -> str:
     gone = [number for number in named if number != workers.index][-1:] or [
         number for number, address in enumerate(workers.addresses) if not answers(address)
     ]
-    names = ", ".join(f"{number} ({workers.addresses[number]})" for number in gone)
-    return f"worker {names} no longer answers" if gone else " ".join(str(error).split())
+    names = name_workers(workers.addresses, gone)
+    return f"{names} no longer answers" if gone else " ".join(str(error).split())

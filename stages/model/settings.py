@@ -143,8 +143,25 @@ class TrainParameters(Seeded):
         return self
 
 
+def smallest_batch(replicas: int, batch_normalization: bool) -> int:
+    """Return how many images a batch needs, so that every replica can learn from its share.
+
+    Batch normalisation subtracts the mean over the share. Of a single image, nothing would be left
+    behind a dense layer. PyTorch refuses that too: "Expected more than 1 value per channel".
+    """
+    return replicas * (2 if batch_normalization else 1)
+
+
 def check_together(model: ModelParameters, train: TrainParameters) -> None:
     """Raise StageError if the two sections, each valid by itself, do not go together."""
+    smallest = smallest_batch(train.replicas, model.batch_normalization)
+    if train.batch_size < smallest:
+        raise StageError(
+            f"train.batch_size is {train.batch_size}, train.replicas {train.replicas} and "
+            "model.batch_normalization true: each replica normalises its share of a batch, which "
+            f"needs at least two images; set train.batch_size to {smallest} or more, use fewer "
+            "replicas, or turn off batch normalisation"
+        )
     if model.members > 1 and train.early_stopping.enabled:
         raise StageError(
             f"model.members is {model.members} and train.early_stopping.enabled true: members that "

@@ -23,7 +23,12 @@ from stages.model.optimizer import RecordLearningRate, make_optimizer
 from stages.model.parallel import DataParallel, Workers
 from stages.model.portable import make_portable
 from stages.model.progress import make_progress
-from stages.model.settings import EarlyStopping, ModelParameters, TrainParameters
+from stages.model.settings import (
+    EarlyStopping,
+    ModelParameters,
+    TrainParameters,
+    smallest_batch,
+)
 
 METRICS = {
     "accuracy": keras.metrics.CategoricalAccuracy,
@@ -85,18 +90,23 @@ def fit(
 ) -> pd.DataFrame:
     """Train `model`, a portable model, in place and return its history.
 
-    Raises StageError if there are fewer training images than replicas, or if the loss becomes NaN.
+    Raises StageError if there are too few training images for one step, or if the loss becomes NaN.
     """
     state = state or State()
     if len(state.rows) == len(state.finished):
         state.rows.append([])
         state.chosen.append(0)
     first, epochs = len(state.rows[-1]), parameters.epochs
-    steps = count_steps(len(train[0]), parameters)
+    normalises = any(
+        isinstance(layer, keras.layers.BatchNormalization)
+        for layer in model.network._flatten_layers()
+    )
+    smallest = smallest_batch(parameters.replicas, normalises)
+    steps = count_steps(len(train[0]), parameters.batch_size, smallest)
     if not steps:
         raise StageError(
             f"train.replicas is {parameters.replicas} and there are {len(train[0])} training "
-            "images: each replica needs at least one; lower train.replicas"
+            f"images: a batch needs at least {smallest}; lower train.replicas"
         )
     if first:
         prefix = f"{name}: " if name else ""
@@ -109,7 +119,7 @@ def fit(
     stopping = make_early_stopping(parameters.early_stopping)
     plateau = make_plateau(parameters)
     model.fit(
-        make_training_batches(train, parameters, two, first),
+        make_training_batches(train, parameters, steps, two, first),
         validation_data=make_validation_batches(validation, parameters.batch_size, two),
         initial_epoch=first,
         epochs=first if state.stopped else epochs,

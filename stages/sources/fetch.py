@@ -21,6 +21,7 @@ from tqdm import tqdm
 from stages.core.errors import StageError
 from stages.core.files import read_json, write_atomically
 from stages.sources.catalogue import Dataset, IdxFile
+from stages.sources.idx import LFS_POINTER
 
 CHUNK = 1 << 18  # bytes
 
@@ -116,11 +117,13 @@ def read_payload(stream: BinaryIO, file: IdxFile) -> Iterator[bytes]:
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
     plain: BinaryIO = buffered
     try:
-        start = buffered.peek(4)[:4]
+        start = buffered.peek(len(LFS_POINTER))[: len(LFS_POINTER)]
         if start.startswith(b"\x1f\x8b"):
             plain = gzip.GzipFile(fileobj=buffered)  # type: ignore[assignment]
         elif start.lstrip().startswith(b"<"):
             raise SourceError(f"{file.name} is a web page, expected IDX or gzip")
+        elif start == LFS_POINTER:
+            raise SourceError(f"{file.name} is a Git LFS pointer instead of the file: git lfs pull")
         while chunk := plain.read(CHUNK):
             yield chunk
     except EOFError as error:

@@ -9,18 +9,29 @@ import gzip
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages.core.errors import StageError
-from stages.core.files import Bytes
+from stages.core.files import Bytes, Pieces
+
+PIECE = 1 << 22  # bytes read at a time
+LFS_POINTER = b"version https://git-lfs"
+UBYTE, INT = 0x08, 0x0C  # types of values
+
+
+def dump_header(shape: tuple[int, ...]) -> bytes:
+    """Return the start of an IDX file that holds an array of unsigned bytes of this shape."""
+    return struct.pack(f">HBB{len(shape)}I", 0, UBYTE, len(shape), *shape)
 
 
 def dump(array: Bytes) -> bytes:
     """Return the content of an IDX file that holds `array`."""
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return header + array.tobytes()
+    return dump_header(array.shape) + array.tobytes()
 
 
 def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
@@ -30,33 +41,86 @@ def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
     parts in use are read. Raises StageError if the file is missing, if it
     does not have `dimensions` dimensions, or if its length does not match the shape in its header.
     """
+    with _open(path) as stream:
+        shape, entry = _read_header(path, stream, dimensions)
+        n = shape[0] if count is None else min(count, shape[0])
+        if n * entry and path.suffix != ".gz":
+            return np.memmap(path, np.uint8, "r", stream.tell(), (n, *shape[1:]))
+        return np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
+
+
+def read_pieces(path: Path, dimensions: int) -> Pieces:
+    """Return the array in an IDX file like `read`, but never hold all of it in memory."""
+    with _open(path) as stream:
+        shape, entry = _read_header(path, stream, dimensions)
+
+    def pieces() -> Iterator[Bytes]:
+        with _open(path) as stream:
+            stream.seek(4 + 4 * dimensions)
+            step, left = max(1, PIECE // max(entry, 1)), shape[0]
+            while left and entry:
+                n = min(step, left)
+                yield np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
+                left -= n
+
+    return Pieces(shape, np.uint8, pieces())
+
+
+def read_int_column(path: Path) -> Bytes:
+    """Return as uint8 the first column of an IDX file of 32-bit integers with two dimensions.
+
+    QMNIST's labels have this form; the other columns say who wrote the digit.
+    """
+    with _open(path) as stream:
+        shape, entry = _read_header(path, stream, 2, INT)
+        column = np.frombuffer(stream.read(shape[0] * entry), ">i4").reshape(shape)[:, 0]
+    if column.size and not 0 <= column.min() <= column.max() <= 255:
+        raise StageError(f"{path}: expected labels from 0 to 255, found {column.max()}")
+    return column.astype(np.uint8)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Open an IDX file, plain or gzipped, and turn what can go wrong into a StageError."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            length = stream.seek(0, os.SEEK_END)
-            stream.seek(0)
-            magic = stream.read(4)
-            expected = bytes([0, 0, 8, dimensions])
-            if magic != expected:
-                raise StageError(
-                    f"{path}: expected IDX magic {expected.hex()}, found {magic.hex() or 'nothing'}"
-                )
-            header = stream.read(4 * dimensions)
-            if len(header) < 4 * dimensions:
-                raise StageError(f"{path}: ends in its header, after {length} bytes")
-            shape = struct.unpack(f">{dimensions}I", header)
-            entry = int(np.prod(shape[1:], dtype=object))
-            if length != 4 + len(header) + shape[0] * entry:
-                raise StageError(
-                    f"{path}: header says {' x '.join(map(str, shape))} bytes, "
-                    f"found {length - 4 - len(header)}"
-                )
-            n = shape[0] if count is None else min(count, shape[0])
-            if n * entry and path.suffix != ".gz":
-                return np.memmap(path, np.uint8, "r", stream.tell(), (n, *shape[1:]))
-            return np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
+            yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise StageError(f"{path}: not readable as gzip: {error}") from error
+        raise StageError(_name_pointer(path) or f"{path}: not readable as gzip: {error}") from error
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
     except ValueError as error:  # a shape with a 0 in it, but too large for NumPy
-        raise StageError(f"{path}: header says shape {shape}: {error}") from error
+        raise StageError(f"{path}: the shape in its header is impossible: {error}") from error
+
+
+def _read_header(
+    path: Path, stream: Any, dimensions: int, kind: int = UBYTE
+) -> tuple[tuple[int, ...], int]:
+    """Return the shape of the array in an IDX file and the bytes of one entry; check the length."""
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    magic = stream.read(4)
+    expected = bytes([0, 0, kind, dimensions])
+    if magic != expected:
+        raise StageError(
+            _name_pointer(path)
+            or f"{path}: expected IDX magic {expected.hex()}, found {magic.hex() or 'nothing'}"
+        )
+    header = stream.read(4 * dimensions)
+    if len(header) < 4 * dimensions:
+        raise StageError(f"{path}: ends in its header, after {length} bytes")
+    shape = struct.unpack(f">{dimensions}I", header)
+    entry = int(np.prod(shape[1:], dtype=object)) * (4 if kind == INT else 1)
+    if length != 4 + len(header) + shape[0] * entry:
+        raise StageError(
+            f"{path}: header says {' x '.join(map(str, shape))} bytes, "
+            f"found {length - 4 - len(header)}"
+        )
+    return shape, entry
+
+
+def _name_pointer(path: Path) -> str:
+    """Return a line if a file is what git shows instead of a file in Git LFS, else nothing."""
+    with path.open("rb") as stream:
+        pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+    return f"{path}: is a Git LFS pointer instead of the file: git lfs pull" if pointer else ""

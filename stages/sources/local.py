@@ -11,14 +11,17 @@ import numpy as np
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TRAIN_IMAGES, IdxFile
 from stages.sources.fetch import SourceError
+from stages.sources.folder import find_idx_files, hint_at
 
 
 @contextmanager
 def open_local(folder: Path, file: IdxFile) -> Iterator[BinaryIO]:
-    """Open an IDX file, plain or with `.gz` added to its name, in a local folder."""
-    found = [path for path in (folder / file.name, folder / f"{file.name}.gz") if path.is_file()]
+    """Open an IDX file, in one of its usual spellings, in a local folder."""
+    if not folder.is_dir():
+        raise SourceError("is not a folder" if folder.exists() else "there is no such folder")
+    found = find_idx_files(folder, file.name)
     if not found:
-        raise SourceError(f"has no {file.name}, plain or with .gz")
+        raise SourceError(f"has no {file.name}, plain or with .gz{hint_at(folder)}")
     try:
         stream = found[0].open("rb")
     except OSError as error:

@@ -60,6 +60,10 @@ def open_mirror(
     url = f"{mirror}{file.name}.gz"
     with requests.Session() as session:
         session.max_redirects = 5
+        # Without this, requests sends the user's passwords for other hosts: ~/.netrc may have a
+        # default entry, and a mirror answers a request with a password with an error.
+        session.auth = lambda request: request
+        session.rebuild_auth = lambda *_: None  # type: ignore[method-assign]  # after a redirect
         if urlsplit(url).scheme == "https":
             session.adapters.pop("http://")  # refuse redirects to an unencrypted address
         try:

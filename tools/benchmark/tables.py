@@ -174,6 +174,57 @@ def tabulate_growth(results: Results) -> str:
     return format_table(rows) + "\n" + "".join(lines)
 
 
+def tabulate_workers(results: Results) -> str:
+    """Return the time of a training step by replicas and workers, and the bytes that it sends."""
+    found = results["workers"]
+    rows = []
+    for name, by_turn in found.items():
+        alone = found[f"{name.partition(' on ')[0]} on 1 worker"]
+        milliseconds = [1000 * turn["seconds"] for turn in by_turn]
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(by_turn, alone, strict=True)]
+        goal = ", goal: at most 1.25" * (name == "2 replicas on 2 workers")
+        rows.append(
+            {
+                "": name,
+                "a step, ms": f"{median(milliseconds):.1f} {format_range(milliseconds, 1)}",
+                "compared with 1 worker": f"{median(ratios):.2f} {format_range(ratios, 2)}{goal}",
+                "sent by a worker in a step, kB": f"{take_median(by_turn, 'bytes') / 1000:,.0f}",
+            }
+        )
+    count = by_turn[0]["weights"]
+    return format_table(rows) + f"\nThe network of `params.yaml` has {count:,} weights.\n"
+
+
+def format_range(values: list[float], digits: int) -> str:
+    """Return the smallest and the largest value in parentheses."""
+    return f"({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def tabulate_networks(results: Results) -> str:
+    """Return how long a step must take on one machine for several machines to be faster.
+
+    With W machines, a step of t seconds takes t / W, and the exchange of the gradients of P weights
+    e + (W - 1) * 32 * P / b: e without a network, as measured, and the rest for the bits that a
+    worker sends at b bits per second. That is less than t if t > W / (W - 1) * e + W * 32 * P / b.
+    """
+    rows = []
+    for workers in (2, 4):
+        by_turn = results["workers"][f"4 replicas on {workers} workers"]
+        for weights in by_turn[0]["exchanges"]:
+            exchange = 1000 * take_median(by_turn, "exchanges", weights)
+            row = {
+                "machines": str(workers),
+                "weights": f"{int(weights):,}",
+                "exchange without a network, ms": f"{exchange:.1f}",
+            }
+            for gigabits in (1, 10):
+                network = workers * 32 * int(weights) / (gigabits * 1e9) * 1000
+                least = workers / (workers - 1) * exchange + network
+                row[f"least step at {gigabits} Gbit/s, ms"] = f"{least:,.0f}"
+            rows.append(row)
+    return format_table(rows)
+
+
 TIMES: dict[str, tuple[str, ...]] = {
     "`preprocess`": ("stages", "preprocess", "seconds"),
     "training for an epoch": ("training",),

@@ -8,7 +8,6 @@ import fnmatch
 import io
 import math
 import shutil
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from stages.core.prepared import measures_ink, read_classes, read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
 from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lock
+from tools.verify.repository import ask_git, is_shallow, last_commit, run_git
 
 WORKSPACE = "workspace"
 
@@ -57,15 +57,9 @@ class Result:
     stale: list[str]  # where code, parameters and results differ from dvc.lock
 
 
-def run_git(*arguments: str) -> str:
-    """Return the output of git, or an empty string if it fails."""
-    return subprocess.run(
-        ["git", *arguments], check=False, capture_output=True, text=True, encoding="utf-8"
-    ).stdout.strip()
-
-
 def resolve_commit(name: str) -> str:
     """Return the commit of a branch, tag, experiment or other revision, or raise StageError."""
+    last_commit()  # says what is wrong with the repository, if anything is
     try:
         with Repo() as repo:
             found: str = resolve_rev(repo.scm, name)
@@ -73,20 +67,20 @@ def resolve_commit(name: str) -> str:
         raise StageError(explain_unknown(name)) from None
     except DvcException as error:
         raise StageError(f"{name}: {error}") from error
-    if not run_git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}"):
+    if not ask_git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}"):
         raise StageError(f"{name} names a file or a folder, not a commit")
     return found
 
 
 def explain_unknown(name: str) -> str:
     """Return an error message about a revision that does not exist, with similar names."""
-    references = run_git("for-each-ref", "--format=%(refname:short)").splitlines()
+    references = ask_git("for-each-ref", "--format=%(refname:short)").splitlines()
     # DVC stores an experiment as exps/<commit>/<name>.
     names = [ref.rpartition("/")[2] if ref.startswith("exps/") else ref for ref in references]
     text = f"{name}: this clone has no branch, tag, experiment or commit with that name"
     if close := difflib.get_close_matches(name, names):
         text += f"; similar: {', '.join(close)}"
-    if run_git("rev-parse", "--is-shallow-repository") == "true":
+    if is_shallow():
         text += (
             "; the clone is shallow, and this command fetches the rest: "
             "git remote set-branches origin '*' && git fetch --unshallow"
@@ -100,8 +94,7 @@ def open_revision(commit: str | None) -> Iterator[Path]:
     if commit is None:
         yield Path.cwd()
         return
-    command = ["git", "archive", "--format=zip", "-0", commit]
-    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    archive = run_git("archive", "--format=zip", "-0", commit)
     with tempfile.TemporaryDirectory() as name:
         zipfile.ZipFile(io.BytesIO(archive)).extractall(name)
         for path in (METRICS, PREDICTIONS, DATASET):
@@ -280,9 +273,8 @@ def read_seeds(result: Result) -> list[Result]:
 
 
 def differs_from(commit: str) -> bool:
-    """Return whether a file that git tracks differs from the commit."""
-    command = ["git", "diff", "--quiet", commit, "--"]
-    return subprocess.run(command, check=False).returncode != 0
+    """Return whether a file of the project that git tracks differs from the commit."""
+    return bool(run_git("diff", "--name-only", commit, "--", "."))
 
 
 def list_changed_inputs(base: Result, head: Result) -> list[str]:
@@ -293,7 +285,7 @@ def list_changed_inputs(base: Result, head: Result) -> list[str]:
         return []
     # dvc.lock has one hash for a folder. git can tell which of the folder's tracked files differ.
     commits = [side.commit for side in (base, head) if side.commit]
-    files = run_git("diff", "--name-only", *commits, "--", *changed).splitlines()
+    files = ask_git("diff", "--name-only", "--relative", *commits, "--", *changed).splitlines()
     untracked = [
         path for path in changed if not any(f"{file}/".startswith(f"{path}/") for file in files)
     ]

@@ -58,8 +58,8 @@ def read_own_image(content: bytes, style: ImageStyle) -> Floats | None:
     """
     try:
         with Image.open(io.BytesIO(content)) as photo:
-            size = (photo.height, photo.width)
-        image = normalise(read_grey(io.BytesIO(content))) if size == style.shape else None
+            possible = {photo.height, photo.width} == set(style.shape)  # it may be turned
+        image = normalise(read_grey(io.BytesIO(content))) if possible else None
     except Exception:  # a damaged file: read_image_file says what is wrong with it
         return None
     return image if image is not None and is_own_image(image, style) else None

@@ -34,11 +34,17 @@ from stages.core.errors import StageError, run
 from stages.core.files import write_json, write_text
 from stages.core.paths import LOCK, PARAMETERS, RAW, REPORTS
 from stages.download import DownloadParameters, download
+from stages.model.addresses import check_count
+from stages.model.settings import TrainParameters
 from stages.sources.catalogue import CATALOGUE
 from stages.sources.fetch import has_expected_hash
+from tools.verify.dataset import check_dataset, copy_dataset
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
+from tools.verify.repository import clone_commit, last_commit
+
+SMALL = 500_000_000  # bytes; MNIST's raw and prepared data need as much, and the cache a copy
 
 SAME_BYTES = (
     "Between these two machines, every output must be identical (level B in "
@@ -56,7 +62,7 @@ def copy_raw(source: Path, target: Path, parameters: DownloadParameters) -> None
     Raises StageError if a file does not have the SHA-256 in the catalogue.
     """
     if parameters.dataset == "custom":
-        return  # the download stage reads the user's folder
+        return  # the download stage reads the user's folder; see check_dataset
     dataset = CATALOGUE[parameters.dataset]
     for file in dataset.files:
         if not (source / file.name).exists():
@@ -78,7 +84,9 @@ def clean_environment(folder: Path) -> dict[str, str]:
 
     The stages must set the variables in PINS themselves. DVC keeps its files in `folder`.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in PINS}
+    # TF_CONFIG would make the training wait for other workers.
+    left_out = {*PINS, "TF_CONFIG"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for name in ("SITE_CACHE_DIR", "GLOBAL_CONFIG_DIR", "SYSTEM_CONFIG_DIR"):
         environment[f"DVC_{name}"] = str(folder / name)
@@ -134,7 +142,14 @@ def reproduce(clone: Path, perturb: bool, workers: int = 1) -> None:
     else:
         result = subprocess.run(command, cwd=clone, env=environment, check=False)
     if result.returncode:
-        raise StageError("the pipeline failed in the fresh clone; the reason is printed above")
+        free = shutil.disk_usage(clone).free
+        full = (
+            f"{tempfile.gettempdir()} has {free / 1e6:.0f} MB free: set TMPDIR to a larger folder"
+        )
+        raise StageError(
+            "the pipeline failed in the fresh clone; the reason is printed above"
+            + (f"; {full}" if free < SMALL else "")
+        )
 
 
 def compare_environments(
@@ -181,9 +196,13 @@ def format_report(report: dict[str, Any]) -> str:
 
 def make_report(clone: Path, committed: Path, perturb: bool, workers: int) -> dict[str, Any]:
     """Reproduce the commit in `clone`, and compare it with the same commit in `committed`."""
+    check_count(workers, TrainParameters.read(clone / PARAMETERS).replicas)
+    parameters = DownloadParameters.read(clone / PARAMETERS)
+    if dvc_file := check_dataset(parameters):
+        copy_dataset(dvc_file, clone)
     before = read_lock(clone)
     stale = find_stale(clone, before)
-    copy_raw(RAW, clone / RAW, DownloadParameters.read(clone / PARAMETERS))
+    copy_raw(RAW, clone / RAW, parameters)
     reproduce(clone, perturb, workers)
     findings = judge_stages(committed, clone, before, read_lock(clone))
     for finding in findings:
@@ -230,16 +249,13 @@ def main() -> None:
         "--lock", action="store_true", help="only check that dvc.lock belongs to the last commit"
     )
     arguments = parser.parse_args()
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    commit = last_commit()
     with tempfile.TemporaryDirectory() as folder:
-        committed, clone = Path(folder) / "committed", Path(folder) / "fresh clone"
-        for target in (committed, clone):
-            subprocess.run(["git", "clone", "--quiet", ".", str(target)], check=True)
-            subprocess.run(["git", "checkout", "--quiet", commit], cwd=target, check=True)
+        clone = clone_commit(commit, Path(folder) / "fresh clone")
         if arguments.lock:
             check_lock(clone)
             return
+        committed = clone_commit(commit, Path(folder) / "committed")
         report = {
             "commit": commit,
             **make_report(clone, committed, arguments.perturb, arguments.workers),

@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from dvc.repo import Repo
 from PIL import Image
 
 from stages.core.files import read_csv, read_json
@@ -76,7 +77,8 @@ def judge_train(finding: Finding, committed: Path, clone: Path, outputs: Outputs
     if model not in finding.outputs:
         return
     md5 = outputs[model].md5
-    cached = Path(".dvc/cache/files/md5") / md5[:2] / md5[2:]
+    with Repo() as repo:  # the cache may be in another folder
+        cached = Path(repo.cache.local.oid_to_path(md5))
     if not cached.is_file():
         finding.notes.append("the weights were not compared: DVC's cache lacks the recorded model")
         return

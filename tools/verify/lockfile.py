@@ -6,7 +6,6 @@ No other module depends on the format of dvc.lock.
 import hashlib
 import io
 import json
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from pathspec import GitIgnoreSpec
 from stages.core.errors import StageError
 from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import read_yaml
+from tools.verify.repository import ask_git, run_git
 
 Lock = dict[str, Any]  # what dvc.lock records of each stage, by the stage's name
 
@@ -83,6 +83,13 @@ def compute_md5(path: Path) -> str:
     """Return the MD5 of a file. dvc.lock and DVC's cache identify a file by it."""
     with path.open("rb") as stream:
         return _hash(stream)
+
+
+def hash_tree(path: Path) -> str:
+    """Return DVC's MD5 of a file or a folder of this project."""
+    if path.is_file():
+        return compute_md5(path)
+    return _hash_folder(_hash_files(Path(), path.as_posix()))
 
 
 def find_stale(project: Path, lock: Lock) -> dict[str, list[str]]:
@@ -157,6 +164,8 @@ def _find_changes(project: Path, path: str, md5: str) -> list[str]:
     since = f"since {LOCK} was recorded"
     if (project / path).is_file() and compute_md5(project / path) != md5:
         return [f"{path} has changed {since}"]
+    if _lacks_data(project / path):
+        return []
     now = _hash_files(project, path)
     if not now or _hash_folder(now) == md5:
         return []
@@ -173,6 +182,16 @@ def _find_changes(project: Path, path: str, md5: str) -> list[str]:
         )
         for name in sorted(names)
     ]
+
+
+def _lacks_data(folder: Path) -> bool:
+    """Return whether a folder lacks files that DVC tracks with a .dvc file in there."""
+    return any(
+        not (dvc_file.parent / out["path"]).exists()
+        for dvc_file in folder.rglob("*.dvc")
+        if dvc_file.is_file()
+        for out in read_yaml(dvc_file).get("outs", [])
+    )
 
 
 def _hash_files(project: Path, folder: str) -> dict[str, str]:
@@ -201,15 +220,14 @@ def _find_recorded_files(project: Path, folder: str, md5: str) -> dict[str, str]
     recorded the hash, or from the last commit if dvc.lock is not committed yet. It returns None if
     the folder has this hash in neither of them.
     """
-    command = ["git", "log", "--format=%H", "-S", md5, "--", LOCK.as_posix()]
-    log = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    for commit in ("HEAD", *log.stdout.split()):
-        command = ["git", "archive", "--format=zip", "-0", commit]
-        archive = subprocess.run(command, cwd=project, capture_output=True, check=False)
-        if archive.returncode:
+    log = ask_git("log", "--format=%H", "-S", md5, "--", LOCK.as_posix(), cwd=project)
+    for commit in ("HEAD", *log.split()):
+        try:
+            archive = run_git("archive", "--format=zip", "-0", commit, cwd=project)
+        except StageError:
             return None
         with tempfile.TemporaryDirectory() as temporary:
-            zipfile.ZipFile(io.BytesIO(archive.stdout)).extractall(temporary)
+            zipfile.ZipFile(io.BytesIO(archive)).extractall(temporary)
             files = _hash_files(Path(temporary), folder)
         if _hash_folder(files) == md5:
             return files

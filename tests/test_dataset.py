@@ -1,0 +1,64 @@
+"""Custom datasets in clones: what `make verify` and `make seeds` check and copy."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.checks import contents, refusal
+from helpers.project import Project
+
+from stages.download import DownloadParameters
+from tools.verify.dataset import check_dataset, copy_dataset
+
+
+@pytest.fixture
+def project(project, monkeypatch):
+    """A repository under git and DVC with an untracked dataset, as the current folder."""
+    place = Project(project / "course")
+    place.folder.mkdir()
+    place.run("git", "init", "-q", cwd=project)
+    place.run("dvc", "init", "-q", "--subdir")
+    for name in ("a/0.png", "a/1.png", "b/.hidden", "b/0.png"):
+        path = place.folder / "datasets/mine/train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (place.folder / ".dvcignore").touch()
+    monkeypatch.chdir(place.folder)
+    return place
+
+
+def check(folder="datasets/mine"):
+    return check_dataset(DownloadParameters(dataset="custom", folder=folder))
+
+
+def test_dataset_that_no_clone_has_is_refused(project):
+    said = refusal(check)
+    assert said.startswith("download.folder is 'datasets/mine', which is neither in git nor in DVC")
+    project.run("git", "add", "datasets")
+    assert check() is None
+    Path("datasets/mine/train/a/2.png").touch()
+    Path("datasets/mine/train/a/.DS_Store").touch()
+    assert "1 of its files are not in git, such as datasets/mine/train/a/2.png" in refusal(check)
+    assert "which a clone in another place does not find" in refusal(check, "../elsewhere")
+    assert check(str(Path.cwd())) is check("~") is None
+    assert check_dataset(DownloadParameters(dataset="mnist", folder="none")) is None
+
+
+def test_dataset_in_dvc_is_copied_if_it_is_the_committed_one(project, tmp_path):
+    project.run("dvc", "add", "-q", "datasets/mine")
+    assert "git does not have datasets/mine.dvc" in refusal(check)
+    project.commit("dataset")
+    clone = tmp_path / "clone"
+    project.run("git", "clone", "-q", "..", str(clone))
+    place = clone / "course"
+    assert check() == check("datasets/mine/train") == Path("datasets/mine.dvc")
+    copy_dataset(check(), place)
+    files = contents(project.folder / "datasets/mine")
+    assert contents(place / "datasets/mine") == files
+    shutil.rmtree(place / "datasets/mine")
+    Path("datasets/mine/train/a/2.png").touch()
+    assert "differs from datasets/mine.dvc; go back with" in refusal(copy_dataset, check(), place)
+    project.run("dvc", "add", "-q", "datasets/mine")
+    assert "datasets/mine.dvc has changes; commit" in refusal(copy_dataset, check(), place)
+    shutil.rmtree("datasets/mine")
+    assert "is not here; get it: dvc pull" in refusal(copy_dataset, check(), place)
