@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import Field
@@ -19,7 +20,7 @@ from pydantic import Field
 from stages.core.errors import run
 from stages.core.files import Array, read_csv, write_atomically
 from stages.core.paths import DATASET, HISTORY, PLOTS, PREDICTIONS, RAW, TEST
-from stages.core.prepared import read_classes, read_split
+from stages.core.prepared import measures_ink, read_classes, read_split
 from stages.core.settings import Section
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
@@ -54,7 +55,17 @@ class PlotParameters(Section):
     dpi: int = Field(ge=50, le=600)
 
 
-def draw_grid(images: Array, captions: list[str], height: float) -> Figure:
+def show_image(axes: Axes, image: Array, ink: bool) -> None:
+    """Draw an image (height, width), uint8 or in [0, 1], in its own shades of grey.
+
+    With `ink`, its pixels measure ink: 0 is white paper, and the most ink in an image is black.
+    """
+    white = 255 if image.dtype == np.uint8 else 1
+    shades: Any = {"cmap": "gray_r"} if ink else {"cmap": "gray", "vmin": 0, "vmax": white}
+    axes.imshow(image, interpolation="nearest", **shades)
+
+
+def draw_grid(images: Array, captions: list[str], height: float, ink: bool) -> Figure:
     """Return a figure of images (n, height, width) in rows of up to ten, each with its caption.
 
     `height` is the height of a row in inches. A column is as wide as the longest line of a caption.
@@ -66,18 +77,18 @@ def draw_grid(images: Array, captions: list[str], height: float) -> Figure:
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, image, caption in zip(grid.flat, images, captions, strict=False):
-        axes.imshow(image, cmap="gray_r", interpolation="nearest")
+        show_image(axes, image, ink)
         axes.set_title(caption)
     return figure
 
 
-def draw_samples(images: Array, labels: Array, classes: list[str]) -> Figure:
+def draw_samples(images: Array, labels: Array, classes: list[str], ink: bool) -> Figure:
     """Return a figure of training images (n, height, width), each under its class name.
 
     `labels` (n,) are positions in `classes`.
     """
     captions = [classes[label] for label in labels]
-    figure = draw_grid(images, captions, 1.4)
+    figure = draw_grid(images, captions, 1.4, ink)
     figure.suptitle("The first training images and their labels")
     return figure
 
@@ -148,7 +159,9 @@ def select_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
     return mistakes.sort_values(["confidence", "index"], ascending=[False, True])
 
 
-def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]) -> Figure:
+def draw_weaknesses(
+    images: Array, predictions: pd.DataFrame, classes: list[str], ink: bool
+) -> Figure:
     """Return a figure with a row for each class that has mistakes, but at most twenty rows.
 
     A row shows the eight most confident mistakes, each under the predicted class and its
@@ -165,7 +178,7 @@ def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]
         of_class = mistakes.loc[mistakes["actual"] == name, ["index", "predicted", "confidence"]]
         for column, (index, predicted, confidence) in enumerate(of_class.head(8).to_numpy()):
             axes = figure.add_subplot(grid[row, column])
-            axes.imshow(images[index], cmap="gray_r", interpolation="nearest")
+            show_image(axes, images[index], ink)
             axes.set_title(f"{predicted}, {confidence:.0%}")
             axes.axis("off")
             if column == 0:
@@ -175,7 +188,7 @@ def draw_weaknesses(images: Array, predictions: pd.DataFrame, classes: list[str]
     return figure
 
 
-def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figure:
+def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int, ink: bool) -> Figure:
     """Return a figure of the `count` most confident mistakes, with actual and predicted class."""
     mistakes = select_mistakes(predictions)
     worst = mistakes.head(count)
@@ -183,7 +196,7 @@ def draw_mistakes(images: Array, predictions: pd.DataFrame, count: int) -> Figur
         f"actual {row.actual}\npredicted {row.predicted}\n{row.confidence:.1%} sure"
         for row in worst.itertuples()
     ]
-    figure = draw_grid(images[worst["index"]], captions, 1.9)
+    figure = draw_grid(images[worst["index"]], captions, 1.9, ink)
     figure.suptitle(f"The {len(worst)} most confident of {len(mistakes)} mistakes on test images")
     return figure
 
@@ -197,7 +210,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 def main() -> None:
     """Draw and write the five plots."""
     parameters = PlotParameters.read()
-    classes = read_classes(DATASET)
+    classes, ink = read_classes(DATASET), measures_ink(DATASET)
     history = read_csv(HISTORY)
     predictions = read_csv(PREDICTIONS, text=("actual", "predicted"))
     samples = (
@@ -208,13 +221,13 @@ def main() -> None:
     matplotlib.rcdefaults()  # ignore the user's own matplotlibrc
     with matplotlib.rc_context(STYLE):
         figures = {
-            "samples": draw_samples(*samples, classes),
+            "samples": draw_samples(*samples, classes, ink),
             "curves": draw_curves(history),
             "confusion_matrix": draw_confusion(
                 predictions["actual"], predictions["predicted"], classes
             ),
-            "mistakes": draw_mistakes(test_images, predictions, parameters.mistakes),
-            "weaknesses": draw_weaknesses(test_images, predictions, classes),
+            "mistakes": draw_mistakes(test_images, predictions, parameters.mistakes, ink),
+            "weaknesses": draw_weaknesses(test_images, predictions, classes, ink),
         }
         for name, figure in figures.items():
             save(figure, PLOTS / f"{name}.png", parameters.dpi)

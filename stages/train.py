@@ -8,11 +8,29 @@ epoch, and the next run resumes from it. This stage never opens the file with th
     python -m stages.train
 """
 
+import sys
+
 from stages.core.errors import StageError, run
 from stages.core.files import write_csv
 from stages.core.paths import CHECKPOINT, HISTORY, MODEL, TRAIN, VALIDATION
 from stages.core.prepared import read_split
 from stages.model.settings import ModelParameters, TrainParameters, check_together
+
+FEW_STEPS = 100  # datasets/README.md has the accuracy after fewer steps
+
+
+def warn_of_few_steps(images: int, parameters: TrainParameters) -> None:
+    """Print a warning if the training has too few steps to learn much, and how to get more."""
+    steps = parameters.epochs * -(-images // parameters.batch_size)
+    if steps < FEW_STEPS:
+        print(
+            f"warning: {images} training images, train.batch_size {parameters.batch_size} and "
+            f"train.epochs {parameters.epochs} make {steps} steps in all; fewer than {FEW_STEPS} "
+            "are often too few to learn well: lower train.batch_size, for example to 16, or raise "
+            "train.epochs",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -20,6 +38,7 @@ def main() -> None:
     model_parameters, parameters = ModelParameters.read(), TrainParameters.read()
     check_together(model_parameters, parameters)
     train, validation = read_split(TRAIN), read_split(VALIDATION)
+    warn_of_few_steps(len(train[0]), parameters)
 
     # Imported here because TensorFlow takes seconds to load, and a mistake in the parameters or the
     # data should be reported at once.

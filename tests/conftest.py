@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from helpers.parameters import read_defaults
 from helpers.project import Project, spied_repro
 from helpers.server import Server, running
 from hypothesis import settings
@@ -208,8 +209,8 @@ def trained(mnist, shared, parameters):
 
 @pytest.fixture(scope="session")
 def parameters():
-    """The content of params.yaml. Tests replace the values that they depend on."""
-    return YAML(typ="safe").load(ROOT / "params.yaml")
+    """The content of params.yaml, with the values on which tests depend."""
+    return read_defaults()
 
 
 @pytest.fixture

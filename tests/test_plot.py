@@ -64,7 +64,7 @@ def test_confusion_matrix_counts_actual_by_predicted(predictions):
 
 def test_most_confident_mistakes_come_first(predictions):
     images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
-    figure = plot.draw_mistakes(images, predictions, 2)
+    figure = plot.draw_mistakes(images, predictions, 2, ink=True)
     drawn = [axes.images[0].get_array().max() for axes in figure.axes if axes.images]
     assert drawn == [3, 4]  # their confidence is equal, so their index decides
     assert "actual class 0\npredicted class 1\n80.0% sure" in texts(figure)
@@ -74,7 +74,7 @@ def test_most_confident_mistakes_come_first(predictions):
 def test_each_class_has_a_row_of_its_mistakes(predictions):
     """Each image is under its predicted class, the most confident first."""
     images = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
-    figure = plot.draw_weaknesses(images, predictions, CLASSES)
+    figure = plot.draw_weaknesses(images, predictions, CLASSES, ink=True)
     drawn = {
         axes.images[0].get_array().max().item(): (
             axes.get_subplotspec().rowspan[0],
@@ -94,7 +94,9 @@ def test_at_most_twenty_classes_have_a_row():
     classes = [f"class {i}" for i in range(30)]
     actual = [classes[i] for i in range(25) for _ in range(1 + (i >= 5))]
     predictions = pd.DataFrame({"index": 0, "actual": actual, "predicted": "class 29"})
-    figure = plot.draw_weaknesses(np.zeros((1, 4, 4)), predictions.assign(confidence=0.5), classes)
+    figure = plot.draw_weaknesses(
+        np.zeros((1, 4, 4)), predictions.assign(confidence=0.5), classes, ink=True
+    )
     rows = [text for text in texts(figure) if text.endswith("wrong")]
     assert rows == [f"class {i}\n2 of 2 wrong" for i in range(5, 25)]
 
@@ -102,8 +104,8 @@ def test_at_most_twenty_classes_have_a_row():
 def test_figures_without_mistakes_can_be_saved(predictions, tmp_path):
     perfect = predictions.assign(predicted=predictions["actual"])
     for figure in (
-        plot.draw_mistakes(np.zeros((5, 4, 4)), perfect, 2),
-        plot.draw_weaknesses(np.zeros((5, 4, 4)), perfect, CLASSES),
+        plot.draw_mistakes(np.zeros((5, 4, 4)), perfect, 2, ink=True),
+        plot.draw_weaknesses(np.zeros((5, 4, 4)), perfect, CLASSES, ink=True),
     ):
         plot.save(figure, tmp_path / "a.png", 60)
         with Image.open(tmp_path / "a.png") as image:
@@ -112,7 +114,7 @@ def test_figures_without_mistakes_can_be_saved(predictions, tmp_path):
 
 def test_dollar_signs_are_not_math(tmp_path):
     with mpl.rc_context(plot.STYLE):
-        figure = plot.draw_samples(np.zeros((1, 4, 4)), np.array([0]), [r"$\nothing$"])
+        figure = plot.draw_samples(np.zeros((1, 4, 4)), np.array([0]), [r"$\nothing$"], ink=True)
         plot.save(figure, tmp_path / "a.png", 60)
 
 
@@ -124,9 +126,27 @@ def test_axes_of_many_classes_are_numbered():
 
 
 def test_samples_have_class_names():
-    figure = plot.draw_samples(np.zeros((3, 8, 8)), np.array([2, 0, 1]), CLASSES)
+    figure = plot.draw_samples(np.zeros((3, 8, 8)), np.array([2, 0, 1]), CLASSES, ink=True)
     titles = [axes.get_title() for axes in figure.axes if axes.images]
     assert titles == ["class 2", "class 0", "class 1"]
+
+
+@pytest.mark.parametrize("ink", [False, True])
+@pytest.mark.parametrize("white", [255, 1.0])
+def test_images_have_their_own_shades_of_grey(ink, white, predictions, tmp_path):
+    """Neither inverted nor stretched, unless the pixels measure ink."""
+    shades = np.array([0.0, 0.4, 0.6, 1.0] if ink else [0.4, 0.6])
+    images = np.broadcast_to(shades, (5, 2, len(shades))) * white
+    images = images.astype(np.uint8 if white == 255 else np.float32)
+    expected = (255 * (1 - shades if ink else shades)).round()
+    for figure in (
+        plot.draw_samples(images, np.zeros(5, int), CLASSES, ink),
+        plot.draw_mistakes(images, predictions, 2, ink),
+        plot.draw_weaknesses(images, predictions, CLASSES, ink),
+    ):
+        (image, *_) = [axes.images[0] for axes in figure.axes if axes.images]
+        drawn = image.to_rgba(image.get_array(), bytes=True)[0, :, 0]
+        np.testing.assert_allclose(drawn, expected, atol=1)
 
 
 def test_figure_has_the_same_bytes_twice(history, tmp_path):

@@ -10,20 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from helpers import datasets
 from helpers.checks import refusal
 from helpers.project import ROOT
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from stages.core.files import write_json
-from stages.core.paths import DATASET, LOCK, MODEL, RAW
+from stages import download, evaluate, preprocess
+from stages.core.files import read_csv, write_csv, write_json
+from stages.core.paths import DATASET, HISTORY, LOCK, MODEL, PREDICTIONS, RAW, TEST
 from stages.model import architectures, portable, storage
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
+from tools import draw
 from tools.benchmark import picture_sets
 from tools.predict import __main__ as predict
 from tools.predict.classifier import load_classifier
+from tools.predict.picture import prepare
 from tools.verify.lockfile import compute_md5
 
 # The smallest share of correct predictions in each set. docs/predict.md has the shares of the
@@ -191,12 +196,46 @@ def test_classes_and_size_come_from_the_dataset(another_dataset, model_with):
     classifier = load_classifier()
     page = np.ones((90, 90, 3), np.float32)
     page[20:60, 30:60] = 0.2
-    image = classifier.prepare(page)
+    image = prepare(page, classifier.style)
     assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
     assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
     (ranking,) = classifier.rank(image[None])
     expected = portable.make_portable(model, 2).predict_on_batch(image[None])["main"][0]
     assert dict(ranking) == dict(zip(["ga", "na", "da"], expected.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", datasets.KINDS)
+def test_own_test_images_get_the_predictions_of_the_evaluate_stage(
+    kind, tensorflow, project, model_with, parameters
+):
+    """By the command and by the drawing page, whose network is not trained here."""
+    datasets.write_dataset(kind, Path("mine"), train=10, test=5)
+    parameters["download"] = {"dataset": "custom", "folder": "mine"}
+    Path("params.yaml").write_text(json.dumps(parameters))
+    download.main()
+    preprocess.main()
+    with np.load(TEST) as arrays:
+        shape = arrays["images"].shape[1:]
+    model = architectures.build(model_with(architecture="dense", hidden_units=[]), shape, 4)
+    storage.save(model, "categorical_crossentropy", MODEL)
+    write_csv(HISTORY, pd.DataFrame({"epoch": [1], "chosen": [1]}))
+    evaluate.main()
+    expected = read_csv(PREDICTIONS, text=("actual", "predicted"))
+
+    classifier = load_classifier()
+    assert (classifier.style.box is not None) == ("drawings" in kind)
+    # The classes alternate in the test set.
+    files = sorted(Path("mine/test").rglob("*.png"), key=lambda path: (path.name, path.parent.name))
+    assert expected["actual"].tolist() == [path.parent.name for path in files]
+    predictions = predict.classify(classifier, list(map(str, files)))
+    found = [prediction.ranking[0] for prediction in predictions]
+    confidences = expected["confidence"].astype(np.float32).tolist()
+    assert found == list(zip(expected["predicted"], confidences, strict=True))
+    client = draw.create_app(classifier).test_client()
+    for path, (name, confidence) in zip(files[:4], found, strict=False):
+        answer = client.post("/predict", data=path.read_bytes(), content_type="image/png").json
+        assert answer["ranking"][0]["class"] == name
+        assert answer["ranking"][0]["confidence"] == pytest.approx(confidence, rel=1e-5)
 
 
 def test_image_files_of_many_kinds_are_classified(here, mnist, subtests):

@@ -1,9 +1,14 @@
 """Recipes, and the check of all sections of params.yaml."""
 
+import difflib
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
+from helpers.checks import refusal
+from helpers.parameters import DEFAULTS, change_file
 from ruamel.yaml import YAML
 
 from stages.core.errors import StageError
@@ -15,15 +20,23 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A git repository with the project's params.yaml and recipes, committed."""
+    """A git repository with default parameters and the project's recipes, committed."""
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
     for path in [ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")]:
         (tmp_path / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    change_file(Path("params.yaml"), DEFAULTS)
     git = ["git", "-c", "user.name=Test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
         subprocess.run([*git, *command], check=True)
+    write_graph()
     return tmp_path
+
+
+def write_graph(old="", new=""):
+    text = (ROOT / "dvc.yaml").read_text()
+    assert old in text
+    Path("dvc.yaml").write_text(text.replace(old, new))
 
 
 def values():
@@ -37,6 +50,40 @@ def test_recipe_is_valid_and_keeps_comments(folder, name):
     assert Path("params.yaml").read_text() != before
     comments = [line for line in before.splitlines() if line.strip().startswith("#")]
     assert [c for c in comments if c not in Path("params.yaml").read_text().splitlines()] == []
+
+
+def list_keys(values, prefix=""):
+    """Return the dotted names of all keys with their values, without those of sections."""
+    found = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        found |= list_keys(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
+
+
+def changed_lines(before, after):
+    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [line for line in lines if line.startswith(("- ", "+ "))]
+
+
+def test_dvc_keeps_comments_and_changes_one_line(folder):
+    """What `dvc exp run -S` does to params.yaml, for each key in turn, and then a recipe."""
+    comments = re.findall("#.*", Path("params.yaml").read_text())
+    for key, value in list_keys(values()).items():
+        before = Path("params.yaml").read_text()
+        new = [*value, 9] if isinstance(value, list) else -1
+        apply_overrides("params.yaml", [f"{key}={new}"])
+        changes = changed_lines(before, Path("params.yaml").read_text())
+        assert len(changes) == (1 if isinstance(value, list) else 2), changes
+    assert re.findall("#.*", Path("params.yaml").read_text()) == comments
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_written_as_dvc_writes_it(folder, name):
+    recipe.apply(name)
+    before = Path("params.yaml").read_text()
+    apply_overrides("params.yaml", [f"plot.dpi={values()['plot']['dpi']}"])
+    assert Path("params.yaml").read_text() == before
 
 
 def test_notebook_has_the_values_of_the_course_page(folder):
@@ -100,7 +147,43 @@ def test_unknown_recipe_is_refused_with_all_names(folder):
 def test_unknown_section_is_refused(folder):
     with Path("params.yaml").open("a") as file:
         file.write("modle: {}\n")
-    with pytest.raises(
-        StageError, match=r"modle is not a known section; the sections are download"
-    ):
-        recipe.check(values())
+    assert refusal(recipe.check, values()).startswith(
+        "params.yaml: no stage in dvc.yaml reads the section modle; delete it, or "
+    )
+
+
+@pytest.mark.parametrize(
+    ("listed", "instead", "named"),
+    [
+        ("      - plot\n", "      - evaluate\n", "the stage plot reads plot of params.yaml"),
+        (
+            "      - plot\n",
+            "      - plot.dpi\n",
+            "reads plot.samples, plot.mistakes of params.yaml",
+        ),
+        ("    params:\n      - preprocess\n", "", "the stage preprocess reads preprocess of"),
+        ("      - model\n", "      - model.seed\n", "the stage train reads model.architecture, "),
+    ],
+)
+def test_unlisted_parameters_are_named(folder, listed, instead, named):
+    write_graph(listed, instead)
+    found = refusal(recipe.check, values())
+    assert found.startswith("dvc.yaml: the stage ")
+    assert named in found
+    section = listed.split()[-1]
+    assert f"add '- {section}' to its params" in found
+
+
+def test_all_keys_may_be_listed_in_place_of_a_section(folder):
+    write_graph(
+        "      - preprocess\n",
+        "".join(f"      - preprocess.{key}\n" for key in values()["preprocess"]),
+    )
+    recipe.check(values())
+
+
+def test_stage_without_its_script_is_named(folder):
+    write_graph("-m stages.plot", "-m stages.report")
+    assert refusal(recipe.check, values()) == (
+        "dvc.yaml: the stage plot runs stages.report, which does not exist"
+    )

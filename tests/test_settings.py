@@ -8,6 +8,7 @@ import pytest
 from dvc.utils.serialize import parse_yaml
 from helpers.checks import refusal
 from helpers.damage import damaged, many_examples
+from helpers.parameters import read_defaults
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -17,10 +18,10 @@ from stages.core.settings import Section, read_yaml
 from stages.download import DownloadParameters
 from stages.model.settings import ModelParameters, TrainParameters, check_together
 from stages.preprocess import PreprocessParameters
-from tools.recipe import SECTIONS, check
+from tools.recipe import check, find_sections
 
 PARAMETERS = Path(__file__).parents[1] / "params.yaml"
-VALUES = read_yaml(PARAMETERS)
+VALUES = read_defaults()
 
 
 class Inner(BaseModel):
@@ -51,7 +52,7 @@ def path(tmp_path):
 
 def test_params_yaml_is_valid():
     check(read_yaml(PARAMETERS))
-    assert list(VALUES) == [section.section for section in SECTIONS]
+    assert set(VALUES) == set(find_sections())
 
 
 @pytest.mark.parametrize(
@@ -59,11 +60,12 @@ def test_params_yaml_is_valid():
     [
         (
             {"rates": 1},
-            "example.rates is not a known key; the keys are count, rate, enabled, inner",
+            "example.rates is not a known key; the keys are count, rate, enabled, inner; "
+            "delete it, or declare it in tests/test_settings.py",
         ),
         (
             {"inner": {"every": 1, "evry": 2}},
-            "example.inner.evry is not a known key; the keys are every",
+            "example.inner.evry is not a known key; the keys are every; delete it, or declare ",
         ),
         ({"count": "3"}, "example.count is '3': Input should be a valid integer"),
         ({"count": 3.0}, "example.count is 3.0: Input should be a valid integer"),
@@ -79,13 +81,31 @@ def test_params_yaml_is_valid():
             {"inner": {"every": 0}},
             "example.inner.every is 0: Input should be greater than or equal",
         ),
-        ({"inner": 3}, "example.inner is 3: Input should be a valid dictionary"),
+        (
+            {"inner": 3},
+            "example.inner is 3, but it is a section: restore it with `git checkout params.yaml`, "
+            "then set example.inner.every",
+        ),
         ({"inner": {}}, "example.inner.every is missing"),
     ],
 )
 def test_invalid_value_is_named_with_what_is_allowed(changes, message):
     found = refusal(Example.check, RIGHT | changes)
     assert found.startswith(f"params.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("schedule", "cosine", "train.schedule.name"),
+        ("early_stopping", True, "train.early_stopping.enabled"),
+        ("augmentation", None, "shift, train.augmentation.rotation, train.augmentation.zoom"),
+    ],
+)
+def test_value_in_place_of_a_section_names_the_key(key, value, named):
+    found = refusal(TrainParameters.check, VALUES["train"] | {key: value})
+    assert found.startswith(f"params.yaml: train.{key} is {value!r}, but it is a section: ")
+    assert found.endswith(f"then set {named}") or found.endswith(f".{named}")
 
 
 def test_all_invalid_keys_are_named_at_once():
@@ -215,7 +235,8 @@ def test_exponents_are_numbers_as_in_dvc(path, text):
 
 
 def test_params_yaml_is_read_as_dvc_reads_it():
-    assert parse_yaml(PARAMETERS.read_text(encoding="utf-8"), str(PARAMETERS)) == VALUES
+    as_dvc = parse_yaml(PARAMETERS.read_text(encoding="utf-8"), str(PARAMETERS))
+    assert as_dvc == read_yaml(PARAMETERS)
 
 
 def test_yaml_1_2_is_read_as_dvc_reads_it(path):

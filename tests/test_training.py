@@ -10,8 +10,22 @@ import pytest
 from stages.core.errors import StageError
 from stages.model import architectures, batches, optimizer, portable, training
 from stages.model.settings import EarlyStopping, ModelParameters, Schedule, TrainParameters
+from stages.train import warn_of_few_steps
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "epochs", "steps"),
+    [(216, 256, 5, 5), (99, 1, 1, 99), (33, 10, 24, 96), (100, 1, 1, 0), (33, 10, 25, 0)],
+)
+def test_few_steps_give_a_warning(train_with, capsys, images, size, epochs, steps):
+    """Where there are enough, nothing is printed."""
+    warn_of_few_steps(images, train_with(batch_size=size, epochs=epochs, replicas=1))
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == (steps > 0)
+    assert not steps or f" make {steps} steps in all; " in warning
+    assert not steps or "lower train.batch_size, for example to 16, or " in warning
 
 
 def rates(parameters, steps, count):

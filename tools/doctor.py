@@ -1,8 +1,9 @@
 """Check environment, data and cache. Prints a line for each problem, with a command that fixes it.
 
 Checks the versions of packages and where they come from, variables that change results or keep DVC
-from working, the git repository, the disk, DVC's files, every file in DVC's cache (DVC does not
-check those that it made read-only), the raw data, and whether dvc.lock belongs to the last commit.
+from working, the git repository, the disk, params.yaml and what dvc.yaml lists of it, DVC's files,
+every file in DVC's cache (DVC does not check those that it made read-only), the raw data, and
+whether dvc.lock belongs to the last commit.
 Takes seconds and changes nothing. Exits with status 1 if there is a problem.
 
     python -m tools.doctor
@@ -175,6 +176,17 @@ def check_disk() -> str:
     return f"{min(free.values()) / 1e9:.0f} GB free"
 
 
+def check_parameters() -> str:
+    """Check params.yaml, and that dvc.yaml lists the sections that each stage reads."""
+    from stages.core.paths import PARAMETERS
+    from stages.core.settings import read_yaml
+    from tools.recipe import check
+
+    content = read_yaml(PARAMETERS)
+    check(content)
+    return f"{len(content)} sections with valid values, which the stages read"
+
+
 def check_pipeline() -> str:
     """Let DVC read its files, and list the stages that have to run."""
     from dvc.exceptions import DvcException
@@ -292,6 +304,7 @@ CHECKS = {
     "processor": check_processor,
     "repository": check_git,
     "disk": check_disk,
+    "parameters": check_parameters,
     "pipeline": check_pipeline,
     "cache": check_cache,
     "raw": check_raw,

@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 
 from stages.core.errors import StageError, run
 from tools.predict.classifier import Classifier, load_classifier
-from tools.predict.picture import MAX_BYTES, ImageFileError, read_image_file
+from tools.predict.picture import MAX_BYTES, ImageFileError
 
 HOST = "127.0.0.1"
 POLICY = (
@@ -50,7 +50,7 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
             abort(415)
         try:
             with one_at_a_time:
-                image = classifier.prepare(read_image_file(request.get_data()))
+                image = classifier.prepare(request.get_data())
                 (ranking,) = classifier.rank(image[None])
         except ImageFileError as error:
             return jsonify(error=f"This {error}.")

@@ -3,14 +3,18 @@
 A recipe is a file in recipes/ that lists only the parameters to change. A recipe always changes the
 params.yaml of the last commit, so the values of an earlier recipe do not remain. The command
 refuses to overwrite uncommitted changes. `git checkout params.yaml` undoes the command. Without a
-name, the command only checks every section of params.yaml.
+name, the command only checks every section of params.yaml, and that dvc.yaml lists the sections
+that each stage reads.
 
     python -m tools.recipe [name]
 """
 
 import argparse
+import importlib
+import inspect
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +23,64 @@ from ruamel.yaml import YAML
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import PARAMETERS
-from stages.core.settings import read_yaml
-from stages.download import DownloadParameters
-from stages.evaluate import EvaluateParameters
+from stages.core.settings import Section, read_yaml
 from stages.model.settings import ModelParameters, TrainParameters, check_together
-from stages.plot import PlotParameters
-from stages.preprocess import PreprocessParameters
 from tools.verify.repository import check_repository, run_git
 
-SECTIONS = (
-    DownloadParameters,
-    PreprocessParameters,
-    ModelParameters,
-    TrainParameters,
-    EvaluateParameters,
-    PlotParameters,
-)
+GRAPH = Path("dvc.yaml")
 RECIPES = Path("recipes")
+
+
+def find_sections() -> dict[str, type[Section]]:
+    """Return the sections that the stages in dvc.yaml read, by name.
+
+    Raises StageError if a stage reads a section or a key that dvc.yaml does not list for it.
+    """
+    found: dict[str, type[Section]] = {}
+    for stage, content in (read_yaml(GRAPH).get("stages") or {}).items():
+        if match := re.search(r"python -m (stages\.\w+)", str(content.get("cmd"))):
+            sections = read_sections(stage, match[1])
+            check_listed(stage, sections, set(map(str, content.get("params", []))))
+            found |= {section.section: section for section in sections}
+    return found
+
+
+def read_sections(stage: str, name: str) -> list[type[Section]]:
+    """Return the sections that a stage's script, the module `name`, reads."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise StageError(f"{GRAPH}: the stage {stage} runs {name}, which does not exist") from None
+    names = re.findall(r"\b(\w+)\.read\(", inspect.getsource(module))
+    values = [getattr(module, name, None) for name in dict.fromkeys(names)]
+    return [value for value in values if isinstance(value, type) and issubclass(value, Section)]
+
+
+def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]) -> None:
+    """Raise StageError unless `listed` has the names of the sections, or of all their keys."""
+    for section in sections:
+        keys = [f"{section.section}.{key}" for key in section.model_fields]
+        missing = [key for key in keys if key not in listed]
+        if missing and section.section not in listed:
+            what = section.section if missing == keys else ", ".join(missing)
+            raise StageError(
+                f"{GRAPH}: the stage {stage} reads {what} of {PARAMETERS}, but does not list it; "
+                f"add '- {section.section}' to its params, or DVC will not notice a change"
+            )
 
 
 def check(content: Mapping[str, Any]) -> None:
     """Raise StageError unless `content` has exactly the known sections, with valid values."""
-    names = [section.section for section in SECTIONS]
+    sections = find_sections()
     for name in content:
-        if name not in names:
+        if name not in sections:
             raise StageError(
-                f"{PARAMETERS}: {name} is not a known section; the sections are {', '.join(names)}"
+                f"{PARAMETERS}: no stage in {GRAPH} reads the section {name}; delete it, or read "
+                f"it in a stage's script. The other sections are {', '.join(sections)}"
             )
-    for section in SECTIONS:
+    for section in sections.values():
         section.check(content.get(section.section))
     check_together(ModelParameters.check(content["model"]), TrainParameters.check(content["train"]))
 
@@ -54,10 +88,11 @@ def check(content: Mapping[str, Any]) -> None:
 def merge_recipe(parameters: str, recipe: Mapping[str, Any]) -> str:
     """Return the YAML text `parameters` with the values of `recipe`. Comments stay.
 
+    The text has the form in which DVC writes it, so that `dvc exp run -S` changes no other line.
     Raises StageError if `recipe` has a key that `parameters` lacks.
     """
     yaml = YAML()
-    yaml.width = 100
+    yaml.default_flow_style = False  # DVC's only setting
     content = yaml.load(parameters)
 
     def merge(target: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:

@@ -33,6 +33,14 @@ def read_classes(path: Path) -> list[str]:
     return classes
 
 
+def measures_ink(path: Path) -> bool:
+    """Return whether the pixels of the dataset in dataset.json measure ink, as those of MNIST do.
+
+    Then 0 is white paper. The pixels of your own dataset measure brightness, and 0 is black.
+    """
+    return bool(read_json(path).get("dataset") != "custom")
+
+
 def read_split(path: Path) -> tuple[Floats, Floats]:
     """Return the images and labels of a prepared split.
 

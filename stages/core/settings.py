@@ -4,6 +4,8 @@ Each stage declares its sections as subclasses of `Section`, and reads no other 
 value stops the stage with one line, before the stage reads or writes any other file.
 """
 
+import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -63,18 +65,45 @@ def _describe(section: type[Section], error: ValidationError) -> str:
     """Return one line that names every invalid key of `section`, its value and what is allowed."""
     lines = []
     for fault in error.errors():
-        key = ".".join([section.section, *map(str, fault["loc"])])
+        key, value = ".".join([section.section, *map(str, fault["loc"])]), fault["input"]
         match fault["type"]:
             case "missing":
                 lines.append(f"{key} is missing")
             case "extra_forbidden":
-                model: Any = section
-                for name in fault["loc"][:-1]:
-                    model = model.model_fields[name].annotation
-                known = ", ".join(model.model_fields)
-                lines.append(f"{key} is not a known key; the keys are {known}")
+                model = _find_model(section, fault["loc"][:-1])
+                file = os.path.relpath(inspect.getfile(model))
+                lines.append(
+                    f"{key} is not a known key; the keys are {', '.join(model.model_fields)}; "
+                    f"delete it, or declare it in {file}"
+                )
             case "value_error":  # from a section's own check, whose message names the keys
                 lines.append(str(fault["ctx"]["error"]))
+            case "model_type":  # a value in place of keys, as after `-S train.schedule=cosine`
+                model = _find_model(section, fault["loc"])
+                names = [name for name in model.model_fields if _allows(model, name, value)]
+                meant = ", ".join(f"{key}.{name}" for name in names or model.model_fields)
+                lines.append(
+                    f"{key} is {value!r}, but it is a section: restore it with "
+                    f"`git checkout {PARAMETERS}`, then set {meant}"
+                )
             case _:
-                lines.append(f"{key} is {fault['input']!r}: {fault['msg']}")
+                lines.append(f"{key} is {value!r}: {fault['msg']}")
     return " ".join("; ".join(lines).split())
+
+
+def _find_model(section: type[Section], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the class of the keys at a place inside a section."""
+    model: Any = section
+    for name in place:
+        model = model.model_fields[name].annotation
+    found: type[BaseModel] = model
+    return found
+
+
+def _allows(model: type[BaseModel], name: str, value: Any) -> bool:
+    """Return whether the key `name` of a model may have this value."""
+    try:
+        model.model_validate({name: value})
+    except ValidationError as error:
+        return all(fault["loc"][:1] != (name,) for fault in error.errors())
+    return True

@@ -18,6 +18,39 @@ class Quoted(NamedTuple):
     output: list[str]
 
 
+def read_section(page: Path, heading: str | None) -> str:
+    """Return the text of a page, or only what is directly below one of its headings."""
+    text = page.read_text(encoding="utf-8")
+    if heading is None:
+        return text
+    return re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.M | re.S)[1]
+
+
+def apply_blocks(page: Path, heading: str, folder: Path) -> None:
+    """Do below `folder` what the blocks of code in a section say that name a file.
+
+    A block that starts with ```diff and a path changes the file: its lines without + must be there
+    once, one after the other, and become its lines without -. A line `@@` separates two changes.
+    Any other block is the content of a new file.
+    """
+    blocks = re.findall(r"^```(\w+) (\S+)\n(.*?)^```$", read_section(page, heading), re.M | re.S)
+    for language, name, block in blocks:
+        path = folder / name
+        if language != "diff":
+            assert not path.exists(), path
+            path.write_text(block)
+            continue
+        text = path.read_text()
+        for change in re.split(r"^@@\n", block, flags=re.M):
+            lines = change.splitlines(keepends=True)
+            # An empty line may have lost the space in front of it.
+            old = "".join(line[1:] or line for line in lines if line[0] != "+")
+            new = "".join(line[1:] or line for line in lines if line[0] != "-")
+            assert f"\n{text}".count(f"\n{old}") == 1, f"{name}: {old}"
+            text = f"\n{text}".replace(f"\n{old}", f"\n{new}")[1:]
+        path.write_text(text)
+
+
 def quoted_commands(
     page: Path, heading: str | None = None, names: Mapping[str, str] | None = None
 ) -> list[Quoted]:
@@ -25,9 +58,7 @@ def quoted_commands(
 
     `names` maps a name in the page to the name to use instead, such as that of a real server.
     """
-    text = page.read_text(encoding="utf-8")
-    if heading is not None:
-        text = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.M | re.S)[1]
+    text = read_section(page, heading)
     for documented, name in (names or {}).items():
         assert documented in page.read_text(encoding="utf-8"), documented
         text = text.replace(documented, name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from .checks import contents
+from .parameters import DEFAULTS, change_file
 
 ROOT = Path(__file__).parents[2]
 AUTHOR = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
@@ -38,7 +39,8 @@ class Project:
     def create(cls, folder: Path, values: dict[str, object] = SMALL) -> "Project":
         """Clone the project as it is in the working tree, with these parameters; commit it.
 
-        The clone has no results and an empty cache.
+        The other parameters have the values in DEFAULTS, whatever params.yaml holds. The clone has
+        no results and an empty cache.
         """
         project = cls(folder)
         listed = project.run("git", "-C", str(ROOT), "ls-files", "-z", cwd=ROOT).stdout
@@ -47,7 +49,7 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / "dvc.lock").unlink(missing_ok=True)
-        project.set(values)
+        project.set(DEFAULTS | values)
         project.run("git", "init", "-q", "--initial-branch=main")
         project.commit("start")
         return project
@@ -114,16 +116,7 @@ class Project:
 
     def set(self, values: dict[str, object]) -> None:
         """Change params.yaml; the keys are dotted, as in `train.seed`."""
-        yaml = YAML()
-        path = self.folder / "params.yaml"
-        content = yaml.load(path)
-        for key, value in values.items():
-            *parents, last = key.split(".")
-            section = content
-            for parent in parents:
-                section = section[parent]
-            section[last] = value
-        yaml.dump(content, path)
+        change_file(self.folder / "params.yaml", values)
 
 
 def allow_interrupts() -> None:
@@ -142,7 +135,27 @@ def graph(folder: Path = ROOT) -> dict[str, dict]:
     return YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
 
 
+def list_used(stage: dict) -> dict[str, list[str]]:
+    """Return what dvc.yaml lists for a stage, in the form in which the spy says what it used."""
+    return {
+        # datasets holds your own images, which tests/test_sharing.py downloads.
+        "deps": [path for path in stage["deps"] if path != "datasets"],
+        "outputs": outputs(stage),
+        "params": stage["params"],
+    }
+
+
 STAGES = list(graph())  # in the order in which they run
+
+
+def list_dependents(name: str) -> list[str]:
+    """Return a stage and all that use its outputs, directly or not, in the order of STAGES."""
+    stages, found, changed = graph(), [], set()
+    for stage, content in stages.items():
+        if stage == name or changed & set(content["deps"]):
+            found.append(stage)
+            changed |= set(outputs(content))
+    return found
 
 
 def spied_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
@@ -172,6 +185,9 @@ def _used(project: Project, printed: str) -> dict[str, dict[str, list[str]]]:
     found = {}
     for stage, line in re.findall(r"^USED BY stages\.(\w+): (.*)$", printed, re.M):
         found[stage] = json.loads(line)
+        # The checkpoint is gone when the training ends, so it is not an output.
+        outs = [path for path in found[stage]["outputs"] if "checkpoint" not in path]
+        found[stage]["outputs"] = outs
         listed = graph(project.folder)[stage]["deps"]
         deps = {
             next((dep for dep in listed if path == dep or path.startswith(f"{dep}/")), path)

@@ -23,7 +23,7 @@ from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
 from tools.benchmark.tables import Row, format_table, insert_tables
 from tools.predict.classifier import Classifier, load_classifier
-from tools.predict.picture import ImageFileError, read_image_file
+from tools.predict.picture import ImageFileError
 
 COUNT = 500  # image files in each set made from MNIST
 PAGE = Path("docs/predict.md")
@@ -311,7 +311,7 @@ def evaluate(classifier: Classifier, files: LabelledFiles) -> tuple[int, int, in
     for content, label in files:
         count += 1
         try:
-            images.append(classifier.prepare(read_image_file(content)))
+            images.append(classifier.prepare(content))
             labels.append(str(label))
         except ImageFileError:
             continue

@@ -118,10 +118,12 @@ def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
     return table
 
 
-def encode_image(image: Floats) -> str:
-    """Return an image (height, width) in [0, 1] as a PNG with a white background, in a data URI."""
+def encode_image(image: Floats, ink: bool) -> str:
+    """Return an image (height, width) in [0, 1] as a data URI: a PNG in its own shades of grey."""
     stream = io.BytesIO()
-    Image.fromarray((255 * (1 - image)).round().astype(np.uint8)).save(stream, "PNG")
+    Image.fromarray((255 * (1 - image if ink else image)).round().astype(np.uint8)).save(
+        stream, "PNG"
+    )
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
@@ -150,7 +152,9 @@ def count_by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, An
     return rows
 
 
-def list_images(table: pd.DataFrame, wrong: str, images: Floats | None) -> list[dict[str, Any]]:
+def list_images(
+    table: pd.DataFrame, wrong: str, images: Floats | None, ink: bool
+) -> list[dict[str, Any]]:
     """Return the rows of `table`, sorted by the confidence of the mistakes, the highest first.
 
     `wrong` is `before` or `after`: the side whose predictions are the mistakes.
@@ -158,7 +162,7 @@ def list_images(table: pd.DataFrame, wrong: str, images: Floats | None) -> list[
     ordered = table.sort_values([f"confidence_{wrong}", "index"], ascending=[False, True])
     rows: list[dict[str, Any]] = ordered.to_dict("records")  # type: ignore[assignment]
     for row in rows[:SHOWN]:
-        row["image"] = None if images is None else encode_image(images[row["index"]])
+        row["image"] = None if images is None else encode_image(images[row["index"]], ink)
     return rows
 
 
@@ -189,8 +193,8 @@ def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
         "classes": count_by_class(table, head.classes),
         "count": len(table),
         "validation_differs": base.validation != head.validation,
-        "fixed": list_images(fixed, "before", images),
-        "broken": list_images(broken, "after", images),
+        "fixed": list_images(fixed, "before", images, head.ink),
+        "broken": list_images(broken, "after", images, head.ink),
         "listed": LISTED,
         "shown": SHOWN,
         "with_images": images is not None,

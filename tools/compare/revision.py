@@ -27,7 +27,7 @@ from dvc.scm import RevError, resolve_rev
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_csv, read_json
 from stages.core.paths import DATASET, LOCK, METRICS, PARAMETERS, PREDICTIONS, TEST, VALIDATION
-from stages.core.prepared import read_classes, read_split
+from stages.core.prepared import measures_ink, read_classes, read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
 from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lock
@@ -50,6 +50,7 @@ class Result:
     predictions: pd.DataFrame  # COLUMNS, with one row for each test image
     title: str  # of the dataset
     classes: list[str]
+    ink: bool  # pixels measure ink instead of brightness
     test_files: list[str | None]  # SHA-256 of the raw test images and labels
     validation: str | None  # MD5 of the validation set
     inputs: dict[str, str]  # MD5, by path, of code and other files that no stage wrote
@@ -153,6 +154,7 @@ def read_commit(name: str, commit: str | None) -> Result:
                 predictions=predictions,
                 title=dataset.get("title", "an unnamed dataset"),
                 classes=classes,
+                ink=measures_ink(DATASET),
                 test_files=[hashes.get(file) for file in (TEST_IMAGES, TEST_LABELS)],
                 validation=written.get(VALIDATION.as_posix()),
                 inputs=inputs,

@@ -21,9 +21,11 @@ from matplotlib.figure import Figure
 from stages import plot
 from stages.core.errors import StageError, run
 from stages.core.files import Floats
+from stages.core.paths import DATASET
+from stages.core.prepared import measures_ink
 from stages.evaluate import EvaluateParameters
 from tools.predict.classifier import Classifier, Ranking, load_classifier
-from tools.predict.picture import MAX_BYTES, ImageFileError, read_image_file
+from tools.predict.picture import MAX_BYTES, ImageFileError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RUNNERS_UP = 2
@@ -73,7 +75,7 @@ def classify(classifier: Classifier, names: Sequence[str]) -> list[Prediction]:
     predictions = []
     for name in names:
         try:
-            image = classifier.prepare(read_image_file(read_content(name)))
+            image = classifier.prepare(read_content(name))
             predictions.append(Prediction(name, image))
         except ImageFileError as error:
             predictions.append(Prediction(name, error=str(error)))
@@ -117,7 +119,9 @@ def draw_images(predictions: Iterable[Prediction]) -> Figure:
         )
         for prediction, _ in shown
     ]
-    return plot.draw_grid(np.stack([image for _, image in shown]), captions, 2.2)
+    return plot.draw_grid(
+        np.stack([image for _, image in shown]), captions, 2.2, measures_ink(DATASET)
+    )
 
 
 def main() -> None:

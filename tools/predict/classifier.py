@@ -1,18 +1,23 @@
 """Load the trained model, and prepare photos for it as its dataset's images."""
 
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
+from PIL import Image
 
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_json
 from stages.core.paths import DATASET, LOCK, MODEL, RAW
 from stages.core.prepared import read_classes
 from stages.evaluate import EvaluateParameters
+from stages.preprocess import normalise
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
-from tools.predict.picture import ImageStyle, prepare
+from stages.sources.folder import read_grey
+from tools.predict.picture import ImageStyle, is_own_image, prepare, read_image_file
 from tools.verify.lockfile import compute_md5, list_files, read_lock
 
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
@@ -22,12 +27,21 @@ Ranking = list[tuple[str, float]]  # class names and their probabilities, most l
 
 @dataclass(frozen=True)
 class Classifier:
-    """The trained network, and the function that prepares a photo for it."""
+    """The trained network, and what a photo must look like for it."""
 
     title: str  # of the dataset that it was trained on
     classes: list[str]
-    prepare: Callable[[Floats], Floats]  # from (height, width, 3) to the network's (height, width)
+    style: ImageStyle  # of the dataset's images
     predict_probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
+
+    def prepare(self, content: bytes) -> Floats:
+        """Return the photo in an image file as an image (height, width) for the network.
+
+        An image of the dataset's own kind becomes exactly what the pipeline makes of it. Raises
+        ImageFileError if the file cannot be classified.
+        """
+        image = read_own_image(content, self.style)
+        return prepare(read_image_file(content), self.style) if image is None else image
 
     def rank(self, images: Floats) -> list[Ranking]:
         """Return every class with its probability, for each of the prepared images."""
@@ -35,6 +49,20 @@ class Classifier:
             sorted(zip(self.classes, row, strict=True), key=lambda entry: -entry[1])
             for row in self.predict_probabilities(images).tolist()
         ]
+
+
+def read_own_image(content: bytes, style: ImageStyle) -> Floats | None:
+    """Return the image in a file as the stages download and preprocess do; None for other files.
+
+    See `is_own_image` for the files that count as the dataset's own.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as photo:
+            possible = {photo.height, photo.width} == set(style.shape)  # it may be turned
+        image = normalise(read_grey(io.BytesIO(content))) if possible else None
+    except Exception:  # a damaged file: read_image_file says what is wrong with it
+        return None
+    return image if image is not None and is_own_image(image, style) else None
 
 
 def load_classifier() -> Classifier:
@@ -71,6 +99,6 @@ def load_classifier() -> Classifier:
     return Classifier(
         read_json(DATASET).get("title", "images"),
         classes,
-        partial(prepare, style=style),
+        style,
         partial(portable.predict_probabilities, batch_size=parameters.batch_size),
     )

@@ -73,6 +73,8 @@ class ImageStyle:
         if empty.all(axis=1).mean() < 0.9 or not sizes:
             return cls(levels.shape[1:], background)
         height, width = np.quantile(sizes, 0.99, axis=0, method="nearest").tolist()
+        if height == levels.shape[1] or width == levels.shape[2]:
+            return cls(levels.shape[1:], background)
         digits = all(name in DIGITS for name in classes)
         return cls(levels.shape[1:], background, (height, width), digits)
 
@@ -151,6 +153,17 @@ def prepare(photo: Floats, style: ImageStyle) -> Floats:
     return 1 - image if is_light(style.background) else image
 
 
+def is_own_image(image: Floats, style: ImageStyle) -> bool:
+    """Return whether an image looks like those of the dataset, so that it needs no preparation.
+
+    It has their size. If they are drawings, its edges also have their background.
+    """
+    if image.shape != style.shape or style.box is None or style.background is None:
+        return image.shape == style.shape
+    edges = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    return bool(abs(np.median(edges) - style.background) < BACKGROUND_TOLERANCE)
+
+
 def is_light(level: float | None) -> bool:
     """Return whether a level is closer to white than to black."""
     return level is not None and level > 0.5
@@ -159,14 +172,16 @@ def is_light(level: float | None) -> bool:
 def scale_whole(photo: Floats, style: ImageStyle) -> Floats:
     """Return the brightness of the whole photo, scaled to the style's shape with its proportions.
 
-    The space beside it gets the brightness of the photo's edges. The result is inverted if the
-    edges are light and the dataset's background is dark, or the other way round.
+    The space beside it gets the brightness of the photo's edges. The result is inverted if that
+    brings the edges clearly closer to the dataset's background: light to dark, or dark to light.
     """
     level = photo @ np.array([0.299, 0.587, 0.114], np.float32)
     edges = np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
     around = np.median(edges)
-    if style.background is not None and is_light(style.background) != is_light(around):
-        level, around = 1 - level, 1 - around
+    if style.background is not None:
+        distance, inverted = (abs(style.background - to) for to in (around, 1 - around))
+        if distance - inverted > BACKGROUND_TOLERANCE:
+            level, around = 1 - level, 1 - around
     scale, size = find_scale(level.shape, style.shape)
     small = resize(level, size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     image = np.full(style.shape, around, np.float32)

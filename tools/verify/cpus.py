@@ -141,10 +141,10 @@ def hash_reports() -> str:
     history = pd.DataFrame({"epoch": range(1, 6), **{name: rng.random(5) for name in columns}})
     history["chosen"] = [0, 0, 0, 1, 0]
     figures = {
-        "samples": plot.draw_samples(rng.random((10, 28, 28)), actual[:10], classes),
+        "samples": plot.draw_samples(rng.random((10, 28, 28)), actual[:10], classes, True),
         "curves": plot.draw_curves(history),
         "confusion": plot.draw_confusion(predictions["actual"], predictions["predicted"], classes),
-        "mistakes": plot.draw_mistakes(rng.random((500, 28, 28)), predictions, 20),
+        "mistakes": plot.draw_mistakes(rng.random((500, 28, 28)), predictions, 20, True),
     }
     per_class = evaluate.score_classes(actual, predicted, classes)
     metrics = [
