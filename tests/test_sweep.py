@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import psutil
 import pytest
+import trustme
 from helpers.checks import refusal
-from helpers.project import AUTHOR, Project, allow_interrupts
+from helpers.project import AUTHOR, ROOT, Project, allow_interrupts
 
 from stages.core.errors import StageError
+from stages.core.settings import read_yaml
+from tools import techniques
 from tools.sweep import __main__ as sweep
 from tools.sweep import job, table
 from tools.sweep.cluster import Place, connect, explain, format_time
@@ -154,7 +159,7 @@ def test_local_workers_give_the_bytes_of_serial_runs(project, tmp_path):
 @pytest.mark.slow
 def test_interrupted_sweep_goes_on(project):
     """The runs differ in the plots only, so they are short."""
-    command = [*SWEEP, "-S", "plot.dpi=41,42,43"]
+    command = [*SWEEP, "-S", "plot.dpi=51,52,53"]
     process = subprocess.Popen(
         command,
         cwd=project.folder,
@@ -174,21 +179,21 @@ def test_interrupted_sweep_goes_on(project):
     printed = project.run(*command).stdout
     assert "2 of 4 runs were done before\n0 of 2 done, 1 running" in printed
     assert kept.items() <= list_experiments(project).items()
-    longer = project.run(*SWEEP, "-S", "plot.dpi=41,42,43,44").stdout
+    longer = project.run(*SWEEP, "-S", "plot.dpi=51,52,53,54").stdout
     assert "4 of 5 runs were done before\n0 of 1 done" in longer
 
 
 @pytest.mark.slow
 def test_failed_run_does_not_stop_the_others(project):
-    grid = ("-S", "preprocess.validation_fraction=0.0001,0.1", "-S", "plot.dpi=45")
+    grid = ("-S", "preprocess.validation_fraction=0.0001,0.1", "-S", "plot.dpi=55")
     done = project.run(*SWEEP, *grid, code=1)
     assert "1 of 2 done, 0 running, 1 failed" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
-    assert line.startswith("failed: preprocess.validation_fraction=0.0001, plot.dpi=45: ")
+    assert line.startswith("failed: preprocess.validation_fraction=0.0001, plot.dpi=55: ")
     log = line.partition("all output: ")[2].rstrip(")")
     assert "Running stage 'preprocess'" in (project.folder / log).read_text()
     assert done.stderr == "error: 1 runs failed for the reasons above\n"
-    find_experiment(project, "dpi: 45")
+    find_experiment(project, "dpi: 55")
 
 
 # Runs on a cluster that was started by hand
@@ -198,7 +203,8 @@ def test_failed_run_does_not_stop_the_others(project):
 def start_cluster(folder: Path, count: int):
     """Start a scheduler and workers, as users do; yield the address and the workers.
 
-    They have no copy of the project, not even on the path.
+    They have no copy of the project, not even on the path, and use the TLS options that
+    docs/cluster.md shows.
     """
     folder.mkdir()
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -219,11 +225,27 @@ def start_cluster(folder: Path, count: int):
             options = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1")
             local = ("--local-directory", str(folder / f"worker{number}"))
             processes.append(start("worker", *options, *local))
+        assert address.startswith("tls://127.0.0.1:")
         yield address, processes[1:]
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def tls(tmp_path, monkeypatch):
+    """Dask's settings for TLS, as docs/cluster.md shows them, for this test's child processes."""
+    text = (ROOT / "docs/cluster.md").read_text()
+    shown = re.search(r"^```yaml\n(distributed:\n.*?)^```$", text, re.M | re.S)[1]
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    settings = tmp_path / "distributed.yaml"
+    settings.write_text(re.sub(r"(\w+\.pem)", rf"{tmp_path}/\1", shown))
+    monkeypatch.setenv("DASK_CONFIG", str(settings))
 
 
 def wait_for(find, what: str):
@@ -249,11 +271,11 @@ def find_stages(folder: Path) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.linux
-def test_cluster_survives_a_killed_worker(project, tmp_path):
+def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
     """It also does so after Ctrl-C. The result has the serial bytes, and its model comes along."""
     user = project.copy(tmp_path / "user")
     shutil.rmtree(user.folder / ".dvc/cache")  # nothing to copy results from
-    command = [*SWEEP, "-S", "train.epochs=3", "--models", "--cluster"]
+    command = [*SWEEP, "-S", "train.epochs=4", "--models", "--cluster"]
     with start_cluster(tmp_path / "cluster", 2) as (address, workers):
 
         def find_training() -> Path | None:
@@ -278,8 +300,8 @@ def test_cluster_survives_a_killed_worker(project, tmp_path):
         assert "1 of 1 done, 0 running, 0 failed" in process.communicate()[0]
         assert process.returncode == 0
 
-    name, found = find_experiment(user, "epochs: 3")
-    assert found["tree"] == run_serially(project, tmp_path / "serial", "train.epochs=3")
+    name, found = find_experiment(user, "epochs: 4")
+    assert found["tree"] == run_serially(project, tmp_path / "serial", "train.epochs=4")
     user.run("dvc", "exp", "apply", name)
     lock = (user.folder / "dvc.lock").read_text()
     (model,) = [
@@ -291,8 +313,6 @@ def test_cluster_survives_a_killed_worker(project, tmp_path):
 
 def test_missing_scheduler_is_one_line(monkeypatch):
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
-    import dask
-
     dask.config.refresh()
     with (
         pytest.raises(StageError, match=r"^tcp://127.0.0.1:9: no Dask scheduler answers: "),
@@ -328,6 +348,60 @@ def test_worker_with_another_library_is_named():
     assert find_difference(arm, here) == ""
 
 
+# The techniques page
+
+
+@pytest.fixture
+def page(project):
+    """The project with a page that needs two short runs, committed; undone afterwards."""
+    files = {
+        "recipes/tiny.yaml": "plot:\n  dpi: 61\n",
+        "docs/techniques.yaml": "recipe: tiny\nseeds: 1\ntables:\n  mistakes:\n"
+        "    base: plot.samples=5\n    rows: [plot.mistakes=3]\n    metrics: [train.epochs]\n"
+        "    picture: {file: m.png, title: Curves, columns: [loss, val_loss]}\n",
+        "docs/techniques.md": "".join(
+            f"Text.\n<!-- techniques: {name} -->\n<!-- end -->\n"
+            for name in ("summary", "machine", "mistakes")
+        ),
+    }
+    with project.undo_changes():
+        for name, content in files.items():
+            (project.folder / name).write_text(content)
+        project.commit("tiny page")
+        yield project
+
+
+@pytest.mark.slow
+def test_page_is_written_from_its_description(page):
+    printed = page.run(sys.executable, "-m", "tools.techniques", "--jobs", "2").stdout
+    assert "2 of 2 done, 0 running, 0 failed" in printed
+    text = (page.folder / "docs/techniques.md").read_text()
+    assert re.search(r"^\| base +\| 65.33 +\| +\| 1.0832 +\| +\| 2 ", text, re.M)
+    assert re.search(r"^\| `plot.mistakes=3` +\| 65.33 +\| \+0.00 +\| 1.0832 ", text, re.M)
+    assert "![Curves](m.png)\n<!-- end -->\n" in text
+    assert (page.folder / "docs/m.png").stat().st_size > 5000
+    commit = page.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
+    assert f"Measured on commit {commit}, with 1 seeds a row" in text
+    names = {f"samples-5{rest}-seed1" for rest in ("", "-mistakes-3")}
+    assert names <= set(list_experiments(page))
+
+
+def test_description_of_the_page_is_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    description = read_yaml(techniques.DESCRIPTION) | {"seeds": 1}
+    tables = techniques.read_tables(description)
+    text = techniques.PAGE.read_text()
+    for each in tables:
+        assert f"<!-- techniques: {each.name} -->\n" in text
+        if each.name != "seeds":  # its first row is not a change
+            command = " ".join(f"-S '{c}'" if "[" in c else f"-S {c}" for c in each.changes[1])
+            assert f"$ dvc exp run {command}\n" in text
+    runs = [run for each in tables for found in each.combinations for run in found.runs]
+    names = {run.text: run.name for run in runs}
+    assert len(set(names.values())) == len(names)
+    assert {"base-seed1", "dropout-0.3-seed1", "schedule.name-cosine-seed1"} <= set(names.values())
+
+
 # Tables
 
 
@@ -354,10 +428,11 @@ def test_table_by_hand():
     assert base["validation.accuracy sd"] == pytest.approx(0.02)
     assert better["validation.accuracy difference"] == pytest.approx(0.04)
     assert better["validation.accuracy p"] == pytest.approx(2 * 0.0704839954)
-    assert same["validation.accuracy p"] == 1
+    assert same["validation.accuracy p"] == pytest.approx(1)
     report = table.format_report(combinations, rows)
-    assert "| 92.00 ± 2.00   |" in report
-    assert "| +4.00 (p = 0.14) |" in report
+    assert "| 92.00 ± 2.00    |" in report
+    assert "| +4.00 (p = 0.14) | 0.0400 ± 0.0200   | -0.0400 (p = 0.14) |" in report
+    assert "+0.0000 (p = 1)" in report
     assert "Holm's correction for 2 combinations" in report
     assert "Best by validation accuracy: train.epochs=1. Choose by validation" in report
     csv = table.make_csv(combinations, rows)

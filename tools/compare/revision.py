@@ -34,6 +34,7 @@ from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lo
 from tools.verify.repository import ask_git, is_shallow, last_commit, run_git
 
 WORKSPACE = "workspace"
+SEEDS = ("model.seed", "train.seed")  # what tools.seeds and tools.sweep vary
 
 # The columns that the predictions must have, and NumPy's kind of each.
 COLUMNS = {"index": "i", "actual": "O", "predicted": "O", "confidence": "f"}

@@ -4,7 +4,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,14 @@ def connect(place: Place) -> Iterator[Client]:
         yield client
 
 
+def send_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does the same, and that a worker gets with its code.
+
+    Dask would send only the name of a function that can be imported here.
+    """
+    return lambda *arguments: function(*arguments)
+
+
 def check_workers(client: Client, address: str) -> None:
     """Wait for a worker. Raise StageError if one may compute other bytes than this machine."""
     if not client.nthreads():
@@ -94,7 +102,7 @@ def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
     cache, local_config = None, ""
     if not place.cluster:
         with Repo() as repo:
-            cache = str(repo.cache.local.path)
+            cache = str(repo.cache.local_cache_dir)
             private = Path(repo.dvc_dir) / "config.local"
             local_config = private.read_text(encoding="utf-8") if private.exists() else ""
     return {
@@ -197,11 +205,12 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
     try:
         with connect(place) as client:
             shared = client.submit(bytes, bundle, key=f"commit-{uuid4().hex}")
+            run_job = send_code(worker.run_job)
             waiting: dict[Future, tuple[Run, dict[str, Any]]] = {}
             for run in left:
                 job = make_job(commit, names[run], run, place)
                 key = f"{names[run]}-{uuid4().hex}"
-                waiting[client.submit(worker.run_job, shared, job, key=key)] = run, job
+                waiting[client.submit(run_job, shared, job, key=key)] = run, job
             try:
                 for future in complete(client, waiting, progress):
                     run, job = waiting.pop(future)
@@ -209,11 +218,13 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
                         finished[run.text] = result
             finally:
                 client.cancel([*waiting, shared])
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
+        # Dask raises OSError when the connection to the scheduler is lost.
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {error}"
         progress.print("")
         raise StageError(
-            f"interrupted; {len(progress.seconds)} of {len(left)} runs are done and kept, and the "
-            "same command does the others"
+            f"{what}; {len(progress.seconds)} of {len(left)} runs are done and kept, and the same "
+            "command does the others"
         ) from None
     return finished
 

@@ -16,6 +16,7 @@ from stages.core.files import write_text
 from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import read_yaml
 from tools.compare.revision import (
+    SEEDS,
     Result,
     differs_from,
     list_experiments,
@@ -24,8 +25,6 @@ from tools.compare.revision import (
 )
 from tools.recipe import check
 from tools.verify.lockfile import flatten
-
-SEEDS = ("model.seed", "train.seed")
 
 
 @dataclass(frozen=True)

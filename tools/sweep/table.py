@@ -86,7 +86,8 @@ def format_difference(row: Mapping[str, Any], metric: str) -> str:
     if difference is None:
         return ""
     shown = "" if p_value is None else f" (p = {p_value:.2g})"
-    return f"{difference * scale:+.{METRICS[metric]}f}{shown}"
+    places = METRICS[metric]
+    return f"{round(difference * scale, places) + 0.0:+.{places}f}{shown}"  # + 0.0: never "-0.00"
 
 
 def find_best(rows: Rows) -> dict[str, Any] | None:
@@ -120,8 +121,7 @@ def format_report(combinations: Sequence[Combination], rows: Rows) -> str:
     table = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
     seeds = max(row["runs"] for row in rows)
     text = (
-        f"{table}\n\nAccuracy and loss. The first row "
-        "is the committed parameters, and the others are compared with it. "
+        f"{table}\n\nThe first row is the committed parameters; the others are compared with it. "
     )
     if seeds > 1:
         text += (
