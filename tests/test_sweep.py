@@ -111,7 +111,11 @@ def test_combinations_have_a_run_for_each_seed(here):
         (["train.momentum=0.5"], [], ["1 of 1", "train.momentum=0.5: train.momentum is 0.5"]),
         (["train.epoch=2"], [], ["train.epoch=2: Could not override 'train.epoch'"]),
         (["train.seed=5"], [1], ["train.seed=5 contradicts the seeds"]),
-        (["download.folder=datasets/mine"], [], ["neither git nor DVC tracks"]),
+        (
+            ["download.folder=datasets/mine", "download.dataset=custom"],
+            [],
+            ["neither in git nor in"],
+        ),
     ],
 )
 def test_refused_combinations_are_named(here, settings, seeds, named):
@@ -160,19 +164,19 @@ def test_local_workers_give_the_bytes_of_serial_runs(project, tmp_path):
 def test_interrupted_sweep_goes_on(project):
     """The runs differ in the plots only, so they are short."""
     command = [*SWEEP, "-S", "plot.dpi=51,52,53"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=project.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=allow_interrupts,
-    )
-    for line in process.stdout:
-        if line.startswith("1 of 3 done"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
-    message = process.stderr.read()
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("1 of 3 done"):
+                process.send_signal(signal.SIGINT)
+        message = process.stderr.read()
+    assert process.returncode == 1
     assert message.startswith("error: interrupted; 1 of 3 runs are done and kept")
     assert message.count("\n") == 1
     kept = list_experiments(project)
@@ -282,22 +286,23 @@ def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
             found = list(tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz"))
             return found[0] if found else None
 
-        process = subprocess.Popen(
-            [*command, address], cwd=user.folder, preexec_fn=allow_interrupts, stderr=-1, text=True
-        )
-        wait_for(find_training, "training")
-        process.send_signal(signal.SIGINT)
-        assert "error: interrupted; 0 of 1 runs are done" in process.communicate()[1]
+        command.append(address)
+        with subprocess.Popen(
+            command, cwd=user.folder, preexec_fn=allow_interrupts, stderr=-1, text=True
+        ) as process:
+            wait_for(find_training, "training")
+            process.send_signal(signal.SIGINT)
+            assert "error: interrupted; 0 of 1 runs are done" in process.communicate()[1]
         wait_for(lambda: not find_stages(tmp_path), "end of the stages after Ctrl-C")
 
-        process = subprocess.Popen([*command, address], cwd=user.folder, stdout=-1, text=True)
-        training = wait_for(find_training, "training")
-        number = int(training.relative_to(tmp_path / "cluster").parts[0][-1])
-        stages = find_stages(training.parents[3])
-        workers[number].kill()
-        assert stages
-        wait_for(lambda: not any(map(psutil.Process.is_running, stages)), "end of its stages")
-        assert "1 of 1 done, 0 running, 0 failed" in process.communicate()[0]
+        with subprocess.Popen(command, cwd=user.folder, stdout=-1, text=True) as process:
+            training = wait_for(find_training, "training")
+            number = int(training.relative_to(tmp_path / "cluster").parts[0][-1])
+            stages = find_stages(training.parents[3])
+            workers[number].kill()
+            assert stages
+            wait_for(lambda: not any(map(psutil.Process.is_running, stages)), "end of its stages")
+            assert "1 of 1 done, 0 running, 0 failed" in process.communicate()[0]
         assert process.returncode == 0
 
     name, found = find_experiment(user, "epochs: 4")

@@ -73,7 +73,9 @@ def main() -> None:
     )
     found = run_all(combination.runs, read_place(arguments))
     if missing := [each.label for each in combination.runs if each.text not in found]:
-        raise StageError(f"{len(missing)} seeds failed (see above); the results of the others are kept")
+        raise StageError(
+            f"{len(missing)} seeds failed (see above); the results of the others are kept"
+        )
     results = [found[each.text] for each in combination.runs]
     text = f"# {len(results)} seeds of {commit[:7]}\n\n{summarise(results, arguments.per_class)}"
     report = REPORTS / "seeds.md"

@@ -27,7 +27,7 @@ from stages.core.errors import StageError, run
 from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
 from tools.benchmark.tables import insert_tables
-from tools.compare.revision import SEEDS, Result, resolve_commit, run_git
+from tools.compare.revision import SEEDS, Result, resolve_commit
 from tools.recipe import RECIPES
 from tools.sweep import table
 from tools.sweep.__main__ import add_place, read_place
@@ -35,6 +35,7 @@ from tools.sweep.cluster import run_all
 from tools.sweep.runs import Combination, make_combinations, require_commit
 from tools.verify.fingerprint import collect_fingerprint
 from tools.verify.lockfile import flatten
+from tools.verify.repository import ask_git
 
 DESCRIPTION = Path("docs/techniques.yaml")
 PAGE = Path("docs/techniques.md")
@@ -153,7 +154,7 @@ def format_machine(description: Mapping[str, Any], commit: str) -> str:
 
 def read_history(result: Result) -> pd.DataFrame:
     """Return the history of a run, a row for each epoch."""
-    return pd.read_csv(io.StringIO(run_git("show", f"{result.commit}:./{HISTORY}")))
+    return pd.read_csv(io.StringIO(ask_git("show", f"{result.commit}:./{HISTORY}")))
 
 
 def draw(each: Table, results: Mapping[str, Result]) -> Figure:

@@ -1,7 +1,6 @@
 """Run experiments on Dask workers, and keep each as soon as it is finished."""
 
 import logging
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +18,11 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from stages.core.errors import StageError
 from stages.core.files import write_bytes, write_text
 from stages.core.paths import REPORTS
-from tools.compare.revision import Result, read_commit, resolve_commit, run_git
+from tools.compare.revision import Result, read_commit, resolve_commit
 from tools.sweep import worker
 from tools.sweep.runs import Run, choose_names, find_finished, require_commit
 from tools.verify import fingerprint
+from tools.verify.repository import ask_git, run_git
 
 LOGS = REPORTS / "sweep"
 IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -93,8 +93,7 @@ def check_workers(client: Client, address: str) -> None:
 
 def make_bundle() -> bytes:
     """Return a git bundle with the last commit, as HEAD, and its history."""
-    command = ["git", "bundle", "create", "--quiet", "-", "HEAD"]
-    return subprocess.run(command, capture_output=True, check=True).stdout
+    return run_git("bundle", "create", "--quiet", "-", "HEAD")
 
 
 def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
             private = Path(repo.dvc_dir) / "config.local"
             local_config = private.read_text(encoding="utf-8") if private.exists() else ""
     return {
-        "author": {key: run_git("config", key) or "sweep" for key in ("user.name", "user.email")},
+        "author": {key: ask_git("config", key) or "sweep" for key in ("user.name", "user.email")},
         "cache": cache,
         "commit": commit,
         "fingerprint": fingerprint.collect_fingerprint(),
@@ -114,7 +113,7 @@ def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
         "models": place.models and bool(place.cluster),
         "name": name,
         "overrides": list(run.overrides),
-        "prefix": run_git("rev-parse", "--show-prefix"),
+        "prefix": ask_git("rev-parse", "--show-prefix"),
         "reference": str(ExpRefInfo(commit, name)),
     }
 
@@ -125,8 +124,7 @@ def keep(job: dict[str, Any], done: dict[str, Any]) -> None:
         bundle = Path(folder) / "experiment.bundle"
         bundle.write_bytes(done["bundle"])
         reference = job["reference"]
-        fetch = ["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]
-        subprocess.run([*fetch, str(bundle), f"{reference}:{reference}"], check=True)
+        run_git("fetch", "--quiet", "--no-tags", str(bundle), f"{reference}:{reference}")
     with Repo() as repo:
         for md5, content in done["models"].items():
             path = Path(repo.cache.local.oid_to_path(md5))

@@ -9,7 +9,6 @@ beside it: experiment.bundle and, if they are asked for, models/.
 import ctypes
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from stages.core.files import read_json
 from stages.core.paths import MODEL
 from tools.verify.fingerprint import collect_fingerprint, find_difference
 from tools.verify.lockfile import list_files, read_lock
+from tools.verify.repository import ask_git, run_git
 
 
 def end_with_parent() -> None:
@@ -47,8 +47,7 @@ def pull_raw_data() -> bool:
     with Repo() as repo:
         if not repo.config["core"].get("remote"):
             return False
-    listing = subprocess.run(["git", "ls-files", "*.dvc"], capture_output=True, check=True)
-    call_dvc(["pull", "--quiet", "download", *listing.stdout.decode().splitlines()])
+    call_dvc(["pull", "--quiet", "download", *ask_git("ls-files", "*.dvc").splitlines()])
     return True
 
 
@@ -68,7 +67,7 @@ def main() -> None:
     if difference:
         raise StageError(f"this worker's results could have other bytes: {difference}")
     for name, value in job["author"].items():
-        subprocess.run(["git", "config", name, value], check=True)
+        run_git("config", name, value)
     shared = job["cache"] is not None
     if shared:
         use_cache(job["cache"], job["local_config"])
@@ -82,8 +81,7 @@ def main() -> None:
     if job["models"]:
         collect_models(path.parent / "models")
     bundle = str(path.parent / "experiment.bundle")
-    create = ["git", "bundle", "create", "--quiet", bundle, f"^{job['commit']}", job["reference"]]
-    subprocess.run(create, check=True)
+    run_git("bundle", "create", "--quiet", bundle, f"^{job['commit']}", job["reference"])
 
 
 if __name__ == "__main__":

@@ -15,16 +15,18 @@ from stages.core.errors import StageError
 from stages.core.files import write_text
 from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import read_yaml
+from stages.download import DownloadParameters
 from tools.compare.revision import (
     SEEDS,
     Result,
     differs_from,
     list_experiments,
     read_commit,
-    run_git,
 )
 from tools.recipe import check
+from tools.verify.dataset import check_dataset
 from tools.verify.lockfile import flatten
+from tools.verify.repository import ask_git, is_shallow
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def require_commit() -> None:
             "the workspace differs from the last commit, and experiments belong to a commit: "
             "commit first, or undo your changes with `git checkout .`"
         )
-    if run_git("rev-parse", "--is-shallow-repository") == "true":
+    if is_shallow():
         raise StageError(
             "this clone is shallow, and workers need the whole history: git fetch --unshallow"
         )
@@ -91,19 +93,8 @@ def apply(overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
             text = path.read_text(encoding="utf-8")
         content = read_yaml(path)
     check(content)
-    check_folder(content["download"]["folder"])
+    check_dataset(DownloadParameters.check(content["download"]))
     return text, content
-
-
-def check_folder(folder: str | None) -> None:
-    """Raise StageError if the raw data is in a folder of the project that a clone would lack."""
-    if not folder or Path(folder).is_absolute() or folder.startswith("~"):
-        return
-    if not run_git("ls-files", "--", folder, f"{folder.rstrip('/')}.dvc"):
-        raise StageError(
-            f"download.folder is {folder!r}, which neither git nor DVC tracks, so a worker's copy "
-            f"of the commit lacks it: run `dvc add {folder}` and commit, or name an absolute path"
-        )
 
 
 def make_combinations(
@@ -158,10 +149,10 @@ def find_finished(commit: str, runs: Iterable[Run]) -> dict[str, Result]:
     finished: dict[str, Result] = {}
     may_differ = [f":(exclude){path}" for path in (PARAMETERS, LOCK, "data")]
     for name, candidate in {"HEAD": commit, **list_experiments(commit)}.items():
-        run = wanted.get(run_git("show", f"{candidate}:./{PARAMETERS}"))
+        run = wanted.get(ask_git("show", f"{candidate}:./{PARAMETERS}"))
         if run is None or run.text in finished or run.name not in (None, name):
             continue
-        if run_git("diff", "--name-only", commit, candidate, "--", ".", *may_differ):
+        if ask_git("diff", "--name-only", commit, candidate, "--", ".", *may_differ):
             continue
         try:
             result = read_commit(name, candidate)

@@ -44,7 +44,9 @@ def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
         programs = Path(sys.executable).parent
         environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "site")
-        clone = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", "commit.bundle"]
+        # The hooks of the worker's user must not run.
+        git = ["git", "-c", "advice.detachedHead=false", "-c", "core.hooksPath=/dev/null"]
+        clone = [*git, "clone", "--quiet", "--template=", "commit.bundle"]
         with (folder / "log").open("wb") as log:
             code = subprocess.run(
                 [*clone, "clone"], cwd=folder, env=environment, stdout=log, stderr=log, check=False
