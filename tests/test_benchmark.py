@@ -242,7 +242,7 @@ def test_slow_recipes_take_two_seeds_and_growth_one():
 def test_unknown_names_are_rejected(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert refusal(benchmark.list_trials, ["nothing"], []) == (
-        "unknown part 'nothing'; choose from recipes, growth, workers"
+        "unknown part 'nothing'; choose from recipes, growth, workers, sweep"
     )
     assert refusal(benchmark.list_trials, ["recipes"], ["nothing"]).startswith(
         "unknown recipe 'nothing'; choose from page, mnist_convnet, default, "

@@ -1,16 +1,14 @@
 """Train the parameters of the last commit with several seeds, and report how the results vary.
 
 Each seed is used as both `model.seed` and `train.seed`, and has its own DVC experiment of that
-commit. An experiment runs in a temporary folder and is kept: `dvc exp show` lists it, and a later
-call does not train it again. If two commits have such experiments, tools.compare compares them.
-Prints mean, standard deviation and range of each metric, and writes the same to reports/seeds.md.
+commit, which tools.sweep runs. It is kept: `dvc exp show` lists it, and a later call does not train
+it again. If two commits have such experiments, tools.compare compares them. Prints mean, standard
+deviation and range of each metric, and writes the same to reports/seeds.md.
 
-    python -m tools.seeds 5 [--per-class]
+    python -m tools.seeds 5 [--per-class] [--jobs 2 | --cluster tcp://host:8786]
 """
 
 import argparse
-import os
-import subprocess
 from contextlib import suppress
 
 import pandas as pd
@@ -18,27 +16,10 @@ import pandas as pd
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import REPORTS
-from stages.download import DownloadParameters
-from tools.compare.revision import (
-    Result,
-    differs_from,
-    list_experiments,
-    name_experiment,
-    read_commit,
-    resolve_commit,
-)
-from tools.verify.dataset import check_dataset
-
-
-def train(seed: int, name: str) -> None:
-    """Run the last commit with a seed, as an experiment with that name."""
-    command = ["dvc", "exp", "run", "--temp", "--name", name]
-    for key in ("model.seed", "train.seed"):
-        command += ["--set-param", f"{key}={seed}"]
-    # TF_CONFIG would make the training wait for other workers.
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    if subprocess.run(command, env=environment, check=False).returncode:
-        raise StageError(f"seed {seed} failed (see above); results of earlier seeds are kept")
+from tools.compare.revision import Result, name_experiment, resolve_commit
+from tools.sweep.__main__ import add_place, read_place
+from tools.sweep.cluster import run_all
+from tools.sweep.runs import make_combinations, require_commit
 
 
 def summarise(results: list[Result], per_class: bool) -> str:
@@ -81,21 +62,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("count", type=parse_count, help="how many seeds, starting at 1; at least 2")
     parser.add_argument("--per-class", action="store_true", help="also report each class")
+    add_place(parser)
     arguments = parser.parse_args()
+    require_commit()
     commit = resolve_commit("HEAD")
-    check_dataset(DownloadParameters.read())
-    if differs_from(commit):
+    (combination,) = make_combinations(
+        [()],
+        range(1, arguments.count + 1),
+        name=lambda _, seed: name_experiment(commit, seed),
+    )
+    found = run_all(combination.runs, read_place(arguments))
+    if missing := [each.label for each in combination.runs if each.text not in found]:
         raise StageError(
-            "the workspace differs from the last commit, but this command trains the last commit: "
-            "commit your changes, or undo them with `git checkout .`"
+            f"{len(missing)} seeds failed (see above); the results of the others are kept"
         )
-    names = [name_experiment(commit, seed) for seed in range(1, arguments.count + 1)]
-    trained = list_experiments(commit)
-    for seed, name in enumerate(names, start=1):
-        if name not in trained:
-            train(seed, name)
-    trained = list_experiments(commit)
-    results = [read_commit(name, trained[name]) for name in names]
+    results = [found[each.text] for each in combination.runs]
     text = f"# {len(results)} seeds of {commit[:7]}\n\n{summarise(results, arguments.per_class)}"
     report = REPORTS / "seeds.md"
     write_text(report, text)

@@ -58,6 +58,7 @@ PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
     },
     "growth": {"growth": tables.tabulate_growth},
     "workers": {"workers": tables.tabulate_workers, "networks": tables.tabulate_networks},
+    "sweep": {"sweep": tables.tabulate_sweep},
 }
 CLUSTER = ("workers machine", "workers", "networks")  # tables that are in docs/cluster.md
 RECORD = "../record.jsonl"  # beside each copy of the project
@@ -71,6 +72,9 @@ FACTORS = (1, 2, 4, 8)
 GROWN = "datasets/grown"
 WORKERS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))  # numbers of replicas and of workers
 STEPS = (Path("stages"), HERE / "time_workers.py", Path("tools/worker.py"))
+SWEPT = "fast"  # the recipe that is run with several seeds
+RUNS = 6
+JOBS = (1, 2)
 PIPELINE = (GRAPH, Path("stages"), HERE / "time_training.py", HERE / "grow.py")
 
 
@@ -221,6 +225,27 @@ def measure_workers(count: int, project: Path, _: int) -> Result:
         return run_timed(project, "train", *TIME_WORKERS, **variables)["steps"]
 
 
+def measure_sweep(jobs: int, project: Path, _: int) -> Result:
+    """Measure runs that differ in their seeds: with tools.sweep, or one by one if `jobs` is 0.
+
+    The raw and the prepared data are in DVC's cache.
+    """
+    run_timed(project, "prepare", "dvc", "repro", "preprocess")
+    run_timed(project, "add", "git", "add", "--all")
+    author = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
+    run_timed(project, "commit", "git", *author, "commit", "--quiet", "--message", "start")
+    if jobs:
+        options = ("--seeds", str(RUNS), "--jobs", str(jobs))
+        found = run_timed(project, "sweep", "python", "-m", "tools.sweep", *options)
+        return {"runs": RUNS, "seconds": found["sweep"]["seconds"]}
+    seconds = 0.0
+    for seed in range(1, RUNS + 1):
+        values = ("-S", f"model.seed={seed}", "-S", f"train.seed={seed}")
+        found = run_timed(project, "run", "dvc", "exp", "run", "--temp", *values)
+        seconds += found["run"]["seconds"]
+    return {"runs": RUNS, "seconds": seconds}
+
+
 def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
     """Return what to measure; raise StageError for an unknown part or recipe."""
     default = PARAMETERS.read_text(encoding="utf-8")
@@ -250,6 +275,11 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
         parameters = merge_recipe(default, {"train": {"epochs": 1, "replicas": replicas}})
         label = f"{replicas} replicas on {count} worker{'s' * (count > 1)}"
         found.append(Trial("workers", label, parameters, STEPS, partial(measure_workers, count)))
+    sources = (*PIPELINE, Path("tools/sweep"))
+    for jobs in (0, *JOBS):
+        label = f"`tools.sweep --jobs {jobs}`" if jobs else "`dvc exp run --temp`, one by one"
+        measure = partial(measure_sweep, jobs)
+        found.append(Trial("sweep", label, texts[SWEPT], sources, measure))
     return [trial for trial in found if trial.part in parts]
 
 

@@ -42,17 +42,19 @@ def format_table(rows: list[Row]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
-def insert_tables(path: Path, tables: Mapping[str, str]) -> None:
-    """Replace each table in a Markdown file, which has two marks around it.
+def insert_tables(path: Path, tables: Mapping[str, str], mark: str = "benchmark") -> None:
+    """Replace each table in a Markdown file, which has two comments around it.
 
-    Raises StageError if the file has no marks for one of the tables.
+    The first one is `mark` and the table's name.
+
+    Raises StageError if the file lacks the comments of one of the tables.
     """
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
-        first, last = f"<!-- benchmark: {name} -->\n", "<!-- end -->\n"
-        before, mark, rest = text.partition(first)
+        first, last = f"<!-- {mark}: {name} -->\n", "<!-- end -->\n"
+        before, start, rest = text.partition(first)
         _, end, after = rest.partition(last)
-        if not (mark and end):
+        if not (start and end):
             raise StageError(
                 f"{path}: has no place for the table {name!r}; expected the lines "
                 f"{first.strip()} and {last.strip()}"
@@ -229,6 +231,25 @@ TIMES: dict[str, tuple[str, ...]] = {
     "`preprocess`": ("stages", "preprocess", "seconds"),
     "training for an epoch": ("training",),
 }
+
+
+def tabulate_sweep(results: Results) -> str:
+    """Return the time of several runs, one after another and in parallel."""
+    found = results["sweep"]
+    first = take_median(next(iter(found.values())), "seconds")
+    rows = []
+    for name, by_seed in found.items():
+        seconds = take_median(by_seed, "seconds")
+        rows.append(
+            {
+                "": name,
+                "runs": f"{by_seed[0]['runs']}",
+                "total, s": f"{seconds:.1f}",
+                "runs per hour (ratio)": f"{3600 * by_seed[0]['runs'] / seconds:.0f} "
+                f"({first / seconds:.2f})",
+            }
+        )
+    return format_table(rows)
 
 
 def find_best_line(found: dict[str, list[Result]], *keys: str) -> tuple[list[float], float]:

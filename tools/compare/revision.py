@@ -34,6 +34,7 @@ from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lo
 from tools.verify.repository import ask_git, is_shallow, last_commit, run_git
 
 WORKSPACE = "workspace"
+SEEDS = ("model.seed", "train.seed")  # what tools.seeds and tools.sweep vary
 
 # The columns that the predictions must have, and NumPy's kind of each.
 COLUMNS = {"index": "i", "actual": "O", "predicted": "O", "confidence": "f"}
@@ -252,12 +253,9 @@ def name_experiment(commit: str, seed: int | str) -> str:
 
 
 def list_experiments(commit: str) -> dict[str, str]:
-    """Return the experiments in which tools.seeds trained a commit: their commits, by name."""
+    """Return the experiments of a commit: their own commits, by name."""
     with Repo() as repo:
-        found = dict(repo.experiments.ls(rev=commit).get(commit, []))
-    return {
-        name: found[name] for name in fnmatch.filter(sorted(found), name_experiment(commit, "*"))
-    }
+        return dict(sorted(repo.experiments.ls(rev=commit).get(commit, [])))
 
 
 def read_seeds(result: Result) -> list[Result]:
@@ -268,8 +266,10 @@ def read_seeds(result: Result) -> list[Result]:
     """
     if result.commit is None and differs_from("HEAD"):
         return []
-    found = list_experiments(result.commit or resolve_commit("HEAD"))
-    return [read_commit(name, commit) for name, commit in found.items()]
+    commit = result.commit or resolve_commit("HEAD")
+    found = list_experiments(commit)
+    names = fnmatch.filter(found, name_experiment(commit, "*"))
+    return [read_commit(name, found[name]) for name in names]
 
 
 def differs_from(commit: str) -> bool:

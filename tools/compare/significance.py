@@ -76,17 +76,27 @@ def compare_runs(fixed: int, broken: int, count: int, max_drop: float) -> Verdic
     )
 
 
+def compute_welch_p_value(before: list[float], after: list[float]) -> float:
+    """Return the p-value of Welch's t-test (1947), which allows different variances.
+
+    Each list needs at least two values.
+    """
+    # Without any spread, t would be 0/0 or infinite.
+    if not (statistics.stdev(before) or statistics.stdev(after)):
+        return float(statistics.mean(before) == statistics.mean(after))
+    return float(ttest_ind(before, after, equal_var=False).pvalue)
+
+
 def compare_seeds(before: list[float], after: list[float], max_drop: float) -> Verdict:
     """Compare two sets of test accuracies, each from training with several seeds.
 
-    Uses Welch's t-test (1947), which allows different variances. An accuracy is a mean over many
-    images, so it is close enough to normally distributed. Rank tests, such as Mann and Whitney's,
-    cannot reach 5 % with three seeds on each side.
+    Uses Welch's t-test. An accuracy is a mean over many images, so it is close enough to normally
+    distributed. Rank tests, such as Mann and Whitney's, cannot reach 5 % with three seeds on each
+    side.
     """
     old, new = statistics.mean(before), statistics.mean(after)
     spread = statistics.stdev(before), statistics.stdev(after)
-    # Without any spread, t would be 0/0 or infinite.
-    p_value = float(ttest_ind(before, after, equal_var=False).pvalue) if any(spread) else old == new
+    p_value = compute_welch_p_value(before, after)
     return Verdict(
         drop=round(old - new, 12),  # the digits of a mean after the 12th are rounding errors
         p_value=p_value,

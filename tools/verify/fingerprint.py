@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def promises_same_bytes(fingerprint: dict[str, Any]) -> bool:
     """Return whether this kind of machine must give the same bytes, even of trained weights."""
     x86 = fingerprint["machine"] in ("x86_64", "AMD64") and fingerprint["system"] == "Linux"
     return x86 and {"avx2", "fma"} <= set(fingerprint["vector_instructions"].split())
+
+
+def find_difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """Return why the machine `there` may compute other bytes than the one `here`, or ""."""
+    if promises_same_bytes(dict(here)) and not promises_same_bytes(dict(there)):
+        return (
+            f"its processor is {there['processor'] or there['machine']}, and the same bytes are "
+            "promised only on Linux on x86-64 with AVX2"
+        )
+    for name in sorted(here["libraries"].keys() | there["libraries"].keys()):
+        expected, found = (side["libraries"].get(name, "missing") for side in (here, there))
+        if expected != found:
+            return f"{name} is {found} there and {expected} here"
+    return ""
 
 
 def read_fingerprint(project: Path) -> dict[str, Any] | None:

@@ -1,0 +1,475 @@
+"""Grids of experiments on real Dask workers, and the tables made from them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import dask
+import psutil
+import pytest
+import trustme
+from helpers.checks import refusal
+from helpers.project import AUTHOR, ROOT, Project, allow_interrupts
+
+from stages.core.errors import StageError
+from stages.core.settings import read_yaml
+from tools import techniques
+from tools.sweep import __main__ as sweep
+from tools.sweep import job, table
+from tools.sweep.cluster import Place, connect, explain, format_time
+from tools.sweep.runs import Combination, Run, expand_grid, make_combinations
+from tools.verify.fingerprint import collect_fingerprint, find_difference
+
+SWEEP = (sys.executable, "-m", "tools.sweep")
+DASK = str(Path(sys.executable).parent / "dask")
+
+
+@pytest.fixture(scope="module")
+def project(small_project):
+    return small_project
+
+
+@pytest.fixture
+def here(project, monkeypatch):
+    monkeypatch.chdir(project.folder)
+    return project
+
+
+def list_experiments(project: Project) -> dict[str, dict]:
+    """Return commit, tree and parameters of each experiment, by name."""
+    listed = project.run(
+        "git", "for-each-ref", "--format=%(refname) %(objectname) %(tree)", "refs/exps"
+    ).stdout
+    found = {}
+    for line in listed.splitlines():
+        reference, commit, tree = line.split()
+        if "/exec/" not in reference:
+            found[reference.rpartition("/")[2]] = {
+                "commit": commit,
+                "tree": tree,
+                "parameters": project.run("git", "show", f"{commit}:params.yaml").stdout,
+            }
+    return found
+
+
+def find_experiment(project: Project, text: str) -> tuple[str, dict]:
+    """Return name and content of the only experiment with this text in params.yaml."""
+    (found,) = [item for item in list_experiments(project).items() if text in item[1]["parameters"]]
+    return found
+
+
+def run_serially(project: Project, folder: Path, *overrides: str) -> str:
+    """Run `dvc exp run --temp` in a copy of the project, and return the tree of its commit."""
+    copy = project.copy(folder)
+    settings = [text for override in overrides for text in ("-S", override)]
+    copy.run("dvc", "exp", "run", "--temp", "--name", "serial", *settings)
+    return list_experiments(copy)["serial"]["tree"]
+
+
+# Which runs
+
+
+def test_grid_has_the_syntax_of_dvc():
+    assert expand_grid(
+        ["train.epochs=2,4", "model.filters=[[4],[6]]", "train.seed=choice(1,2)"]
+    ) == [
+        ("train.epochs=2", "model.filters=[[4],[6]]", "train.seed=1"),
+        ("train.epochs=2", "model.filters=[[4],[6]]", "train.seed=2"),
+        ("train.epochs=4", "model.filters=[[4],[6]]", "train.seed=1"),
+        ("train.epochs=4", "model.filters=[[4],[6]]", "train.seed=2"),
+    ]
+    assert refusal(expand_grid, ["train.epochs=2,,4"]).startswith("-S: Error parsing override")
+
+
+def test_combinations_have_a_run_for_each_seed(here):
+    grid = [(), *expand_grid(["train.epochs=2,3"])]
+    base, longer = make_combinations(grid, [1, 2], name=lambda *what: f"{len(what[0])}-{what[1]}")
+    assert base.overrides == ()  # main has 2 epochs, so it is the first value as well
+    assert longer.overrides == ("train.epochs=3",)
+    assert longer.parameters["train.epochs"] == 3
+    assert [run.name for run in (*base.runs, *longer.runs)] == ["0-1", "0-2", "1-1", "1-2"]
+    assert longer.runs[1].overrides == ("train.epochs=3", "model.seed=2", "train.seed=2")
+    assert longer.runs[1].label == "train.epochs=3, seed 2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "named"),
+    [
+        (
+            ["train.epochs=0,2,3", "train.label_smoothing=0,2"],
+            [],
+            ["4 of 6", "train.epochs=0, train.label_smoothing=0: ", "train.label_smoothing is 2"],
+        ),
+        (["train.momentum=0.5"], [], ["1 of 1", "train.momentum=0.5: train.momentum is 0.5"]),
+        (["train.epoch=2"], [], ["train.epoch=2: Could not override 'train.epoch'"]),
+        (["train.seed=5"], [1], ["train.seed=5 contradicts the seeds"]),
+        (
+            ["download.folder=datasets/mine", "download.dataset=custom"],
+            [],
+            ["neither in git nor in"],
+        ),
+    ],
+)
+def test_refused_combinations_are_named(here, settings, seeds, named):
+    message = refusal(make_combinations, expand_grid(settings), seeds)
+    assert [part for part in named if part not in message] == []
+
+
+def test_nothing_starts_with_a_refused_combination(here, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep", "-S", "train.epochs=0,3", "--seeds", "2"])
+    monkeypatch.setattr(sweep, "run_all", lambda *_: pytest.fail("it started"))
+    assert "train.epochs=0: " in refusal(sweep.main)
+    here.set({"train.epochs": 4})
+    assert "the workspace differs from the last commit" in refusal(sweep.main)
+    here.restore()
+
+
+# Runs on this machine
+
+
+@pytest.mark.slow
+def test_local_workers_give_the_bytes_of_serial_runs(project, tmp_path):
+    before = project.run("git", "status", "--short").stdout
+    with project.undo_changes():
+        command = (*SWEEP, "-S", "train.epochs=1,3", "--jobs", "2")
+        printed = project.run(*command).stdout
+        assert "2 of 2 done, 0 running, 0 failed" in printed
+        name, found = find_experiment(project, "epochs: 3")
+        assert found["tree"] == run_serially(project, tmp_path / "serial", "train.epochs=3")
+
+        # The same command runs nothing, and DVC's own commands know the experiments.
+        experiments = list_experiments(project)
+        assert "3 of 3 runs were done before\n\n|" in project.run(*command).stdout
+        assert list_experiments(project) == experiments
+        assert name in project.run("dvc", "exp", "show", "--csv").stdout
+        compared = project.run(sys.executable, "-m", "tools.compare", "main", name).stdout
+        assert "| train.epochs | 2        | 3       |" in compared
+        project.run("dvc", "exp", "apply", name)
+        assert project.run("dvc", "status").stdout.startswith("Data and pipelines are up to date")
+        reports = project.folder / "reports"
+        assert len((reports / "sweep.csv").read_text().splitlines()) == 1 + 3
+        assert (reports / "sweep.png").stat().st_size > 5000
+    assert project.run("git", "status", "--short").stdout == before
+
+
+@pytest.mark.slow
+def test_interrupted_sweep_goes_on(project):
+    """The runs differ in the plots only, so they are short."""
+    command = [*SWEEP, "-S", "plot.dpi=51,52,53"]
+    with subprocess.Popen(
+        command,
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=allow_interrupts,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("1 of 3 done"):
+                process.send_signal(signal.SIGINT)
+        message = process.stderr.read()
+    assert process.returncode == 1
+    assert message.startswith("error: interrupted; 1 of 3 runs are done and kept")
+    assert message.count("\n") == 1
+    kept = list_experiments(project)
+    longer = project.run(*SWEEP, "-S", "plot.dpi=51,52,53,54").stdout
+    assert "2 of 5 runs were done before\n0 of 3 done, 1 running" in longer
+    assert "3 of 3 done, 0 running" in longer
+    assert kept.items() <= list_experiments(project).items()
+
+
+@pytest.mark.slow
+def test_failed_run_does_not_stop_the_others(project):
+    grid = ("-S", "preprocess.validation_fraction=0.0001,0.1", "-S", "plot.dpi=55")
+    done = project.run(*SWEEP, *grid, code=1)
+    assert "1 of 2 done, 0 running, 1 failed" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: preprocess.validation_fraction=0.0001, plot.dpi=55: ")
+    log = line.partition("all output: ")[2].rstrip(")")
+    assert "Running stage 'preprocess'" in (project.folder / log).read_text()
+    assert done.stderr == "error: 1 runs failed for the reasons above\n"
+    find_experiment(project, "dpi: 55")
+
+
+# Runs on a cluster that was started by hand
+
+
+@contextmanager
+def start_cluster(folder: Path, count: int):
+    """Start a scheduler and workers, as users do; yield the address and the workers.
+
+    They have no copy of the project, not even on the path, and use the TLS options that
+    docs/cluster.md shows.
+    """
+    folder.mkdir()
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    file = folder / "scheduler.json"
+
+    def start(*arguments):
+        command = [DASK, *arguments, "--scheduler-file", str(file), "--no-dashboard"]
+        with (folder / "log").open("ab") as log:
+            return subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log)
+
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    try:
+        while not file.exists():
+            time.sleep(0.1)
+            assert processes[0].poll() is None
+        address = json.loads(file.read_text())["address"]
+        for number in range(count):
+            options = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1")
+            local = ("--local-directory", str(folder / f"worker{number}"))
+            processes.append(start("worker", *options, *local))
+        assert address.startswith("tls://127.0.0.1:")
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def tls(tmp_path, monkeypatch):
+    """Dask's settings for TLS, as docs/cluster.md shows them, for this test's child processes."""
+    text = (ROOT / "docs/cluster.md").read_text()
+    shown = re.search(r"^```yaml\n(distributed:\n.*?)^```$", text, re.M | re.S)[1]
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    settings = tmp_path / "distributed.yaml"
+    settings.write_text(re.sub(r"(\w+\.pem)", rf"{tmp_path}/\1", shown))
+    monkeypatch.setenv("DASK_CONFIG", str(settings))
+
+
+def wait_for(find, what: str):
+    """Return what `find` returns as soon as it is true."""
+    for _ in range(1200):
+        if found := find():
+            return found
+        time.sleep(0.1)
+    return pytest.fail(f"there is no {what} after two minutes")
+
+
+def find_stages(folder: Path) -> list[psutil.Process]:
+    """Return the processes of DVC and its stages in the clones that workers made in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "/clone" in process.cwd() and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.linux
+def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
+    """It also does so after Ctrl-C. The result has the serial bytes, and its model comes along."""
+    user = project.copy(tmp_path / "user")
+    shutil.rmtree(user.folder / ".dvc/cache")  # nothing to copy results from
+    command = [*SWEEP, "-S", "train.epochs=4", "--models", "--cluster"]
+    with start_cluster(tmp_path / "cluster", 2) as (address, workers):
+
+        def find_training() -> Path | None:
+            found = list(tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz"))
+            return found[0] if found else None
+
+        command.append(address)
+        with subprocess.Popen(
+            command, cwd=user.folder, preexec_fn=allow_interrupts, stderr=-1, text=True
+        ) as process:
+            wait_for(find_training, "training")
+            process.send_signal(signal.SIGINT)
+            assert "error: interrupted; 0 of 1 runs are done" in process.communicate()[1]
+        wait_for(lambda: not find_stages(tmp_path), "end of the stages after Ctrl-C")
+
+        with subprocess.Popen(command, cwd=user.folder, stdout=-1, text=True) as process:
+            training = wait_for(find_training, "training")
+            number = int(training.relative_to(tmp_path / "cluster").parts[0][-1])
+            stages = find_stages(training.parents[3])
+            workers[number].kill()
+            assert stages
+            wait_for(lambda: not any(map(psutil.Process.is_running, stages)), "end of its stages")
+            assert "1 of 1 done, 0 running, 0 failed" in process.communicate()[0]
+        assert process.returncode == 0
+
+    name, found = find_experiment(user, "epochs: 4")
+    assert found["tree"] == run_serially(project, tmp_path / "serial", "train.epochs=4")
+    user.run("dvc", "exp", "apply", name)
+    lock = (user.folder / "dvc.lock").read_text()
+    (model,) = [
+        path for path in (user.folder / ".dvc/cache/files/md5").rglob("*") if path.is_file()
+    ]
+    assert f"{model.parent.name}{model.name}" in lock.partition("data/model/model.keras")[2]
+    assert (user.folder / "data/model/model.keras").read_bytes() == model.read_bytes()
+
+
+def test_missing_scheduler_is_one_line(monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
+    dask.config.refresh()
+    with (
+        pytest.raises(StageError, match=r"^tcp://127.0.0.1:9: no Dask scheduler answers: "),
+        connect(Place(cluster="tcp://127.0.0.1:9")),
+    ):
+        pass
+
+
+def test_raw_data_comes_from_the_remote(project, tmp_path, monkeypatch):
+    with project.undo_changes():
+        project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
+        project.run("dvc", "push", "--quiet", "download")
+        project.run("git", *AUTHOR, "commit", "-q", "-a", "-m", "remote")
+        project.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    assert job.pull_raw_data()
+    status = Project(tmp_path / "clone").run("dvc", "status", "download").stdout
+    assert status.startswith("Data and pipelines are up to date")
+    Project(tmp_path / "clone").run("dvc", "remote", "remove", "storage")
+    assert not job.pull_raw_data()
+
+
+def test_worker_with_another_library_is_named():
+    here = collect_fingerprint()
+    assert find_difference(here, here) == ""
+    there = here | {"libraries": here["libraries"] | {"keras": "2.0"}}
+    assert (
+        find_difference(here, there) == f"keras is 2.0 there and {here['libraries']['keras']} here"
+    )
+    here |= {"machine": "x86_64", "system": "Linux", "vector_instructions": "avx2 fma"}
+    arm = here | {"machine": "aarch64", "processor": "Neoverse"}
+    assert "its processor is Neoverse" in find_difference(here, arm)
+    assert find_difference(arm, here) == ""
+
+
+# The techniques page
+
+
+@pytest.fixture
+def page(project):
+    """The project with a page that needs two short runs, committed; undone afterwards."""
+    files = {
+        "recipes/tiny.yaml": "plot:\n  dpi: 61\n",
+        "docs/techniques.yaml": "recipe: tiny\nseeds: 1\ntables:\n  mistakes:\n"
+        "    base: plot.samples=5\n    rows: [plot.mistakes=3]\n    metrics: [train.epochs]\n"
+        "    picture: {file: m.png, title: Curves, columns: [loss, val_loss]}\n",
+        "docs/techniques.md": "".join(
+            f"Text.\n<!-- techniques: {name} -->\n<!-- end -->\n"
+            for name in ("summary", "machine", "mistakes")
+        ),
+    }
+    with project.undo_changes():
+        for name, content in files.items():
+            (project.folder / name).write_text(content)
+        project.commit("tiny page")
+        yield project
+
+
+@pytest.mark.slow
+def test_page_is_written_from_its_description(page):
+    printed = page.run(sys.executable, "-m", "tools.techniques", "--jobs", "2").stdout
+    assert "2 of 2 done, 0 running, 0 failed" in printed
+    text = (page.folder / "docs/techniques.md").read_text()
+    assert re.search(r"^\| base +\| 65.33 +\| +\| 1.0832 +\| +\| 2 ", text, re.M)
+    assert re.search(r"^\| `plot.mistakes=3` +\| 65.33 +\| \+0.00 +\| 1.0832 ", text, re.M)
+    assert "![Curves](m.png)\n<!-- end -->\n" in text
+    assert (page.folder / "docs/m.png").stat().st_size > 5000
+    commit = page.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
+    assert f"Measured on commit {commit}, with 1 seeds a row" in text
+    names = {f"samples-5{rest}-seed1" for rest in ("", "-mistakes-3")}
+    assert names <= set(list_experiments(page))
+
+
+def test_description_of_the_page_is_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    description = read_yaml(techniques.DESCRIPTION) | {"seeds": 1}
+    tables = techniques.read_tables(description)
+    text = techniques.PAGE.read_text()
+    for each in tables:
+        assert f"<!-- techniques: {each.name} -->\n" in text
+        if each.name != "seeds":  # its first row is not a change
+            command = " ".join(f"-S '{c}'" if "[" in c else f"-S {c}" for c in each.changes[1])
+            assert f"$ dvc exp run {command}\n" in text
+    runs = [run for each in tables for found in each.combinations for run in found.runs]
+    names = {run.text: run.name for run in runs}
+    assert len(set(names.values())) == len(names)
+    assert {"base-seed1", "dropout-0.3-seed1", "schedule.name-cosine-seed1"} <= set(names.values())
+
+
+# Tables
+
+
+def make_sweep(*accuracies, key="train.epochs"):
+    """Return combinations and results with these validation accuracies, a list for each."""
+    combinations, results = [], {}
+    for number, values in enumerate(accuracies):
+        runs = tuple(Run((), f"{number} {seed}", "") for seed in range(len(values)))
+        overrides = (f"{key}={number}",) if number else ()
+        combinations.append(Combination(overrides, {key: number}, runs))
+        for run, accuracy in zip(runs, values, strict=True):
+            metrics = dict.fromkeys(table.METRICS, 1 - accuracy)
+            metrics |= {"validation.accuracy": accuracy, "test.accuracy": accuracy / 2}
+            results[run.text] = SimpleNamespace(metrics=metrics)
+    return combinations, results
+
+
+def test_table_by_hand():
+    """The first difference has t = sqrt(6), with 4 degrees of freedom as the spreads are equal."""
+    combinations, results = make_sweep([0.90, 0.92, 0.94], [0.94, 0.96, 0.98], [0.91, 0.92, 0.93])
+    rows = table.compute_rows(combinations, results)
+    base, better, same = rows
+    assert base["validation.accuracy"] == pytest.approx(0.92)
+    assert base["validation.accuracy sd"] == pytest.approx(0.02)
+    assert better["validation.accuracy difference"] == pytest.approx(0.04)
+    assert better["validation.accuracy p"] == pytest.approx(2 * 0.0704839954)
+    assert same["validation.accuracy p"] == pytest.approx(1)
+    report = table.format_report(combinations, rows)
+    assert "| 92.00 ± 2.00    |" in report
+    assert "| +4.00 (p = 0.14) | 0.0400 ± 0.0200   | -0.0400 (p = 0.14) |" in report
+    assert "+0.0000 (p = 1)" in report
+    assert "Holm's correction for 2 combinations" in report
+    assert "Best by validation accuracy: train.epochs=1. Choose by validation" in report
+    csv = table.make_csv(combinations, rows)
+    assert list(csv["train.epochs"]) == ["0", "1", "2"]
+    assert csv["test.accuracy"].tolist() == pytest.approx([0.46, 0.48, 0.46])
+
+
+def test_table_of_single_and_failed_runs():
+    combinations, results = make_sweep([0.5], [0.75], [0.25])
+    del results["2 0"]
+    rows = table.compute_rows(combinations, results)
+    report = table.format_report(combinations, rows)
+    assert "| +25.00   |" in report
+    assert "p =" not in report
+    assert "One run each" in report
+    assert "failed" in report
+    assert table.find_best(rows)["overrides"] == ("train.epochs=1",)
+
+
+def test_plot_has_a_point_for_each_run():
+    combinations, results = make_sweep([0.90, 0.92], [0.95, 0.96])
+    (axes,) = table.plot_accuracy(combinations, results).axes
+    line, *points = axes.lines
+    assert [list(found.get_ydata()) for found in points] == [[90, 92], [95, 96]]
+    assert list(line.get_ydata()) == [91, 95.5]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
+    assert table.plot_accuracy(combinations[:1], results) is None
+
+
+def test_reasons_and_times():
+    log = Path("reports/sweep/x.log")
+    done = {"log": "Running stage 'train'\nerror: too small\nERROR: failed to reproduce 'train'\n"}
+    assert explain(done, log) == "too small (all output: reports/sweep/x.log)"
+    assert explain({"log": ""}, log).startswith("no output")
+    times = [format_time(seconds) for seconds in (3, 32, 50, 300, 7200)]
+    assert times == ["5 seconds", "30 seconds", "1 minute", "5 minutes", "2.0 hours"]

@@ -1,0 +1,109 @@
+"""Run a grid of parameters, each combination with several seeds, in parallel; compare the results.
+
+Every run is a DVC experiment of the last commit, with the bytes that `dvc exp run` would give. What
+has run before is not run again, so an interrupted or longer grid goes on where it stopped. -S has
+DVC's syntax; values with commas between them are a grid. Prints a table that compares each
+combination with the committed parameters, and writes it to reports/sweep.md and .csv, and a plot to
+reports/sweep.png.
+
+    python -m tools.sweep -S train.epochs=2,4,8 -S train.batch_size=64,128 --seeds 5 --jobs 2
+    python -m tools.sweep -S train.epochs=2,4,8 --cluster tcp://host:8786
+
+docs/cluster.md says how to start a cluster.
+"""
+
+import argparse
+import sys
+from contextlib import suppress
+
+import matplotlib
+
+from stages import plot
+from stages.core.errors import run
+from stages.core.files import write_csv, write_text
+from stages.core.paths import REPORTS
+from tools.compare.revision import name_experiment, resolve_commit
+from tools.sweep import table
+from tools.sweep.cluster import Place, run_all
+from tools.sweep.runs import expand_grid, make_combinations, require_commit
+
+REPORT = REPORTS / "sweep.md"
+
+
+def parse_count(text: str) -> int:
+    """Return a number from 1, for argparse."""
+    with suppress(ValueError):
+        if (number := int(text)) > 0:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where to run."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--jobs", type=parse_count, default=1, help="how many runs at a time on this machine"
+    )
+    where.add_argument("--cluster", metavar="ADDRESS", help="the address of a Dask scheduler")
+    parser.add_argument(
+        "--models",
+        action="store_true",
+        help="with --cluster: also bring the trained networks, for projects without a DVC remote",
+    )
+
+
+def read_place(arguments: argparse.Namespace) -> Place:
+    """Return where to run."""
+    return Place(arguments.jobs, arguments.cluster, arguments.models)
+
+
+def main() -> None:
+    """Run what has not run yet, then compare."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.sweep", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="a key of params.yaml and its values; several -S make a grid",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=parse_count,
+        default=0,
+        metavar="N",
+        help="run each combination with N seeds (model.seed and train.seed), starting at 1",
+    )
+    add_place(parser)
+    arguments = parser.parse_args()
+    if not (arguments.set_param or arguments.seeds):
+        parser.error("expected -S or --seeds")
+    require_commit()
+    commit = resolve_commit("HEAD")
+
+    def name(overrides: tuple[str, ...], seed: int) -> str | None:
+        """Give the committed parameters the names of tools.seeds, which then finds them."""
+        return None if overrides else name_experiment(commit, seed)
+
+    seeds = range(1, arguments.seeds + 1)
+    grid = [(), *expand_grid(arguments.set_param)]
+    combinations = make_combinations(grid, seeds, name=name)
+    runs = [each for combination in combinations for each in combination.runs]
+    results = run_all(runs, read_place(arguments))
+    rows = table.compute_rows(combinations, results)
+    report = table.format_report(combinations, rows)
+    write_text(REPORT, report)
+    write_csv(REPORT.with_suffix(".csv"), table.make_csv(combinations, rows))
+    with matplotlib.rc_context(plot.STYLE):
+        if figure := table.plot_accuracy(combinations, results):
+            plot.save(figure, REPORT.with_suffix(".png"), 120)
+    print(f"\n{report}\nThis text is in {REPORT}. `dvc exp show` lists the experiments.")
+    if failed := len({run.text for run in runs} - results.keys()):
+        sys.exit(f"error: {failed} runs failed for the reasons above")
+
+
+if __name__ == "__main__":
+    run(main)

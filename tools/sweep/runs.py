@@ -1,0 +1,184 @@
+"""Decide which experiments a sweep needs, and which of them have run before."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo.experiments.utils import gen_random_name
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from hydra.errors import HydraException
+
+from stages.core.errors import StageError
+from stages.core.files import write_text
+from stages.core.paths import LOCK, PARAMETERS
+from stages.core.settings import read_yaml
+from stages.download import DownloadParameters
+from tools.compare.revision import (
+    SEEDS,
+    Result,
+    differs_from,
+    list_experiments,
+    read_commit,
+)
+from tools.recipe import check
+from tools.verify.dataset import check_dataset
+from tools.verify.lockfile import flatten
+from tools.verify.repository import ask_git, is_shallow
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment."""
+
+    overrides: tuple[str, ...]  # as `dvc exp run` gets them after -S
+    text: str  # of its params.yaml, as `dvc exp run` would write it
+    label: str  # names the run in messages
+    name: str | None = None  # of the experiment; None: one of DVC's random names
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Values of parameters, and its runs: one for each seed, or a single one."""
+
+    overrides: tuple[str, ...]
+    parameters: Mapping[str, Any]  # by dotted key, without the seeds of its runs
+    runs: tuple[Run, ...]
+
+
+def require_commit() -> None:
+    """Raise StageError unless the workspace is the last commit, which the experiments belong to."""
+    if differs_from("HEAD"):
+        raise StageError(
+            "the workspace differs from the last commit, and experiments belong to a commit: "
+            "commit first, or undo your changes with `git checkout .`"
+        )
+    if is_shallow():
+        raise StageError(
+            "this clone is shallow, and workers need the whole history: git fetch --unshallow"
+        )
+
+
+def expand_grid(settings: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every combination of the values in `settings`, written as DVC's -S takes them.
+
+    Raises StageError if one of them does not have DVC's syntax.
+    """
+    if not settings:
+        return []
+    try:
+        sweeps = get_hydra_sweeps({str(PARAMETERS): list(settings)})
+    except HydraException as error:
+        raise StageError(f"-S: {' '.join(str(error).split())}") from error
+    return [tuple(sweep[str(PARAMETERS)]) for sweep in sweeps]
+
+
+def apply(overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """Return params.yaml with some values changed: its text as DVC writes it, and its content.
+
+    Raises StageError if the parameters do not allow the values.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMETERS
+        text = PARAMETERS.read_text(encoding="utf-8")
+        write_text(path, text)
+        if changes := list(overrides):
+            try:
+                apply_overrides(path, changes)
+            except DvcException as error:
+                cause = error.__cause__ or error
+                raise StageError(" ".join(str(cause).split())) from error
+            text = path.read_text(encoding="utf-8")
+        content = read_yaml(path)
+    check(content)
+    check_dataset(DownloadParameters.check(content["download"]))
+    return text, content
+
+
+def make_combinations(
+    grid: Sequence[tuple[str, ...]],
+    seeds: Sequence[int],
+    base: tuple[str, ...] = (),
+    seed_keys: Sequence[str] = SEEDS,
+    name: Callable[[tuple[str, ...], int], str | None] = lambda *_: None,
+) -> list[Combination]:
+    """Return the combinations with their runs. Those with the same parameters are joined.
+
+    `base` is set in every run. Without seeds, a combination is run once, under a random name.
+    `name` returns the experiment's name for a combination and a seed, or None for a random one.
+    Raises StageError, which names every combination that the parameters do not allow.
+    """
+    found: dict[str, Combination] = {}
+    refused = []
+    for overrides in grid:
+        label = ", ".join(overrides) or "the committed parameters"
+        try:
+            for override in overrides:
+                if seeds and override.startswith(tuple(seed_keys)):
+                    raise StageError(f"{override} contradicts the seeds")
+            text, content = apply([*base, *overrides])
+            parameters = flatten(content)
+            runs = []
+            for seed in seeds:
+                added = tuple(f"{key}={seed}" for key in seed_keys)
+                whole = (*base, *overrides, *added)
+                text, _ = apply(whole)
+                runs.append(Run(whole, text, f"{label}, seed {seed}", name(overrides, seed)))
+            if not seeds:
+                runs.append(Run((*base, *overrides), text, label))
+        except StageError as error:
+            refused.append(f"{label}: {str(error).removeprefix(f'{PARAMETERS}: ')}")
+            continue
+        found.setdefault(repr(parameters), Combination(overrides, parameters, tuple(runs)))
+    if refused:
+        raise StageError(
+            f"{len(refused)} of {len(grid)} combinations are not allowed: {'; '.join(refused)}"
+        )
+    return list(found.values())
+
+
+def find_finished(commit: str, runs: Iterable[Run]) -> dict[str, Result]:
+    """Return the results that the last commit or its experiments already have, by Run.text.
+
+    An experiment counts if its code is that of the commit and all its results belong to its
+    parameters. A run with a name needs an experiment with that name.
+    """
+    wanted = {run.text.strip(): run for run in runs}
+    finished: dict[str, Result] = {}
+    may_differ = [f":(exclude){path}" for path in (PARAMETERS, LOCK, "data")]
+    for name, candidate in {"HEAD": commit, **list_experiments(commit)}.items():
+        run = wanted.get(ask_git("show", f"{candidate}:./{PARAMETERS}"))
+        if run is None or run.text in finished or run.name not in (None, name):
+            continue
+        if ask_git("diff", "--name-only", commit, candidate, "--", ".", *may_differ):
+            continue
+        try:
+            result = read_commit(name, candidate)
+        except StageError:
+            continue
+        if not result.stale:
+            finished[run.text] = result
+    return finished
+
+
+def choose_names(commit: str, runs: Iterable[Run]) -> dict[Run, str]:
+    """Return a name for each run's experiment: its own, or one of the names that DVC makes up.
+
+    Raises StageError if an experiment of the commit has one of these names.
+    """
+    taken = set(list_experiments(commit))
+    names = {}
+    for run in runs:
+        name = run.name or gen_random_name()
+        while not run.name and name in taken:
+            name = gen_random_name()
+        if name in taken:
+            raise StageError(
+                f"the experiment {name} exists and was run with other parameters or other code; "
+                f"remove it with `dvc exp remove {name}`"
+            )
+        taken.add(name)
+        names[run] = name
+    return names
