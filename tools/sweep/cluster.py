@@ -44,7 +44,7 @@ def connect(place: Place) -> Iterator[Client]:
 
     Raises StageError if no scheduler answers, or if a worker may compute other bytes.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are reported in one line
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors get one line below
     # The workers have no copy of the project.
     for module in (worker, fingerprint):
         cloudpickle.register_pickle_by_value(module)
