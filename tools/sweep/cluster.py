@@ -4,6 +4,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ def connect(place: Place) -> Iterator[Client]:
 
     Raises StageError if no scheduler answers, or if a worker may compute other bytes.
     """
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors get one line below
     # The workers have no copy of the project.
     for module in (worker, fingerprint):
         cloudpickle.register_pickle_by_value(module)
@@ -61,7 +63,8 @@ def connect(place: Place) -> Iterator[Client]:
             n_workers=place.jobs,
             threads_per_worker=1,
             memory_limit=None,  # the memory is in the runs' own processes
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port, not 8787
+            scheduler_kwargs={"dashboard": False},
             security=True,  # encrypted, so that no other user of this machine can send it code
             local_directory=folder,
             preload=IGNORE_CTRL_C,
@@ -216,13 +219,11 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
                         finished[run.text] = result
             finally:
                 client.cancel([*waiting, shared])
-    except (KeyboardInterrupt, OSError) as error:
-        # Dask raises OSError when the connection to the scheduler is lost.
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {error}"
+    except (KeyboardInterrupt, ConnectionError) as error:
         progress.print("")
+        done = f"{len(progress.seconds)} of {len(left)} runs are done and kept"
         raise StageError(
-            f"{what}; {len(progress.seconds)} of {len(left)} runs are done and kept, and the same "
-            "command does the others"
+            f"{str(error) or 'interrupted'}; {done}, and the same command does the others"
         ) from None
     return finished
 
@@ -230,12 +231,17 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
 def complete(
     client: Client, waiting: Mapping[Future, object], progress: Progress
 ) -> Iterator[Future]:
-    """Yield each future when it is done, and show the progress meanwhile."""
+    """Yield each future when it is done, and show the progress meanwhile.
+
+    Raises ConnectionError if the connection to the scheduler is lost.
+    """
     while waiting:
-        slots = sum(client.nthreads().values())
-        progress.show(slots)
-        with suppress(TimeoutError):
-            wait(list(waiting), timeout=1, return_when="FIRST_COMPLETED")
+        try:
+            progress.show(sum(client.nthreads().values()))
+            with suppress(TimeoutError):
+                wait(list(waiting), timeout=1, return_when="FIRST_COMPLETED")
+        except (OSError, CancelledError) as error:
+            raise ConnectionError("the scheduler no longer answers") from error
         yield from [future for future in waiting if future.done()]
     progress.show(0)
     if progress.terminal:
@@ -249,14 +255,12 @@ def collect(future: Future, run: Run, job: dict[str, Any], progress: Progress) -
         if not done["code"]:
             keep(job, done)
             progress.seconds.append(done["seconds"])
-            return read_commit(job["name"], resolve_commit(job["name"]))
+            return read_commit(job["name"], resolve_commit(job["reference"]))
         log = LOGS / f"{job['name']}.log"
         write_text(log, done["log"])
         reason = explain(done, log)
-    elif future.status == "error":
-        reason = f"{future.exception()}"  # KilledWorker, after several workers were killed
     else:
-        reason = "the connection to the scheduler was lost"
+        reason = str(future.exception())  # KilledWorker: several workers were killed
     progress.failed += 1
     progress.print(f"failed: {run.label}: {reason}")
     return None

@@ -64,7 +64,8 @@ def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
                 try:
                     while process.poll() is None:
                         task = worker.state.tasks.get(key)
-                        if task is None or task.state == "cancelled":
+                        wanted = task is not None and task.state != "cancelled"
+                        if not wanted or worker.status.name.startswith("clos"):
                             raise RuntimeError("the run was cancelled")
                         time.sleep(SECONDS)
                 finally:
