@@ -100,13 +100,11 @@ def apply(overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
 def make_combinations(
     grid: Sequence[tuple[str, ...]],
     seeds: Sequence[int],
-    base: tuple[str, ...] = (),
-    seed_keys: Sequence[str] = SEEDS,
     name: Callable[[tuple[str, ...], int], str | None] = lambda *_: None,
 ) -> list[Combination]:
     """Return the combinations with their runs. Those with the same parameters are joined.
 
-    `base` is set in every run. Without seeds, a combination is run once, under a random name.
+    Without seeds, a combination is run once, under a random name.
     `name` returns the experiment's name for a combination and a seed, or None for a random one.
     Raises StageError, which names every combination that the parameters do not allow.
     """
@@ -116,18 +114,17 @@ def make_combinations(
         label = ", ".join(overrides) or "the committed parameters"
         try:
             for override in overrides:
-                if seeds and override.startswith(tuple(seed_keys)):
+                if seeds and override.startswith(SEEDS):
                     raise StageError(f"{override} contradicts the seeds")
-            text, content = apply([*base, *overrides])
+            text, content = apply(overrides)
             parameters = flatten(content)
             runs = []
             for seed in seeds:
-                added = tuple(f"{key}={seed}" for key in seed_keys)
-                whole = (*base, *overrides, *added)
+                whole = (*overrides, *(f"{key}={seed}" for key in SEEDS))
                 text, _ = apply(whole)
                 runs.append(Run(whole, text, f"{label}, seed {seed}", name(overrides, seed)))
             if not seeds:
-                runs.append(Run((*base, *overrides), text, label))
+                runs.append(Run(overrides, text, label))
         except StageError as error:
             refused.append(f"{label}: {str(error).removeprefix(f'{PARAMETERS}: ')}")
             continue
@@ -142,7 +139,7 @@ def make_combinations(
 def find_finished(commit: str, runs: Iterable[Run]) -> dict[str, Result]:
     """Return the results that the last commit or its experiments already have, by Run.text.
 
-    An experiment counts if its code is that of the commit and all its results belong to its
+    An experiment counts if it has the code of the commit and if all its results belong to its
     parameters. A run with a name needs an experiment with that name.
     """
     wanted = {run.text.strip(): run for run in runs}
