@@ -277,17 +277,18 @@ def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
     user = project.copy(tmp_path / "user")
     shutil.rmtree(user.folder / ".dvc/cache")  # nothing to copy results from
     command = [*SWEEP, "-S", "train.epochs=4", "--models", "--cluster"]
+    interrupted: set[Path] = set()  # its clone may be there for a moment after its processes
     with start_cluster(tmp_path / "cluster", 2) as (address, workers):
 
         def find_training() -> Path | None:
-            found = list(tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz"))
-            return found[0] if found else None
+            found = tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz")
+            return next(iter(set(found) - interrupted), None)
 
         command.append(address)
         with subprocess.Popen(
             command, cwd=user.folder, preexec_fn=allow_interrupts, stderr=-1, text=True
         ) as process:
-            wait_for(find_training, "training")
+            interrupted.add(wait_for(find_training, "training"))
             process.send_signal(signal.SIGINT)
             assert "error: interrupted; 0 of 1 runs are done" in process.communicate()[1]
         wait_for(lambda: not find_stages(tmp_path), "end of the stages after Ctrl-C")
