@@ -42,14 +42,16 @@ def format_table(rows: list[Row]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
-def insert_tables(path: Path, tables: Mapping[str, str]) -> None:
+def insert_tables(path: Path, tables: Mapping[str, str], mark: str = "benchmark") -> None:
     """Replace each table in a Markdown file, which has two comments around it.
+
+    The first one is `mark` and the table's name.
 
     Raises StageError if the file lacks the comments of one of the tables.
     """
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
-        first, last = f"<!-- benchmark: {name} -->\n", "<!-- end -->\n"
+        first, last = f"<!-- {mark}: {name} -->\n", "<!-- end -->\n"
         before, start, rest = text.partition(first)
         _, end, after = rest.partition(last)
         if not (start and end):

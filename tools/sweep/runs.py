@@ -100,11 +100,13 @@ def apply(overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
 def make_combinations(
     grid: Sequence[tuple[str, ...]],
     seeds: Sequence[int],
+    base: tuple[str, ...] = (),
+    seed_keys: Sequence[str] = SEEDS,
     name: Callable[[tuple[str, ...], int], str | None] = lambda *_: None,
 ) -> list[Combination]:
     """Return the combinations with their runs. Those with the same parameters are joined.
 
-    Without seeds, a combination is run once, under a random name.
+    `base` is set in every run. Without seeds, a combination is run once, under a random name.
     `name` returns the experiment's name for a combination and a seed, or None for a random one.
     Raises StageError, which names every combination that the parameters do not allow.
     """
@@ -114,17 +116,18 @@ def make_combinations(
         label = ", ".join(overrides) or "the committed parameters"
         try:
             for override in overrides:
-                if seeds and override.startswith(SEEDS):
+                if seeds and override.startswith(tuple(seed_keys)):
                     raise StageError(f"{override} contradicts the seeds")
-            text, content = apply(overrides)
+            text, content = apply([*base, *overrides])
             parameters = flatten(content)
             runs = []
             for seed in seeds:
-                whole = (*overrides, *(f"{key}={seed}" for key in SEEDS))
+                added = tuple(f"{key}={seed}" for key in seed_keys)
+                whole = (*base, *overrides, *added)
                 text, _ = apply(whole)
                 runs.append(Run(whole, text, f"{label}, seed {seed}", name(overrides, seed)))
             if not seeds:
-                runs.append(Run(overrides, text, label))
+                runs.append(Run((*base, *overrides), text, label))
         except StageError as error:
             refused.append(f"{label}: {str(error).removeprefix(f'{PARAMETERS}: ')}")
             continue
