@@ -229,14 +229,20 @@ def test_names_that_other_machines_cannot_use_are_refused(monkeypatch):
 
 
 def test_connections_to_other_addresses_are_dropped():
-    """The filter on a socket that listens on all addresses lets one address through."""
+    """Also those that were made before. TensorFlow listens on all addresses of the machine."""
     from stages.model.addresses import accept_only
 
     with socket.socket() as listener:
         listener.bind(("0.0.0.0", 0))  # noqa: S104  # as TensorFlow does
         listener.listen()
         port = listener.getsockname()[1]
+        before = [socket.create_connection((f"127.0.0.{i}", port), timeout=5) for i in (2, 3)]
+        accepted = [listener.accept()[0] for _ in before]
         accept_only(f"127.0.0.2:{port}")
+        accepted[0].send(b"kept")
+        assert [each.recv(4) for each in before] == [b"kept", b""]
+        for each in before + accepted:
+            each.close()
         socket.create_connection(("127.0.0.2", port), timeout=5).close()
         with pytest.raises(TimeoutError):
             socket.create_connection(("127.0.0.3", port), timeout=1)

@@ -127,16 +127,15 @@ def is_local(host: str) -> bool:
 
 
 def accept_only(address: str) -> None:
-    """Accept connections to `address` alone.
+    """Accept connections to `address` alone, and cut those that were made to another one before.
 
     TensorFlow listens on all addresses of the machine. A socket filter of Linux (socket(7),
     SO_ATTACH_FILTER) drops what is sent to another address.
     """
     if sys.platform != "linux":
         return
-    instructions = []
-    for _, ip in find_ips(address):
-        instructions += accept_destination(ipaddress.ip_address(ip))
+    own = [ipaddress.ip_address(ip) for _, ip in find_ips(address)]
+    instructions = [instruction for ip in own for instruction in accept_destination(ip)]
     instructions.append((RETURN, 0, 0, 0))  # drop
     code = ctypes.create_string_buffer(
         b"".join(struct.pack("HBBI", *each) for each in instructions)
@@ -145,10 +144,17 @@ def accept_only(address: str) -> None:
     for entry in Path("/proc/self/fd").iterdir():
         if not entry.is_socket():
             continue  # Python would leave the copy of another file open
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as listener:
-            listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if listening and listener.getsockname()[1] == split_address(address)[1]:
-                listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as found:
+            if found.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            name, port = found.getsockname()[:2]
+            ip = ipaddress.ip_address(name)
+            if port != split_address(address)[1]:
+                continue
+            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+            elif (getattr(ip, "ipv4_mapped", None) or ip) not in own:
+                found.shutdown(socket.SHUT_RDWR)
 
 
 # Instructions of the Berkeley Packet Filter, and the start of the IP header (linux/filter.h).
