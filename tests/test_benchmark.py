@@ -163,6 +163,13 @@ def test_workers_tables_by_hand():
     ]
 
 
+def test_sweep_table_by_hand():
+    found = {"one by one": [{"runs": 6, "seconds": 120.0}], "jobs": [{"runs": 6, "seconds": 80.0}]}
+    cells = read_cells(tables.tabulate_sweep({"sweep": found}))
+    assert cells["one by one"] == ["6", "120.0", "180 (1.00)"]
+    assert cells["jobs"] == ["6", "80.0", "270 (1.50)"]
+
+
 def test_tables_replace_what_is_between_their_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- benchmark: x -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
@@ -299,3 +306,14 @@ def test_workers_send_their_sums_in_each_step(here):
     assert 4 * found["weights"] < found["bytes"] < 4 * found["weights"] + 4_000
     assert [*found["exchanges"]] == ["100000", "1000000", "10000000"]
     assert 0 < found["exchanges"]["100000"] < found["exchanges"]["10000000"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("test_benchmark")
+def test_runs_of_a_sweep_are_timed(here, monkeypatch):
+    monkeypatch.setattr(benchmark, "RUNS", 1)
+    with benchmark.copy_project((here / "params.yaml").read_text()) as project:
+        found = benchmark.measure_sweep(1, project, 1)
+        assert "The first row is the committed" in (project / "reports/sweep.md").read_text()
+    assert found["runs"] == 1
+    assert found["seconds"] > 1

@@ -316,6 +316,27 @@ def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
     assert (user.folder / "data/model/model.keras").read_bytes() == model.read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.linux
+def test_cluster_uses_the_remote(project, tmp_path, tls):
+    """The worker gets the raw data from it, and sends the outputs to it."""
+    user = project.copy(tmp_path / "user")
+    user.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
+    user.run("dvc", "push", "--quiet", "download")
+    user.commit("remote")
+    pushed = len([*(tmp_path / "remote").rglob("*")])
+    with start_cluster(tmp_path / "cluster", 1) as (address, _):
+        printed = user.run(*SWEEP, "-S", "plot.dpi=56", "--cluster", address).stdout
+    assert "1 of 1 done, 0 running, 0 failed" in printed
+    assert len([*(tmp_path / "remote").rglob("*")]) > pushed
+    shutil.rmtree(user.folder / ".dvc/cache")
+    (user.folder / "data/model/model.keras").unlink()
+    name, _ = find_experiment(user, "dpi: 56")
+    user.run("git", "checkout", "-q", list_experiments(user)[name]["commit"])
+    user.run("dvc", "pull", "--quiet")
+    assert user.run("dvc", "status").stdout.startswith("Data and pipelines are up to date")
+
+
 def test_missing_scheduler_is_one_line(monkeypatch):
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     dask.config.refresh()

@@ -408,6 +408,7 @@ def pairwise(choices):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice", pairwise(CHOICES), ids=lambda choice: "-".join(map(str, choice.values()))
 )
