@@ -125,7 +125,9 @@ def format_table(each: Table, results: Mapping[str, Result]) -> str:
         found = table.list_results(combination, results)
         for metric in each.metrics:
             values = [result.metrics[metric] for result in found]
-            line[metric.replace(".", " ").replace("_", " ")] = f"{mean(values):g}" if values else ""
+            line[metric.replace(".", " ").replace("_", " ")] = (
+                f"{mean(values):.3g}" if values else ""
+            )
         lines.append(line)
     text = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
     if each.picture:
@@ -167,9 +169,12 @@ def read_history(result: Result) -> pd.DataFrame:
 
 
 def draw(each: Table, results: Mapping[str, Result]) -> Figure:
-    """Plot columns of the histories by epoch: a colour for each row, a line for each seed."""
+    """Plot columns of the histories by epoch: a colour for each row, a line for each seed.
+
+    Shorter runs are drawn over longer ones, with a dot at the end, since both may begin alike.
+    """
     columns = each.picture["columns"]
-    figure = Figure(figsize=(4.6 * len(columns), 3.6))
+    figure = Figure(figsize=(4.6 * len(columns), 4.0), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for colour, label, combination in zip(
         cycle(table.COLOURS), each.labels, each.combinations, strict=False
@@ -182,11 +187,16 @@ def draw(each: Table, results: Mapping[str, Result]) -> Figure:
                     history[column],
                     color=colour,
                     linewidth=1,
+                    marker="o",
+                    markersize=3,
+                    markevery=[-1],
+                    zorder=2 + 1 / len(history),
                     label=label.replace("`", "") if number == 0 else None,
                 )
     for axes, column in zip(panels, columns, strict=True):
         axes.set(xlabel="epoch", title=column.replace("val_", "validation ").replace("_", " "))
-    panels[-1].legend(fontsize=8)
+    lines, texts = panels[0].get_legend_handles_labels()
+    figure.legend(lines, texts, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
