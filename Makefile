@@ -14,7 +14,7 @@ export MPLBACKEND := agg
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
-.PHONY: help repro test test-quick compare seeds model-card export draw benchmark verify verify-cpus \
+.PHONY: help repro test test-quick compare seeds techniques model-card export draw benchmark verify verify-cpus \
 	lock-check doctor lint requirements moved
 .DEFAULT_GOAL := help
 
@@ -40,6 +40,9 @@ compare: .venv/runtime ## Compare the results with another revision. BASE=main H
 
 seeds: .venv/runtime ## Train the last commit with N different seeds (default 5) and report the spread. JOBS=2 PER_CLASS=1
 	@$(BIN)/python -m tools.seeds $(or $(N),5) $(if $(JOBS),--jobs $(JOBS)) $(if $(PER_CLASS),--per-class)
+
+techniques: .venv/runtime ## Measure docs/techniques.md again: its tables and pictures. JOBS=2
+	@$(BIN)/python -m tools.techniques $(if $(JOBS),--jobs $(JOBS))
 
 model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lock.
 	@$(BIN)/python -m tools.model_card

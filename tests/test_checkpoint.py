@@ -49,6 +49,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_training_gives_the_same_bytes(
     case, tensorflow, model_with, train_with, small_split, tmp_path, capsys

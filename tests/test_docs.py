@@ -92,7 +92,7 @@ def test_parameters_of_commands_are_valid(page):
     yaml = YAML(typ="safe")
     start = read_defaults()
     if ROOT / page == TECHNIQUES:  # its commands start from this recipe
-        merged = recipe.merge_recipe(json.dumps(start), yaml.load(ROOT / "recipes/notebook.yaml"))
+        merged = recipe.merge_recipe(json.dumps(start), yaml.load(ROOT / "recipes/techniques.yaml"))
         start = yaml.load(merged)
     for settings in list_experiments(ROOT / page):
         values = copy.deepcopy(start)

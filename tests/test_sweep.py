@@ -20,6 +20,8 @@ from helpers.checks import refusal
 from helpers.project import AUTHOR, ROOT, Project, allow_interrupts
 
 from stages.core.errors import StageError
+from stages.core.settings import read_yaml
+from tools import techniques
 from tools.sweep import __main__ as sweep
 from tools.sweep import job, table
 from tools.sweep.cluster import Place, connect, explain, format_time
@@ -277,17 +279,18 @@ def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
     user = project.copy(tmp_path / "user")
     shutil.rmtree(user.folder / ".dvc/cache")  # nothing to copy results from
     command = [*SWEEP, "-S", "train.epochs=4", "--models", "--cluster"]
+    interrupted: set[Path] = set()  # its clone may be there for a moment after its processes
     with start_cluster(tmp_path / "cluster", 2) as (address, workers):
 
         def find_training() -> Path | None:
-            found = list(tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz"))
-            return found[0] if found else None
+            found = tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz")
+            return next(iter(set(found) - interrupted), None)
 
         command.append(address)
         with subprocess.Popen(
             command, cwd=user.folder, preexec_fn=allow_interrupts, stderr=-1, text=True
         ) as process:
-            wait_for(find_training, "training")
+            interrupted.add(wait_for(find_training, "training"))
             process.send_signal(signal.SIGINT)
             assert "error: interrupted; 0 of 1 runs are done" in process.communicate()[1]
         wait_for(lambda: not find_stages(tmp_path), "end of the stages after Ctrl-C")
@@ -348,6 +351,64 @@ def test_worker_with_another_library_is_named():
     arm = here | {"machine": "aarch64", "processor": "Neoverse"}
     assert "its processor is Neoverse" in find_difference(here, arm)
     assert find_difference(arm, here) == ""
+
+
+# The techniques page
+
+
+@pytest.fixture
+def page(project):
+    """The project with a page that needs two short runs, committed; undone afterwards."""
+    files = {
+        "recipes/tiny.yaml": "plot:\n  dpi: 61\n",
+        "docs/techniques.yaml": "recipe: tiny\nseeds: 1\ntables:\n  mistakes:\n"
+        "    base: plot.samples=5\n    rows: [plot.mistakes=3]\n    metrics: [train.epochs]\n"
+        "    picture: {file: m.png, title: Curves, columns: [loss, val_loss]}\n",
+        "docs/techniques.md": "".join(
+            f"Text.\n<!-- techniques: {name} -->\n<!-- end -->\n"
+            for name in ("summary", "machine", "mistakes")
+        ),
+    }
+    with project.undo_changes():
+        for name, content in files.items():
+            (project.folder / name).write_text(content)
+        project.commit("tiny page")
+        yield project
+
+
+@pytest.mark.slow
+def test_page_is_written_from_its_description(page):
+    printed = page.run(sys.executable, "-m", "tools.techniques", "--jobs", "2").stdout
+    assert "2 of 2 done, 0 running, 0 failed" in printed
+    text = (page.folder / "docs/techniques.md").read_text()
+    assert re.search(r"^\| base +\| 65.33 +\| +\| 1.0832 +\| +\| +\| 2 ", text, re.M)
+    assert re.search(
+        r"^\| `plot.mistakes=3` +\| 65.33 +\| \+0.00 +\| 1.0832 +\| \+0.0000 +\| \+0.00 +\| 2 ",
+        text,
+        re.M,
+    )
+    assert "![Curves](m.png)\n<!-- end -->\n" in text
+    assert (page.folder / "docs/m.png").stat().st_size > 5000
+    commit = page.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
+    assert f"Measured on commit {commit}, with 1 seeds a row" in text
+    names = {f"samples-5{rest}-seed1" for rest in ("", "-mistakes-3")}
+    assert names <= set(list_experiments(page))
+
+
+def test_description_of_the_page_is_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    description = read_yaml(techniques.DESCRIPTION) | {"seeds": 1}
+    tables = techniques.read_tables(description)
+    text = techniques.PAGE.read_text()
+    for each in tables:
+        assert f"<!-- techniques: {each.name} -->\n" in text
+        if each.name != "seeds":  # its first row is not a change
+            command = " ".join(f"-S '{c}'" if "[" in c else f"-S {c}" for c in each.changes[1])
+            assert f"$ dvc exp run {command}\n" in text
+    runs = [run for each in tables for found in each.combinations for run in found.runs]
+    names = {run.text: run.name for run in reversed(runs)}  # the first one counts
+    assert len(set(names.values())) == len(names)
+    assert {"base-seed1", "dropout-0.3-seed1", "schedule.name-cosine-seed1"} <= set(names.values())
 
 
 # Tables

@@ -14,11 +14,9 @@ import platform
 import signal
 import sys
 
-# Floating-point libraries choose their kernels by the processor they find, and two kernels round
-# differently.
 PINS = {
     "KERAS_BACKEND": "tensorflow",
-    # A notebook names its own, which is not installed here.
+    # A notebook sets a backend of its own, which is not installed here.
     "MPLBACKEND": "agg",
     "TF_CPP_MIN_LOG_LEVEL": "2",  # errors and warnings only
     "TF_ENABLE_ONEDNN_OPTS": "1",

@@ -189,7 +189,8 @@ def read_idx(folder: Path) -> tuple[list[str], dict[str, Part]]:
 def read_names(folder: Path, used: list[int]) -> dict[int, str]:
     """Return the name of each class by its label: those in classes.txt, or the labels themselves.
 
-    The first name is that of label 0, or of label 1 if the names just cover the labels from 1 on.
+    The first line of classes.txt names label 0. It names label 1 if no image has label 0 and there
+    is exactly one name for each label from 1 on.
     """
     path = folder / "classes.txt"
     if not path.is_file():

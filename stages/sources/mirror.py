@@ -15,6 +15,7 @@ from stages.sources.fetch import SourceError, TransientError
 
 MIN_SPEED = 10_000  # bytes per second, on average
 GZIP_OVERHEAD = 1 << 20  # bytes; gzip adds less than this to any file of the catalogue
+FIRST_BYTES = 64  # are read at once
 
 
 class ResponseBody(io.RawIOBase):
@@ -36,6 +37,12 @@ class ResponseBody(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Read the bytes that have arrived, up to the size of `buffer`; return their number."""
         chunk = self.response.raw.read1(len(buffer))
+        # The first bytes tell the format of the file, and can arrive one by one.
+        deadline = self.start + self.patience
+        while self.size == 0 and 0 < len(chunk) < FIRST_BYTES and time.monotonic() < deadline:
+            if not (more := self.response.raw.read1(len(buffer) - len(chunk))):
+                break
+            chunk += more
         buffer[: len(chunk)] = chunk
         self.size += len(chunk)
         if self.size > self.max_size:

@@ -56,7 +56,7 @@ def quoted_commands(
 ) -> list[Quoted]:
     """Return the commands that a page quotes, or only those directly below one of its headings.
 
-    `names` maps a name in the page to the name to use instead, such as that of a real server.
+    `names` maps a name in the page to the name that the test uses, for example of a real server.
     """
     text = read_section(page, heading)
     for documented, name in (names or {}).items():

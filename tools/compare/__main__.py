@@ -130,7 +130,7 @@ def encode_image(image: Floats, ink: bool) -> str:
 def count_by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
     """Return for each class how many images are correct, fixed and broken, and the p-value.
 
-    The p-value is that of McNemar's exact test, adjusted for the number of classes.
+    The p-values come from McNemar's exact test and are adjusted for the number of classes.
     """
     rows: list[dict[str, Any]] = []
     for name in classes:

@@ -64,7 +64,7 @@ def adjust_p_values(p_values: list[float]) -> list[float]:
 def compare_runs(fixed: int, broken: int, count: int, max_drop: float) -> Verdict:
     """Compare two networks on the same `count` test images.
 
-    The verdict holds for these two networks, not for what other seeds would give.
+    The verdict holds only for these two networks. Other seeds can give other networks.
     """
     p_value = compute_p_value(fixed, broken)
     return Verdict(

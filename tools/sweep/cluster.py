@@ -96,7 +96,11 @@ def check_workers(client: Client, address: str) -> None:
 
 def make_bundle() -> bytes:
     """Return a git bundle with the last commit, as HEAD, and its history."""
-    return run_git("bundle", "create", "--quiet", "-", "HEAD")
+    with tempfile.TemporaryDirectory() as folder:
+        # Not standard output, `-`, which git takes for a file name in a folder of the repository.
+        bundle = Path(folder) / "commit.bundle"
+        run_git("bundle", "create", "--quiet", str(bundle), "HEAD")
+        return bundle.read_bytes()
 
 
 def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tools.compare.revision import (
 from tools.recipe import check
 from tools.verify.dataset import check_dataset
 from tools.verify.lockfile import flatten
-from tools.verify.repository import ask_git, is_shallow
+from tools.verify.repository import ask_git, is_shallow, last_commit
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Combination:
 
 def require_commit() -> None:
     """Raise StageError unless the workspace is the last commit, which the experiments belong to."""
-    if differs_from("HEAD"):
+    if differs_from(last_commit()):
         raise StageError(
             "the workspace differs from the last commit, and experiments belong to a commit: "
             "commit first, or undo your changes with `git checkout .`"
@@ -142,7 +142,7 @@ def make_combinations(
 def find_finished(commit: str, runs: Iterable[Run]) -> dict[str, Result]:
     """Return the results that the last commit or its experiments already have, by Run.text.
 
-    An experiment counts if its code is that of the commit and all its results belong to its
+    An experiment counts if it has the code of the commit and if all its results belong to its
     parameters. A run with a name needs an experiment with that name.
     """
     wanted = {run.text.strip(): run for run in runs}

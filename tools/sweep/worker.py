@@ -27,7 +27,7 @@ def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
     Returns `seconds`, `code` (the exit code of the run), `log` (what it printed), and, after a
     successful run, `bundle` (the experiment) and `models` (their bytes by MD5).
 
-    The run ends if nobody waits for it any more, and if this worker is killed.
+    The run ends early if the command no longer waits for it, or if this worker is killed.
     """
     worker = get_worker()
     key = worker.get_current_task()

@@ -50,7 +50,7 @@ def ask_git(*arguments: str, cwd: Path = Path()) -> str:
 
 
 def explain(message: str) -> str:
-    """Return one line with the fix for what git wrote to standard error."""
+    """Return one line that names the problem in git's error message, and the fix."""
     if owned := re.search(r"dubious ownership in repository at '(.*)'", message):
         folder = owned[1].removesuffix("/.git")
         # git asks for the second one when it clones the folder.

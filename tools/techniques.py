@@ -1,0 +1,217 @@
+"""Measure every technique of docs/techniques.md, and write its tables and pictures.
+
+docs/techniques.yaml lists the runs. They are DVC experiments of the last commit, which tools.sweep
+runs, so an interrupted measurement goes on where it stopped. Their names say what they change, as
+in `dropout-0.3-seed1`.
+
+    python -m tools.techniques [--jobs 2 | --cluster tcp://host:8786]
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stages import plot
+from stages.core.errors import StageError, run
+from stages.core.paths import HISTORY
+from stages.core.settings import read_yaml
+from tools.benchmark.tables import insert_tables
+from tools.compare.revision import SEEDS, Result, resolve_commit
+from tools.recipe import RECIPES
+from tools.sweep import table
+from tools.sweep.__main__ import add_place, read_place
+from tools.sweep.cluster import run_all
+from tools.sweep.runs import Combination, make_combinations, require_commit
+from tools.verify.fingerprint import collect_fingerprint
+from tools.verify.lockfile import flatten
+from tools.verify.repository import ask_git
+
+DESCRIPTION = Path("docs/techniques.yaml")
+PAGE = Path("docs/techniques.md")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page, and its picture."""
+
+    name: str
+    combinations: tuple[Combination, ...]  # the first is what the others are compared with
+    changes: tuple[tuple[str, ...], ...]  # what each row changes, besides the base
+    labels: tuple[str, ...]  # of the rows
+    metrics: tuple[str, ...]
+    picture: Mapping[str, Any]
+
+
+def name_row(overrides: tuple[str, ...], seed_keys: tuple[str, ...]) -> str:
+    """Return the beginning of the experiments' names: keys without their section, and values."""
+    changes = [override.partition(".")[2] for override in overrides] or ["base"]
+    if seed_keys != SEEDS:
+        changes += [f"{key.partition('.')[0]}-only" for key in seed_keys]
+    return re.sub(r"[^\w.]+", "-", "-".join(changes)).strip("-")
+
+
+def name_run(prefix: str, _: tuple[str, ...], seed: int) -> str:
+    """Return the name of an experiment."""
+    return f"{prefix}-seed{seed}"
+
+
+def read_tables(description: Mapping[str, Any]) -> list[Table]:
+    """Return the tables with their runs, or raise StageError for values that are not allowed."""
+    recipe = read_yaml(RECIPES / f"{description['recipe']}.yaml")
+    base = tuple(f"{key}={format_override(value)}" for key, value in flatten(recipe).items())
+    seeds = range(1, description["seeds"] + 1)
+    found = []
+    for name, content in description["tables"].items():
+        shared = tuple(content.get("base", "").split())
+        combinations, rows, labels = [], [], []
+        for row in [{}, *content["rows"]]:
+            fields = row if isinstance(row, Mapping) else {"set": row}
+            changes = tuple(fields.get("set", "").split())
+            keys = tuple(fields.get("seeds", SEEDS))
+            combinations += make_combinations(
+                [(*shared, *changes)],
+                seeds,
+                base,
+                keys,
+                name=partial(name_run, name_row((*shared, *changes), keys)),
+            )
+            label = " ".join(f"`{change}`" for change in changes) or "base"
+            rows.append(changes)
+            labels.append(label if keys == SEEDS else f"only {' and '.join(keys)} varies")
+        metrics, picture = tuple(content.get("metrics", ())), content.get("picture", {})
+        found.append(Table(name, tuple(combinations), tuple(rows), tuple(labels), metrics, picture))
+    return found
+
+
+def format_override(value: Any) -> str:
+    """Return a value as -S takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value).replace(" ", "")
+
+
+def format_first(before: Result, after: Result) -> str:
+    """Return what `dvc metrics diff` shows for two runs: the change of the validation accuracy."""
+    change = after.metrics["validation.accuracy"] - before.metrics["validation.accuracy"]
+    return f"{100 * change:+.2f}"
+
+
+def format_table(each: Table, results: Mapping[str, Result]) -> str:
+    """Return a table of the page, and the link to its picture, as Markdown."""
+    rows = table.compute_rows(each.combinations, results)
+    base = results[each.combinations[0].runs[0].text]
+    lines = []
+    for label, combination, row in zip(each.labels, each.combinations, rows, strict=True):
+        first = results[combination.runs[0].text]
+        line = {
+            "": label,
+            "accuracy, %": table.format_value(row, "validation.accuracy"),
+            "difference, points": table.format_difference(row, "validation.accuracy"),
+            "loss": table.format_value(row, "validation.loss"),
+            "difference": table.format_difference(row, "validation.loss"),
+            "seed 1": "" if first is base else format_first(base, first),
+        }
+        found = table.list_results(combination, results)
+        for metric in each.metrics:
+            values = [result.metrics[metric] for result in found]
+            line[metric.replace(".", " ").replace("_", " ")] = f"{mean(values):g}" if values else ""
+        lines.append(line)
+    text = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
+    if each.picture:
+        text += f"\n![{each.picture['title']}]({each.picture['file']})\n"
+    return text
+
+
+def format_summary(tables: list[Table], results: Mapping[str, Result]) -> str:
+    """Return a table with the first change of each table and its effect."""
+    lines = []
+    for each in tables:
+        row = table.compute_rows(each.combinations, results)[1]
+        if each.changes[1]:
+            lines.append(
+                {
+                    "change": each.labels[1],
+                    "accuracy, points": table.format_difference(row, "validation.accuracy"),
+                    "loss": table.format_difference(row, "validation.loss"),
+                }
+            )
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def format_machine(description: Mapping[str, Any], commit: str) -> str:
+    """Return what was measured, and where."""
+    machine = collect_fingerprint()
+    library = machine["libraries"]
+    tensorflow = library.get("tensorflow-cpu") or library.get("tensorflow")
+    return (
+        f"Measured on commit {commit[:7]}, with {description['seeds']} seeds a row, on "
+        f"{machine['processor']}, with TensorFlow {tensorflow}, Keras {library['keras']} and "
+        f"Python {machine['python']}.\n"
+    )
+
+
+def read_history(result: Result) -> pd.DataFrame:
+    """Return the history of a run, a row for each epoch."""
+    return pd.read_csv(io.StringIO(ask_git("show", f"{result.commit}:./{HISTORY}")))
+
+
+def draw(each: Table, results: Mapping[str, Result]) -> Figure:
+    """Plot columns of the histories by epoch: a colour for each row, a line for each seed."""
+    columns = each.picture["columns"]
+    figure = Figure(figsize=(4.6 * len(columns), 3.6))
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for colour, label, combination in zip(
+        cycle(table.COLOURS), each.labels, each.combinations, strict=False
+    ):
+        for number, result in enumerate(table.list_results(combination, results)):
+            history = read_history(result)
+            for axes, column in zip(panels, columns, strict=True):
+                axes.plot(
+                    history["epoch"],
+                    history[column],
+                    color=colour,
+                    linewidth=1,
+                    label=label.replace("`", "") if number == 0 else None,
+                )
+    for axes, column in zip(panels, columns, strict=True):
+        axes.set(xlabel="epoch", title=column.replace("val_", "validation ").replace("_", " "))
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Run what has not run yet, then write tables and pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_place(parser)
+    arguments = parser.parse_args()
+    require_commit()
+    description = read_yaml(DESCRIPTION)
+    tables = read_tables(description)
+    runs = [each for one in tables for combination in one.combinations for each in combination.runs]
+    results = run_all(runs, read_place(arguments))
+    if failed := len({each.text for each in runs} - results.keys()):
+        raise StageError(f"{failed} runs failed for the reasons above; {PAGE} is unchanged")
+    made = {each.name: format_table(each, results) for each in tables}
+    made["summary"] = format_summary(tables, results)
+    made["machine"] = format_machine(description, resolve_commit("HEAD"))
+    insert_tables(PAGE, made, "techniques")
+    with matplotlib.rc_context(plot.STYLE):
+        for each in tables:
+            if each.picture:
+                plot.save(draw(each, results), PAGE.parent / each.picture["file"], 120)
+    print(f"{PAGE} and its pictures have {len(runs)} runs; `git diff` shows what has changed.")
+
+
+if __name__ == "__main__":
+    run(main)
