@@ -40,6 +40,7 @@ WORKING_SIZE = 640  # longer side in pixels at which the digit is searched for
 
 SMALL_PHOTO = 320  # longer side in pixels: smaller ones are crops or drawings, not from a camera
 MAX_NESTED = 3  # sheets in each other, such as a form's box on a sheet on a desk
+EVEN_EDGES = 0.25  # of the ink's contrast: larger differences at the edges may be a shadow's
 LOCAL = 0.25  # of the photo's longer side: strokes are narrower
 BACKGROUND_TOLERANCE = 0.1  # of the way from black to white: still background
 MIN_CONTRAST = 0.06  # of the way from black to white: minimum contrast of ink
@@ -49,6 +50,7 @@ SPECK_FRACTION = 0.08  # of the largest part's size: smaller parts are dirt
 DOT_FRACTION = 0.2  # of the largest part's size: many smaller parts are a pattern of dots
 MIN_DOTS = 6
 SECOND_DIGIT_FRACTION = 0.5  # of the tallest part's height: a taller part beside it is a digit too
+MIN_GAP = 0.06  # of the tallest part's height: closer parts are one digit, drawn with a break
 MIN_STROKE = 1.6  # of MNIST's pixels: thinner strokes are made wider
 MAX_WIDTH_RATIO = 2.2  # width divided by height: no digit is wider
 
@@ -167,7 +169,8 @@ def list_steps(photo: Floats, style: ImageStyle, inverted: bool = False) -> dict
     """Return what `prepare` makes of the photo step by step, by the steps' names, in [0, 1].
 
     Each is (height, width) or (height, width, 3). A step that changes nothing is left out. With
-    `inverted`, ink in a photo from a camera is what seems to be paper, and the other way round.
+    `inverted`, ink in a photo from a camera is what seems to be paper, and the other way round, unless
+    the photo's edges show which is which.
     """
     steps = {"photo": photo}
     if style.box is None:
@@ -268,9 +271,12 @@ def measure_local_ink(photo: Floats, inverted: bool = False) -> Floats:
     """
     difference, level = measure_ink(photo)
     side = 2 * round(LOCAL * max(level.shape) / 2) + 1
-    # The level grows with the ink for all of the photo's pixels; does it at the strokes?
-    sign = 1 if 1 + vote_narrow(shrink(level, 256)) + vote_long(shrink(level, 256)) > 0 else -1
-    sign = -sign if inverted else sign
+    sign = 1
+    if not has_even_edges(difference):
+        # The level grows with the ink for all of the photo's pixels; does it at the strokes?
+        small = shrink(level, 256)
+        sign = 1 if 1 + vote_narrow(small) + vote_long(small) > 0 else -1
+        sign = -sign if inverted else sign
     hats = []
     for values in (sign * difference, sign * level):
         smooth = smoothen(values)
@@ -284,6 +290,13 @@ def measure_local_ink(photo: Floats, inverted: bool = False) -> Floats:
         paper = -open_wide(-smoothen(bright), side)
         hat = hat / np.maximum(cv2.GaussianBlur(paper, (0, 0), 1), 0.1)
     return np.asarray(hat, np.float32)
+
+
+def has_even_edges(difference: Floats) -> bool:
+    """Return whether the photo's edges show paper only, so that ink is what differs from them."""
+    smooth = np.abs(smoothen(difference))
+    edges = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
+    return bool(np.quantile(edges, 0.9) < EVEN_EDGES * smooth.max())
 
 
 def smoothen(values: Floats) -> Floats:
@@ -468,7 +481,11 @@ def check_single_digit(boxes: list[tuple[slice, ...]]) -> None:
     """
     first, *others = sorted(boxes, key=get_size, reverse=True)
     for box in others:
-        apart = any(a.stop <= b.start or b.stop <= a.start for a, b in zip(first, box, strict=True))
+        gap = MIN_GAP * get_size(first)[0]
+        apart = any(
+            a.stop + gap <= b.start or b.stop + gap <= a.start
+            for a, b in zip(first, box, strict=True)
+        )
         if apart and get_size(box)[0] >= SECOND_DIGIT_FRACTION * get_size(first)[0]:
             raise ImageFileError("shows several digits; only one at a time can be classified")
     rows, columns = (
