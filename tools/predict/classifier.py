@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,8 +55,8 @@ class Classifier:
         """Return what is made of the photo in an image file step by step, for people to see.
 
         Each step is (height, width) or (height, width, 3) in [0, 1]; its key says what it shows.
-        If the result does not look like a digit, ink may have been confused with paper. Then both
-        change places, and the result is kept if it looks like a digit.
+        If a photo from a camera leads to no digit, ink may have been confused with paper, or the
+        digit with a sheet. Both are tried, and the first result that looks like a digit is kept.
         """
         own = read_own_image(content, self.style)
         if own is not None:
@@ -64,23 +65,24 @@ class Classifier:
         try:
             steps = list_steps(photo, self.style)
         except ImageFileError:
-            other = self._list_inverted_steps(photo)
+            other = self._list_other_steps(photo)
             if other is None:
                 raise
             return other
         if self.is_strange(steps["network input"][None])[0]:
-            return self._list_inverted_steps(photo) or steps
+            return self._list_other_steps(photo) or steps
         return steps
 
-    def _list_inverted_steps(self, photo: Floats) -> dict[str, Floats] | None:
-        """Return the steps with ink and paper exchanged, or None if they lead to no digit."""
+    def _list_other_steps(self, photo: Floats) -> dict[str, Floats] | None:
+        """Return other steps that lead to what looks like a digit, or None."""
         if not (self.style.digits and is_from_camera(photo)):
             return None
-        try:
-            steps = list_steps(photo, self.style, inverted=True)
-        except ImageFileError:
-            return None
-        return None if self.is_strange(steps["network input"][None])[0] else steps
+        for options in ({"inverted": True}, {"flatten": False}):
+            with suppress(ImageFileError):
+                steps = list_steps(photo, self.style, **options)
+                if not self.is_strange(steps["network input"][None])[0]:
+                    return steps
+        return None
 
     def rank(self, images: Floats) -> list[Ranking]:
         """Return every class with its probability, for each of the prepared images."""

@@ -165,12 +165,14 @@ def is_from_camera(photo: Floats) -> bool:
     return bool(max(photo.shape) > SMALL_PHOTO)
 
 
-def list_steps(photo: Floats, style: ImageStyle, inverted: bool = False) -> dict[str, Floats]:
+def list_steps(
+    photo: Floats, style: ImageStyle, *, inverted: bool = False, flatten: bool = True
+) -> dict[str, Floats]:
     """Return what `prepare` makes of the photo step by step, by the steps' names, in [0, 1].
 
     Each is (height, width) or (height, width, 3). A step that changes nothing is left out. With
-    `inverted`, ink in a photo from a camera is what seems to be paper, and the other way round, unless
-    the photo's edges show which is which.
+    `inverted`, ink in a photo from a camera is what seems to be paper, and the other way round,
+    unless the photo's edges show which is which. Without `flatten`, no sheet is searched for.
     """
     steps = {"photo": photo}
     if style.box is None:
@@ -180,7 +182,7 @@ def list_steps(photo: Floats, style: ImageStyle, inverted: bool = False) -> dict
         ink, _ = measure_ink(photo)
         steps["ink"] = show_ink(ink)
     else:
-        for _ in range(MAX_NESTED):
+        for _ in range(MAX_NESTED if flatten else 0):
             sheet = flatten_sheet(photo)
             if sheet is None:
                 break
