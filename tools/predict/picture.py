@@ -31,6 +31,7 @@ from tools.predict.sheet import flatten_sheet
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.floating]
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -258,8 +259,8 @@ def measure_ink(photo: Floats) -> tuple[Floats, Floats]:
     in colour space in which the pixels differ most: about 0 on paper, more on strokes.
     """
     difference = photo - estimate_paper(photo)
-    pixels = difference.reshape(-1, 3).astype(np.float64)
-    _, directions = np.linalg.eigh(pixels.T @ pixels)
+    pixels = difference.reshape(-1, 3)
+    _, directions = np.linalg.eigh((pixels.T @ pixels).astype(np.float64))
     direction = directions[:, -1].astype(np.float32)
     ink = np.asarray(difference @ direction, np.float32)
     level = np.asarray(photo @ direction, np.float32)
@@ -370,17 +371,27 @@ def estimate_paper(photo: Floats) -> Floats:
     to the edges of the photo, then to all pixels. In each round, pixels that differ from the
     surface, such as ink, get less weight.
     """
-    y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in photo.shape[:2]), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=2)
-    few = np.ix_(*(np.linspace(0, side - 1, min(side, 32)).astype(int) for side in x.shape))
-    points, colours = terms[few].reshape(-1, 6), photo[few].reshape(-1, 3)
+    y, x = (np.linspace(-1, 1, side) for side in photo.shape[:2])
+    few = np.ix_(*(np.linspace(0, side - 1, min(side, 32)).astype(int) for side in photo.shape[:2]))
+    terms = make_terms(*np.meshgrid(y[few[0].ravel()], x[few[1].ravel()], indexing="ij"))
+    points, colours = np.stack(terms, axis=2).reshape(-1, 6), photo[few].reshape(-1, 3)
     edges = (np.abs(points[:, 1:3]).max(axis=1) == 1).astype(float)
     weights = edges
     for candidates in [edges] * 5 + [np.ones_like(edges)] * 5:
         root = np.sqrt(weights)[:, None]
         surface = np.linalg.lstsq(points * root, colours * root, rcond=None)[0]
         weights = candidates / (((colours - points @ surface) ** 2).sum(axis=1) + 1e-6)
-    return np.asarray(terms @ surface, np.float32)
+    paper = np.empty(photo.shape, np.float32)
+    rows, columns = y[:, None].astype(np.float32), x[None].astype(np.float32)
+    for channel, factors in enumerate(surface.T.tolist()):
+        parts = zip(factors, make_terms(rows, columns), strict=True)
+        paper[:, :, channel] = sum(factor * term for factor, term in parts)
+    return paper
+
+
+def make_terms(y: Values, x: Values) -> list[Values]:
+    """Return the terms of a quadratic function of y and x."""
+    return [np.ones_like(x), x, y, x * y, x * x, y * y]
 
 
 def find_strokes(ink: Floats, digits: bool, camera: bool) -> Mask:
