@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TEST_IMAGES, TRAIN_IMAGES
@@ -179,12 +179,31 @@ def with_underline(photo):
     ],
 )
 def test_what_is_around_a_digit_is_not_part_of_it(seven, change, step):
-    steps = picture.list_steps(
-        read_image_file(encode(Image.fromarray(change(np.array(make_photo()))))), MNIST
-    )
+    steps = list_steps(encode(Image.fromarray(change(np.array(make_photo())))))
     assert step in steps
     # Perspective and the ends of removed lines move edges a little.
     assert np.abs(steps["network input"] - seven).mean() < 0.03
+
+
+def test_hole_of_a_thick_digit_is_not_ink():
+    """The hole is narrower than the stroke, but the photo's edges show what is paper."""
+    page = Image.new("L", (400, 400))
+    ImageDraw.Draw(page).ellipse((110, 60, 290, 340), 0, 255, 75)
+    image = list_steps(encode(page), inverted=True)["network input"]
+    assert image[14, 14] == 0
+    assert image[5, 14] > 0.9
+
+
+def test_small_break_of_a_stroke_is_not_a_second_digit():
+    page = Image.new("L", (400, 400), 255)
+    ImageDraw.Draw(page).line([(200, 60), (200, 195)], 0, 20)
+    ImageDraw.Draw(page).line([(200, 205), (200, 340)], 0, 20)
+    assert list_steps(encode(page))["network input"].max() == 1
+
+
+def list_steps(content, **options):
+    """Return the steps of the preparation for MNIST."""
+    return picture.list_steps(read_image_file(content), MNIST, **options)
 
 
 @pytest.mark.parametrize(

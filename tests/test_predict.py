@@ -26,7 +26,9 @@ from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from tools import draw
 from tools.benchmark import fonts, picture_sets
+from tools.benchmark.scenes import SCENES
 from tools.predict import __main__ as predict
+from tools.predict import novelty
 from tools.predict.classifier import load_classifier
 from tools.predict.picture import prepare
 from tools.verify.lockfile import compute_md5
@@ -38,9 +40,10 @@ FLOORS = dict.fromkeys(picture_sets.CHANGES, 0.84) | {
     "fonts": 0.9,
     "scikit-learn's digits, enlarged": 0.84,
 }
-SCENE_FLOOR = 0.7  # of photos as people take them; each set is small
+SCENE_FLOORS = dict.fromkeys(SCENES, 0.66) | {"handwriting fonts": 0.66}  # of six photos each
 REFUSED_FLOORS = {
-    "letters of text fonts": 0.3,
+    "letters of text fonts": 0.4,
+    "Fashion-MNIST": 0.9,
     "plain textures": 0.9,
     "empty tables and sheets": 0.7,
 }
@@ -262,24 +265,50 @@ def test_image_files_of_many_kinds_are_classified(here, mnist, subtests):
 def test_photos_as_people_take_them_are_classified(here, mnist, subtests):
     """The second hand is a text font here, because handwriting fonts would be downloaded."""
     classifier = load_classifier()
-    for name, files in picture_sets.make_scenes(mnist, fonts.find_text(), 10):
+    sets = dict(picture_sets.make_scenes(mnist, fonts.find_text(), 6))
+    assert sets.keys() == SCENE_FLOORS.keys()
+    for name, files in sets.items():
         with subtests.test(name):
             score = picture_sets.evaluate(classifier, files)
             print(name, score)
-            assert score.count == 10
-            assert score.right / score.count >= SCENE_FLOOR
+            assert score.count == 6
+            assert score.right / score.count >= SCENE_FLOORS[name]
 
 
 def test_image_files_without_a_digit_are_refused(here, mnist, subtests):
     classifier = load_classifier()
     refused = sum(classifier.is_strange(idx.read(mnist / TEST_IMAGES, 3, 2000) / np.float32(255)))
-    assert refused <= 0.02 * 2000
-    sets = dict(picture_sets.make_others(fonts.find_text(), np.empty(0), 30))
+    assert refused <= 0.01 * 2000
+    sets = dict(picture_sets.make_others(fonts.find_text(), draw_clothes(), 30))
     for name, floor in REFUSED_FLOORS.items():
         with subtests.test(name):
             score = picture_sets.evaluate(classifier, [(content, None) for content in sets[name]])
             print(name, score)
             assert score.refused / score.count >= floor
+
+
+def draw_clothes():
+    """Return drawings like Fashion-MNIST's shirts and trousers, which fill the whole image."""
+    random, clothes = np.random.default_rng(0), []
+    for number in range(30):
+        image = Image.new("L", (28, 28))
+        left, right = random.integers(4, 9, 2)
+        draw = ImageDraw.Draw(image)
+        if number % 2:
+            draw.rectangle((left, 1, 27 - right, 26), int(random.integers(90, 255)))
+            draw.line((14, 10, 14, 27), 0, 3)
+        else:
+            draw.polygon([(0, 4), (27, 4), (27, 12), (0, 12)], int(random.integers(90, 255)))
+            draw.rectangle((left, 4, 27 - right, 27), int(random.integers(90, 255)))
+        clothes.append(np.asarray(image))
+    return np.stack(clothes)
+
+
+def test_no_image_is_refused_with_few_validation_images(here, monkeypatch):
+    """They could not show how far from the training images a digit may be."""
+    monkeypatch.setattr(novelty, "CALIBRATION", 100)
+    noise = np.random.default_rng(0).random((4, 28, 28), np.float32)
+    assert load_classifier().is_strange(noise) == [False] * 4
 
 
 def test_letter_is_refused_by_the_command(here, capsys, monkeypatch):

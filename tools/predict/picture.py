@@ -264,7 +264,7 @@ def measure_ink(photo: Floats) -> tuple[Floats, Floats]:
     direction = directions[:, -1].astype(np.float32)
     ink = np.asarray(difference @ direction, np.float32)
     level = np.asarray(photo @ direction, np.float32)
-    return (ink, level) if (ink**3).sum() > 0 else (-ink, -level)
+    return (ink, level) if (ink * ink * ink).sum() > 0 else (-ink, -level)
 
 
 def measure_local_ink(photo: Floats, inverted: bool = False) -> Floats:
