@@ -33,7 +33,7 @@ from tools.predict.__main__ import Prediction, draw_steps
 from tools.predict.classifier import Classifier, load_classifier
 from tools.predict.picture import ImageFileError
 
-COUNT = 200  # image files in each set made from MNIST
+COUNT = 500  # image files in each set made from MNIST
 SCENE_COUNT = 200  # photos in each set of photos as people take them
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefhjkmnprtuvwxy"  # without those that look like digits
 SURE = 0.9  # a wrong prediction with more probability misleads
