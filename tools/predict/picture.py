@@ -196,7 +196,7 @@ def list_steps(
             steps["lines removed"] = show_ink(ink)
     mask = find_strokes(ink, style.digits, camera)
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
-    strokes = scale_strokes(np.where(mask, ink, 0)[rows, columns], style.box)
+    strokes = scale_strokes(np.where(mask, ink, 0)[rows, columns], style.box, camera)
     image = place_in_centre(strokes, style.shape)
     steps["strokes"] = mask.astype(np.float32)
     return steps | {"network input": 1 - image if is_light(style.background) else image}
@@ -525,13 +525,13 @@ def find_otsu_threshold(ink: Floats) -> float:
     return float(bounds[1 + variance.argmax()])
 
 
-def scale_strokes(ink: Floats, box: tuple[int, int]) -> Floats:
+def scale_strokes(ink: Floats, box: tuple[int, int], camera: bool) -> Floats:
     """Return the cropped strokes (height, width), scaled to `box`, with their darkest ink at 1.
 
     MNIST's scans were black and white, so all their grey comes from scaling. Grey in a photo comes
     from the camera or from earlier scaling. The larger the change of size, the more such grey there
-    is, and the more the contrast is increased before scaling. Strokes that would be too thin to
-    see become wider.
+    is, and the more the contrast is increased before scaling. In photos of a `camera`, strokes
+    that would be too thin to see become wider.
     """
     scale, (height, width) = find_scale(ink.shape, box)
     ink = ink / np.quantile(ink[ink > 0], 0.9)
@@ -540,7 +540,7 @@ def scale_strokes(ink: Floats, box: tuple[int, int]) -> Floats:
     steepness = max(scale, 1 / scale)
     ink = (0.5 + steepness * (ink - 0.5)).clip(0, 1)
     wider = round(MIN_STROKE * max(ink.shape) / max(box) - measure_stroke(ink))
-    if scale < 0.5 and wider >= 1:
+    if camera and scale < 0.5 and wider >= 1:
         shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wider + 1, wider + 1))
         ink = cv2.dilate(ink, shape)
     small = resize(ink, (height, width), Image.Resampling.BOX)
