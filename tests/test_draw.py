@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import requests
 from helpers.project import ROOT, allow_interrupts
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from stages.core.errors import StageError
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TRAIN_IMAGES
 from tools import draw
-from tools.benchmark.picture_sets import STROKES, encode_png
+from tools.benchmark.picture_sets import STROKES, encode_jpeg, encode_png
+from tools.benchmark.scenes import SCENES
 from tools.predict.picture import MAX_BYTES, ImageStyle, prepare, read_image_file
 
 PHONE = {"width": 390, "height": 844}
@@ -189,6 +191,28 @@ def test_image_file_is_opened(page, tmp_path):
     page.wait_for_function(
         "() => document.getElementById('message').textContent.includes('is not a')"
     )
+
+
+def test_photo_of_a_sheet_is_opened(page, tmp_path):
+    """The page shows the steps of the preparation."""
+    ink = trim_crisp_seven()
+    photo = SCENES["a sheet on a desk"](ink, np.random.default_rng(1))
+    (tmp_path / "sheet.jpg").write_bytes(encode_jpeg(Image.fromarray(photo)))
+    page.locator("#file").set_input_files(tmp_path / "sheet.jpg")
+    expect_best(page, "7")
+    steps = page.locator("#steps figure")
+    assert steps.all_inner_texts() == ["photo", "sheet", "ink", "strokes", "network input"]
+    widths = page.evaluate("() => [...document.querySelectorAll('#steps img')].map(i => i.width)")
+    assert min(widths) > 20
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator("#preparation").is_hidden()
+
+
+def trim_crisp_seven():
+    """Return the ink of a hand-drawn 7 (height, width), 0 to 1, without margins."""
+    image = Image.new("L", (300, 300))
+    ImageDraw.Draw(image).line([(60, 40), (230, 40), (130, 260)], 255, 26, joint="curve")
+    return np.asarray(image.crop(image.getbbox()), np.float32) / 255
 
 
 def test_two_digits_are_rejected(page):

@@ -4,11 +4,12 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TEST_IMAGES, TRAIN_IMAGES
@@ -122,6 +123,89 @@ def test_large_and_unevenly_lit_photo(seven):
     assert np.abs(found - seven).mean() < 0.01
 
 
+def make_photo():
+    """A page of 600x480 pixels with a 7 of 240x300."""
+    return draw_seven(make_page("RGB", background=(225, 222, 215))).resize((600, 480))
+
+
+def on_desk(photo):
+    """Lay the page on a brown desk, turned and slanted."""
+    corners = np.array([(90, 160), (640, 60), (720, 500), (130, 590)], np.float32)
+    page = np.array([(0, 0), (600, 0), (600, 480), (0, 480)], np.float32)
+    matrix = cv2.getPerspectiveTransform(page, corners)
+    desk = np.full((640, 800, 3), (90, 60, 35), np.uint8)
+    cv2.warpPerspective(photo, matrix, (800, 640), desk, borderMode=cv2.BORDER_TRANSPARENT)
+    return desk
+
+
+def with_lines(photo):
+    """Draw blue lines with another tilt each, and a red margin."""
+    for y in range(-20, 520, 40):
+        cv2.line(photo, (0, y), (600, y + 12 + y // 40), (90, 120, 200), 2, cv2.LINE_AA)
+    return cv2.line(photo, (200, 0), (195, 480), (210, 90, 90), 2, cv2.LINE_AA)
+
+
+def with_shadow(photo):
+    """Darken one side of an edge through the digit by half."""
+    y, x = np.mgrid[:480, :600]
+    return np.where((x + 0.6 * y > 430)[:, :, None], photo, photo // 2)
+
+
+def with_box(photo):
+    """Draw a box around the digit."""
+    return cv2.rectangle(photo, (140, 60), (470, 440), (30, 30, 90), 3)
+
+
+def with_ring(photo):
+    """Draw a ring around the digit."""
+    return cv2.circle(photo, (300, 240), 215, (30, 30, 30), 5, cv2.LINE_AA)
+
+
+def with_underline(photo):
+    """Draw a line under the digit, and a full stop after it."""
+    photo = cv2.line(photo, (170, 425), (450, 418), (0, 0, 0), 9, cv2.LINE_AA)
+    return cv2.circle(photo, (455, 375), 10, (0, 0, 0), -1, cv2.LINE_AA)
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        (on_desk, "sheet"),
+        (with_lines, "lines removed"),
+        (with_shadow, "ink"),
+        (with_box, "sheet"),
+        (with_ring, "strokes"),
+        (with_underline, "strokes"),
+    ],
+)
+def test_what_is_around_a_digit_is_not_part_of_it(seven, change, step):
+    steps = list_steps(encode(Image.fromarray(change(np.array(make_photo())))))
+    assert step in steps
+    # Perspective and the ends of removed lines move edges a little.
+    assert np.abs(steps["network input"] - seven).mean() < 0.03
+
+
+def test_hole_of_a_thick_digit_is_not_ink():
+    """The hole is narrower than the stroke, but the photo's edges show what is paper."""
+    page = Image.new("L", (400, 400))
+    ImageDraw.Draw(page).ellipse((110, 60, 290, 340), 0, 255, 75)
+    image = list_steps(encode(page), inverted=True)["network input"]
+    assert image[14, 14] == 0
+    assert image[5, 14] > 0.9
+
+
+def test_small_break_of_a_stroke_is_not_a_second_digit():
+    page = Image.new("L", (400, 400), 255)
+    ImageDraw.Draw(page).line([(200, 60), (200, 195)], 0, 20)
+    ImageDraw.Draw(page).line([(200, 205), (200, 340)], 0, 20)
+    assert list_steps(encode(page))["network input"].max() == 1
+
+
+def list_steps(content, **options):
+    """Return the steps of the preparation for MNIST."""
+    return picture.list_steps(read_image_file(content), MNIST, **options)
+
+
 @pytest.mark.parametrize(
     "image",
     {
@@ -230,11 +314,12 @@ def make_bomb(side):
         (b"<!doctype html><title>404</title>", "is not an image file in a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image file"),
         (encode(draw_seven(make_page()))[:200], "is a damaged image file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC file; save or export it as JPEG"),
         (make_bomb(9_000), "has 9000x9000 pixels; at most 64,000,000 are allowed"),
         (make_bomb(12_000), "has 12000x12000 pixels"),
         (make_bomb(60_000), "has too many pixels; at most 64,000,000 are allowed"),
     ],
-    ids=["empty", "large", "HTML", "PostScript", "truncated", "81 MP", "144 MP", "3600 MP"],
+    ids=["empty", "large", "HTML", "PostScript", "truncated", "HEIC", "81 MP", "144 MP", "3600 MP"],
 )
 def test_unreadable_file_gets_one_line(content, message):
     with pytest.raises(ImageFileError, match=message) as caught:
@@ -252,6 +337,7 @@ KINDS = [
         ("JPEG", "L"),
         ("TIFF", "F"),
         ("WEBP", "RGB"),
+        ("AVIF", "RGB"),
     ]
 ]
 

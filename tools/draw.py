@@ -8,19 +8,25 @@ Codespaces forwards it under another name, add that name.
 """
 
 import argparse
+import base64
+import io
 import logging
 import socket
 import threading
 
+import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
+from PIL import Image
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import make_server
 
 from stages.core.errors import StageError, run
+from stages.core.files import Floats
 from tools.predict.classifier import Classifier, load_classifier
 from tools.predict.picture import MAX_BYTES, ImageFileError
 
 HOST = "127.0.0.1"
+STEP_SIZE = 240  # pixels
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -48,15 +54,22 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
         # Against CSRF: other sites cannot send image/* without a CORS preflight.
         if not request.mimetype.startswith("image/"):
             abort(415)
+        content, steps = request.get_data(), []
         try:
             with one_at_a_time:
-                image = classifier.prepare(request.get_data())
+                if request.args.get("steps"):
+                    steps = list_steps(classifier, content)
+                image = classifier.prepare(content)
                 (ranking,) = classifier.rank(image[None])
+                (reason,) = classifier.find_refusals(image[None])
         except ImageFileError as error:
             return jsonify(error=f"This {error}.")
+        if reason:
+            return jsonify(error=f"This {reason}.", image=to_levels(image), steps=steps)
         return jsonify(
             ranking=[{"class": name, "confidence": share} for name, share in ranking],
-            image=(255 * image).round().astype(int).tolist(),
+            image=to_levels(image),
+            steps=steps,
         )
 
     @app.errorhandler(HTTPException)
@@ -64,6 +77,25 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
         return jsonify(error=error.description), error.code or 500
 
     return app
+
+
+def list_steps(classifier: Classifier, content: bytes) -> list[dict[str, str]]:
+    """Return the name of each step of the preparation, and its image as a data URL."""
+    steps = []
+    for name, step in classifier.list_steps(content).items():
+        stream = io.BytesIO()
+        shown = Image.fromarray((255 * step.clip(0, 1)).astype(np.uint8))
+        shown.thumbnail((STEP_SIZE, STEP_SIZE))
+        shown.save(stream, "PNG")
+        code = base64.b64encode(stream.getvalue()).decode()
+        steps.append({"name": name, "address": f"data:image/png;base64,{code}"})
+    return steps
+
+
+def to_levels(image: Floats) -> list[list[int]]:
+    """Return the grey levels of an image, 0 to 255."""
+    levels: list[list[int]] = (255 * image).round().astype(int).tolist()
+    return levels
 
 
 def main() -> None:

@@ -7,26 +7,38 @@ would change them. The others do not come from MNIST: fonts, scikit-learn's digi
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
+from stages import plot
 from stages.core.errors import run
-from stages.core.paths import RAW
+from stages.core.paths import RAW, REPORTS
+from stages.download import download
 from stages.evaluate import compute_accuracy_interval
 from stages.sources import idx
-from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
+from stages.sources.catalogue import CATALOGUE, TEST_IMAGES, TEST_LABELS
+from tools.benchmark.fonts import draw_character, find_handwriting, find_text
+from tools.benchmark.scenes import SCENES, empty_page, texture
 from tools.benchmark.tables import Row, format_table, insert_tables
+from tools.predict.__main__ import Prediction, draw_steps
 from tools.predict.classifier import Classifier, load_classifier
 from tools.predict.picture import ImageFileError
 
 COUNT = 500  # image files in each set made from MNIST
-PAGE = Path("docs/predict.md")
+SCENE_COUNT = 200  # photos in each set of photos as people take them
+LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefhjkmnprtuvwxy"  # without those that look like digits
+SURE = 0.9  # a wrong prediction with more probability misleads
+PAGE, FIGURE = Path("docs/predict.md"), Path("docs/preparation.png")
+EXAMPLES = ("a sheet on a desk", "squared paper", "a hard shadow", "circled")
 
 Bytes = npt.NDArray[np.uint8]
 Random = np.random.Generator
@@ -294,6 +306,49 @@ def change_images(name: str, images: Bytes, labels: Bytes) -> LabelledFiles:
         yield encode(change(image, random)), label
 
 
+def trim(image: Bytes) -> npt.NDArray[np.float32]:
+    """Return the ink of an image of MNIST, enlarged, in black and white, without margins."""
+    crisp = enlarge_crisp(image)
+    rows, columns = ndimage.find_objects(crisp // 255)[0]
+    return np.asarray(crisp[rows, columns] / np.float32(255), np.float32)
+
+
+def make_hands(
+    images: Bytes, labels: Bytes, fonts: list[Path], count: int, seed: int
+) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
+    """Yield the ink of digits and their labels: by turns from MNIST and from fonts."""
+    random = np.random.default_rng(seed)
+    characters = [(font, digit) for font in fonts for digit in range(10)]
+    chosen = random.permutation(len(characters)).tolist()
+    step = max(1, len(images) // (count // 2))
+    for number in range(count // 2):
+        at = (number * step + seed) % len(images)
+        yield trim(images[at]), int(labels[at])
+        font, digit = characters[chosen[number % len(chosen)]]
+        yield draw_character(font, str(digit)), digit
+
+
+def take_photos(
+    name: str, images: Bytes, labels: Bytes, fonts: list[Path], count: int
+) -> LabelledFiles:
+    """Yield photos of the scene with this name, half of MNIST's digits and half of fonts."""
+    seed = list(SCENES).index(name)
+    random = np.random.default_rng(seed)
+    for hand, label in make_hands(images, labels, fonts, count, seed):
+        yield encode_jpeg(Image.fromarray(SCENES[name](hand, random))), label
+
+
+def draw_characters(fonts: list[Path], characters: str, count: int) -> Iterator[tuple[bytes, str]]:
+    """Yield `count` characters of fonts, black on white with margins, and what they are."""
+    pairs = [(font, character) for font in fonts for character in characters]
+    random = np.random.default_rng(0)
+    for at in random.permutation(len(pairs))[:count].tolist():
+        font, character = pairs[at]
+        ink = draw_character(font, character, 200)
+        page = np.pad(1 - ink, random.integers(20, 120, (2, 2)), constant_values=1)
+        yield encode_png(Image.fromarray(np.asarray(255 * page, np.uint8))), character
+
+
 def make_sets(raw: Path, count: int) -> Iterator[tuple[str, LabelledFiles]]:
     """Yield every set with its name; `count` evenly spaced test images in `raw` are changed."""
     images, labels = idx.read(raw / TEST_IMAGES, 3), idx.read(raw / TEST_LABELS, 1)
@@ -305,8 +360,40 @@ def make_sets(raw: Path, count: int) -> Iterator[tuple[str, LabelledFiles]]:
     yield "scikit-learn's digits, enlarged", enlarge_small_scans()
 
 
-def evaluate(classifier: Classifier, files: LabelledFiles) -> tuple[int, int, int]:
-    """Return the number of image files, of correct predictions and of rejected files."""
+def make_scenes(raw: Path, fonts: list[Path], count: int) -> Iterator[tuple[str, LabelledFiles]]:
+    """Yield every set of photos as people take them, and the digits of handwriting fonts."""
+    images, labels = idx.read(raw / TEST_IMAGES, 3), idx.read(raw / TEST_LABELS, 1)
+    for name in SCENES:
+        yield name, take_photos(name, images, labels, fonts, count)
+    digits = draw_characters(fonts, "0123456789", count)
+    yield "handwriting fonts", ((content, int(digit)) for content, digit in digits)
+
+
+def make_others(fonts: list[Path], fashion: Bytes, count: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield sets of image files without a digit; `fashion` are images of Fashion-MNIST."""
+    for name, files in (("handwriting", fonts), ("text", find_text())):
+        letters = draw_characters(files, LETTERS, count)
+        yield f"letters of {name} fonts", [content for content, _ in letters]
+    if len(fashion):
+        step = max(1, len(fashion) // count)
+        yield "Fashion-MNIST", [encode_png(Image.fromarray(image)) for image in fashion[::step]]
+    for name, scene in (("plain textures", texture), ("empty tables and sheets", empty_page)):
+        random = np.random.default_rng(0)
+        yield name, [encode_jpeg(Image.fromarray(scene(random))) for _ in range(count)]
+
+
+@dataclass
+class Score:
+    """How many of `count` image files were classified correctly, refused, or surely but wrongly."""
+
+    count: int
+    right: int
+    refused: int
+    sure_and_wrong: int
+
+
+def evaluate(classifier: Classifier, files: Iterable[tuple[bytes, int | None]]) -> Score:
+    """Return the score; the label of image files without a digit is None."""
     images, labels, count = [], [], 0
     for content, label in files:
         count += 1
@@ -315,29 +402,71 @@ def evaluate(classifier: Classifier, files: LabelledFiles) -> tuple[int, int, in
             labels.append(str(label))
         except ImageFileError:
             continue
-    rankings = classifier.rank(np.stack(images))
-    right = sum(ranking[0][0] == label for ranking, label in zip(rankings, labels, strict=True))
-    return count, right, count - len(images)
+    if not images:
+        return Score(count, 0, count, 0)
+    right = refused = sure = 0
+    prepared = np.stack(images)
+    rankings, reasons = classifier.rank(prepared), classifier.find_refusals(prepared)
+    for ranking, reason, expected in zip(rankings, reasons, labels, strict=True):
+        name, confidence = ranking[0]
+        refused += bool(reason)
+        right += not reason and name == expected
+        sure += not reason and name != expected and confidence > SURE
+    return Score(count, right, refused + count - len(images), sure)
+
+
+def load_fashion() -> Bytes:
+    """Return the test images of Fashion-MNIST, or none if they cannot be fetched."""
+    folder = REPORTS / "fashion_mnist"
+    dataset = CATALOGUE["fashion_mnist"]
+    download(dataset, None, folder)
+    return idx.read(folder / TEST_IMAGES, 3)
+
+
+def draw_examples(classifier: Classifier, fonts: list[Path]) -> Figure:
+    """Return a figure of the steps of the preparation, for photos of a few scenes."""
+    sets, predictions = dict(make_scenes(RAW, fonts, 2)), []
+    for name in EXAMPLES:
+        content, _ = next(iter(sets[name]))
+        image, steps = classifier.prepare(content), classifier.list_steps(content)
+        predictions.append(Prediction(name, image, steps, classifier.rank(image[None])[0]))
+    return draw_steps(predictions)
 
 
 def main() -> None:
-    """Evaluate every set and insert the table into docs/predict.md."""
-    classifier = load_classifier()
+    """Evaluate every set and insert the tables and a figure into docs/predict.md."""
+    classifier, fonts = load_classifier(), find_handwriting()
+    with matplotlib.rc_context(plot.STYLE):
+        plot.save(draw_examples(classifier, fonts), FIGURE, 60)
     rows: list[Row] = []
-    for name, files in make_sets(RAW, COUNT):
-        count, right, rejected = evaluate(classifier, files)
-        low, high = compute_accuracy_interval(right, count)
+    for name, files in chain(make_sets(RAW, COUNT), make_scenes(RAW, fonts, SCENE_COUNT)):
+        score = evaluate(classifier, files)
+        low, high = compute_accuracy_interval(score.right, score.count)
         rows.append(
             {
                 "image files": name,
-                "count": f"{count:,}",
-                "correct": f"{right / count:.1%}",
+                "count": f"{score.count:,}",
+                "correct": f"{score.right / score.count:.1%}",
                 "95 % interval": f"{low:.1%} to {high:.1%}",
-                "rejected": str(rejected),
+                "refused": f"{score.refused / score.count:.1%}",
+                "wrong and more than 90 % sure": f"{score.sure_and_wrong / score.count:.1%}",
             }
         )
-        print(f"{name}: {right} of {count} correct, {rejected} rejected", flush=True)
-    insert_tables(PAGE, {"image files": format_table(rows)})
+        print(name, score, flush=True)
+    others: list[Row] = []
+    for name, contents in make_others(fonts, load_fashion(), SCENE_COUNT):
+        score = evaluate(classifier, [(content, None) for content in contents])
+        others.append(
+            {
+                "image files without a digit": name,
+                "count": str(score.count),
+                "refused": f"{score.refused / score.count:.1%}",
+                "called a digit with more than 90 %": f"{score.sure_and_wrong / score.count:.1%}",
+            }
+        )
+        print(name, score, flush=True)
+    tables = {"image files": format_table(rows), "no digit": format_table(others)}
+    insert_tables(PAGE, tables)
 
 
 if __name__ == "__main__":

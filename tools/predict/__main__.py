@@ -21,15 +21,17 @@ from matplotlib.figure import Figure
 from stages import plot
 from stages.core.errors import StageError, run
 from stages.core.files import Floats
-from stages.core.paths import DATASET
-from stages.core.prepared import measures_ink
 from stages.evaluate import EvaluateParameters
 from tools.predict.classifier import Classifier, Ranking, load_classifier
 from tools.predict.picture import MAX_BYTES, ImageFileError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Image files in a folder. HEIC files get a line that says how to convert them.
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".png", ".tif", ".tiff", ".webp"),
+)
 RUNNERS_UP = 2
-MAX_SHOWN = 500  # images in the figure that --show saves
+MAX_SHOWN = 100  # files in the figure that --show saves
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Prediction:
 
     file: str
     image: Floats | None = None
+    steps: dict[str, Floats] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=list)
     error: str = ""
 
@@ -53,13 +56,25 @@ def find_files(arguments: Iterable[str]) -> list[str]:
         if argument == "-" or path.is_file():
             names.append(argument)
         elif path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            found = sorted(
+                str(file) for file in path.rglob("*") if is_image(file.relative_to(path))
+            )
             if not found:
                 raise StageError(f"{path}: contains no image files ({' '.join(SUFFIXES)})")
             names += found
         else:
             raise StageError(f"{path}: not found")
     return names
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path in a folder names an image file that is not hidden.
+
+    Systems keep files of their own beside those of the user, such as `._seven.jpg` and
+    `@eaDir/seven.jpg`.
+    """
+    hidden = any(part.startswith((".", "@", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 def read_content(name: str) -> bytes:
@@ -70,22 +85,31 @@ def read_content(name: str) -> bytes:
         return stream.read(MAX_BYTES + 1)
 
 
-def classify(classifier: Classifier, names: Sequence[str]) -> list[Prediction]:
-    """Return a prediction for each of the named files."""
+def classify(
+    classifier: Classifier, names: Sequence[str], with_steps: bool = False
+) -> list[Prediction]:
+    """Return a prediction for each of the named files, with the steps of the preparation or not."""
     predictions = []
     for name in names:
         try:
-            image = classifier.prepare(read_content(name))
-            predictions.append(Prediction(name, image))
+            content = read_content(name)
+            steps = classifier.list_steps(content) if with_steps else {}
+            predictions.append(Prediction(name, classifier.prepare(content), steps))
         except ImageFileError as error:
             predictions.append(Prediction(name, error=str(error)))
         except OSError as error:
             predictions.append(Prediction(name, error=f"cannot be read: {error.strerror}"))
     if images := [prediction.image for prediction in predictions if prediction.image is not None]:
-        rankings = iter(classifier.rank(np.stack(images)))
+        found = zip(
+            classifier.rank(np.stack(images)),
+            classifier.find_refusals(np.stack(images)),
+            strict=True,
+        )
         for prediction in predictions:
             if prediction.image is not None:
-                prediction.ranking = next(rankings)
+                ranking, reason = next(found)
+                prediction.ranking = [] if reason else ranking
+                prediction.error = reason and f"{reason}; most similar to {ranking[0][0]}"
     return predictions
 
 
@@ -109,19 +133,24 @@ def format_json(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def draw_images(predictions: Iterable[Prediction]) -> Figure:
-    """Return a figure of the prepared images, each with its prediction."""
-    shown = [(entry, entry.image) for entry in predictions if entry.image is not None]
-    captions = [
-        "\n".join(
-            [Path(prediction.file).name[-20:]]
-            + [f"{name}  {share:.1%}" for name, share in prediction.ranking[: 1 + RUNNERS_UP]]
-        )
-        for prediction, _ in shown
-    ]
-    return plot.draw_grid(
-        np.stack([image for _, image in shown]), captions, 2.2, measures_ink(DATASET)
-    )
+def draw_steps(predictions: Iterable[Prediction]) -> Figure:
+    """Return a figure with a row of steps and the prediction for each file."""
+    shown = [prediction for prediction in predictions if prediction.steps]
+    columns = max(len(prediction.steps) for prediction in shown)
+    figure = Figure((1.6 * columns, 1.9 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), columns, squeeze=False)
+    for row, prediction in zip(axes, shown, strict=True):
+        for axis in row:
+            axis.axis("off")
+        *others, (_, network_input) = prediction.steps.items()
+        for (name, step), axis in zip(others, row, strict=False):
+            axis.imshow(step, "gray", vmin=0, vmax=1)
+            axis.set_title(name, fontsize=8)
+        row[0].set_title(Path(prediction.file).name[-24:], fontsize=8)
+        row[-1].imshow(network_input, "gray", vmin=0, vmax=1)
+        best = [f"{name} ({share:.1%})" for name, share in prediction.ranking[:1]]
+        row[-1].set_title(*best or ["not a digit"], fontsize=8)
+    return figure
 
 
 def main() -> None:
@@ -137,18 +166,17 @@ def main() -> None:
         "--show",
         metavar="PNG",
         type=Path,
-        help="save the prepared images, the network's input, with their predictions",
+        help="save the steps of the preparation of each file, with its prediction",
     )
     arguments = parser.parse_args()
     names = find_files(arguments.files)
     if arguments.show and len(names) > MAX_SHOWN:
-        raise StageError(f"--show: at most {MAX_SHOWN} images can be shown, not {len(names)}")
+        raise StageError(f"--show: at most {MAX_SHOWN} files can be shown, not {len(names)}")
     classifier, size = load_classifier(), EvaluateParameters.read().batch_size
     predictions: list[Prediction] = []
     for start in range(0, len(names), size):
-        for prediction in classify(classifier, names[start : start + size]):
-            if not arguments.show:
-                prediction.image = None  # to save memory
+        for prediction in classify(classifier, names[start : start + size], bool(arguments.show)):
+            prediction.image = None  # to save memory
             if prediction.error:
                 print(f"error: {prediction.file}: {prediction.error}", file=sys.stderr)
             elif not arguments.json:
@@ -156,10 +184,10 @@ def main() -> None:
             predictions.append(prediction)
     if arguments.json:
         print(json.dumps([format_json(prediction) for prediction in predictions], indent=2))
-    if arguments.show and any(prediction.ranking for prediction in predictions):
+    if arguments.show and any(prediction.steps for prediction in predictions):
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         with matplotlib.rc_context(plot.STYLE):
-            plot.save(draw_images(predictions), arguments.show, 120)
+            plot.save(draw_steps(predictions), arguments.show, 120)
     if any(prediction.error for prediction in predictions):
         sys.exit(1)
 

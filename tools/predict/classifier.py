@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,14 +11,21 @@ from PIL import Image
 
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_json
-from stages.core.paths import DATASET, LOCK, MODEL, RAW
+from stages.core.paths import DATASET, LOCK, MODEL, RAW, TRAIN, VALIDATION
 from stages.core.prepared import read_classes
 from stages.evaluate import EvaluateParameters
 from stages.preprocess import normalise
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
 from stages.sources.folder import read_grey
-from tools.predict.picture import ImageStyle, is_own_image, prepare, read_image_file
+from tools.predict.picture import (
+    ImageFileError,
+    ImageStyle,
+    is_from_camera,
+    is_own_image,
+    list_steps,
+    read_image_file,
+)
 from tools.verify.lockfile import compute_md5, list_files, read_lock
 
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
@@ -33,6 +41,7 @@ class Classifier:
     classes: list[str]
     style: ImageStyle  # of the dataset's images
     predict_probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
+    is_strange: Callable[[Floats], list[bool]]  # which of the prepared images look like no digit
 
     def prepare(self, content: bytes) -> Floats:
         """Return the photo in an image file as an image (height, width) for the network.
@@ -40,8 +49,40 @@ class Classifier:
         An image of the dataset's own kind becomes exactly what the pipeline makes of it. Raises
         ImageFileError if the file cannot be classified.
         """
-        image = read_own_image(content, self.style)
-        return prepare(read_image_file(content), self.style) if image is None else image
+        return self.list_steps(content)["network input"]
+
+    def list_steps(self, content: bytes) -> dict[str, Floats]:
+        """Return what is made of the photo in an image file step by step, for people to see.
+
+        Each step is (height, width) or (height, width, 3) in [0, 1]; its key says what it shows.
+        If a photo from a camera leads to no digit, ink may have been confused with paper, or the
+        digit with a sheet. Both are tried, and the first result that looks like a digit is kept.
+        """
+        own = read_own_image(content, self.style)
+        if own is not None:
+            return {"network input": own}
+        photo = read_image_file(content)
+        try:
+            steps = list_steps(photo, self.style)
+        except ImageFileError:
+            other = self._list_other_steps(photo)
+            if other is None:
+                raise
+            return other
+        if self.is_strange(steps["network input"][None])[0]:
+            return self._list_other_steps(photo) or steps
+        return steps
+
+    def _list_other_steps(self, photo: Floats) -> dict[str, Floats] | None:
+        """Return other steps that lead to what looks like a digit, or None."""
+        if not (self.style.digits and is_from_camera(photo)):
+            return None
+        for options in ({"inverted": True}, {"flatten": False}):
+            with suppress(ImageFileError):
+                steps = list_steps(photo, self.style, **options)
+                if not self.is_strange(steps["network input"][None])[0]:
+                    return steps
+        return None
 
     def rank(self, images: Floats) -> list[Ranking]:
         """Return every class with its probability, for each of the prepared images."""
@@ -49,6 +90,17 @@ class Classifier:
             sorted(zip(self.classes, row, strict=True), key=lambda entry: -entry[1])
             for row in self.predict_probabilities(images).tolist()
         ]
+
+    def find_refusals(self, images: Floats) -> list[str]:
+        """Return the reason why each of the prepared images gets no class, or an empty string."""
+        return [
+            "does not look like a digit" if strange else "" for strange in self.is_strange(images)
+        ]
+
+
+def accept_all(images: Floats) -> list[bool]:
+    """Return that none of the images is strange."""
+    return [False] * len(images)
 
 
 def read_own_image(content: bytes, style: ImageStyle) -> Floats | None:
@@ -86,6 +138,7 @@ def load_classifier() -> Classifier:
     load_tensorflow()
     from stages.model.portable import make_portable
     from stages.model.storage import load
+    from tools.predict import novelty
 
     configure_tensorflow(parameters.threads)
     model = load(MODEL)
@@ -96,9 +149,19 @@ def load_classifier() -> Classifier:
             f"{MODEL}: was trained on {count} classes of {shape} pixels, but {RAW} holds "
             f"{len(classes)} of {style.shape}; run `make repro` to train a new model"
         )
+    is_strange: Callable[[Floats], list[bool]] = accept_all
+    if style.digits and TRAIN.exists() and VALIDATION.exists():
+        is_strange = novelty.fit(model, parameters.batch_size)
+    elif style.digits:
+        print(
+            f"warning: {TRAIN} and {VALIDATION} are needed to refuse images without a digit; run "
+            "`dvc repro`",
+            file=sys.stderr,
+        )
     return Classifier(
         read_json(DATASET).get("title", "images"),
         classes,
         style,
         partial(portable.predict_probabilities, batch_size=parameters.batch_size),
+        is_strange,
     )

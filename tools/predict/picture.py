@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,21 +26,33 @@ from scipy import ndimage
 from stages.core.errors import StageError
 from stages.core.files import Floats
 from stages.sources.catalogue import DIGITS
+from tools.predict.lines import remove_lines
+from tools.predict.sheet import flatten_sheet
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.floating]
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64_000_000  # the camera of a large phone; half a gigabyte of memory at most
-WORKING_SIZE = 256  # longer side in pixels at which strokes are searched for
+WORKING_SIZE = 640  # longer side in pixels at which the digit is searched for
 
+SMALL_PHOTO = 320  # longer side in pixels: smaller ones are crops or drawings, not from a camera
+MAX_NESTED = 3  # sheets in each other, such as a form's box on a sheet on a desk
+EVEN_EDGES = 0.25  # of the ink's contrast: larger differences at the edges may be a shadow's
+LOCAL = 0.25  # of the photo's longer side: strokes are narrower
 BACKGROUND_TOLERANCE = 0.1  # of the way from black to white: still background
 MIN_CONTRAST = 0.06  # of the way from black to white: minimum contrast of ink
 MIN_CONTRAST_TO_NOISE = 4  # minimum ratio of ink contrast to paper noise
 EDGE_FRACTION = 0.05  # of the ink's contrast: fainter pixels are not part of a stroke
 SPECK_FRACTION = 0.08  # of the largest part's size: smaller parts are dirt
+DOT_FRACTION = 0.2  # of the largest part's size: many smaller parts are a pattern of dots
+MIN_DOTS = 6
 SECOND_DIGIT_FRACTION = 0.5  # of the tallest part's height: a taller part beside it is a digit too
+MIN_GAP = 0.06  # of the tallest part's height: closer parts are one digit, drawn with a break
+MIN_STROKE = 1.6  # of MNIST's pixels: thinner strokes are made wider
 MAX_WIDTH_RATIO = 2.2  # width divided by height: no digit is wider
 
 BLANK = "is blank: nothing stands out from the background"
@@ -110,6 +123,8 @@ def decode(content: bytes) -> Image.Image:
                 photo.draft("RGB", (WORKING_SIZE, WORKING_SIZE))  # JPEG can skip detail
                 return convert_and_shrink(photo)
     except UnidentifiedImageError:
+        if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS:
+            raise ImageFileError("is a HEIC file; save or export it as JPEG first") from None
         formats = ", ".join(FORMATS)
         raise ImageFileError(f"is not an image file in a known format ({formats})") from None
     except Image.DecompressionBombError:
@@ -143,14 +158,53 @@ def prepare(photo: Floats, style: ImageStyle) -> Floats:
     Raises ImageFileError if the dataset's images are drawings and the photo is blank or shows
     several digits.
     """
+    return list_steps(photo, style)["network input"]
+
+
+def is_from_camera(photo: Floats) -> bool:
+    """Return whether a photo is large enough to be from a camera, with other things in it."""
+    return bool(max(photo.shape) > SMALL_PHOTO)
+
+
+def list_steps(
+    photo: Floats, style: ImageStyle, *, inverted: bool = False, flatten: bool = True
+) -> dict[str, Floats]:
+    """Return what `prepare` makes of the photo step by step, by the steps' names, in [0, 1].
+
+    Each is (height, width) or (height, width, 3). A step that changes nothing is left out. With
+    `inverted`, ink in a photo from a camera is what seems to be paper, and the other way round,
+    unless the photo's edges show which is which. Without `flatten`, no sheet is searched for.
+    """
+    steps = {"photo": photo}
     if style.box is None:
-        return scale_whole(photo, style)
-    ink = measure_ink(photo)
-    mask = find_strokes(ink, style.digits)
+        return steps | {"network input": scale_whole(photo, style)}
+    camera = is_from_camera(photo)
+    if not camera:
+        ink, _ = measure_ink(photo)
+        steps["ink"] = show_ink(ink)
+    else:
+        for _ in range(MAX_NESTED if flatten else 0):
+            sheet = flatten_sheet(photo)
+            if sheet is None:
+                break
+            steps["sheet"] = photo = sheet
+        ink = measure_local_ink(photo, inverted)
+        steps["ink"] = show_ink(ink)
+        cleaned = remove_lines(ink, find_otsu_threshold(ndimage.gaussian_filter(ink, 1)))
+        if cleaned is not None:
+            ink = cleaned
+            steps["lines removed"] = show_ink(ink)
+    mask = find_strokes(ink, style.digits, camera)
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
-    strokes = scale_strokes(np.where(mask, ink, 0)[rows, columns], style.box)
+    strokes = scale_strokes(np.where(mask, ink, 0)[rows, columns], style.box, camera)
     image = place_in_centre(strokes, style.shape)
-    return 1 - image if is_light(style.background) else image
+    steps["strokes"] = mask.astype(np.float32)
+    return steps | {"network input": 1 - image if is_light(style.background) else image}
+
+
+def show_ink(ink: Floats) -> Floats:
+    """Return the ink as an image in [0, 1], for people to look at."""
+    return np.asarray((ink / max(1e-6, float(np.quantile(ink, 0.998)))).clip(0, 1), np.float32)
 
 
 def is_own_image(image: Floats, style: ImageStyle) -> bool:
@@ -198,17 +252,116 @@ def find_scale(shape: tuple[int, ...], box: tuple[int, int]) -> tuple[float, tup
     return scale, (height, width)
 
 
-def measure_ink(photo: Floats) -> Floats:
-    """Return the amount of ink in each pixel (height, width): about 0 on paper, more on strokes.
+def measure_ink(photo: Floats) -> tuple[Floats, Floats]:
+    """Return the ink in each pixel (height, width), and the photo's level along the same direction.
 
-    Paper and ink may have any colours. The amount is the difference from the paper along the
-    direction in colour space in which the pixels differ most.
+    Paper and ink may have any colours. The ink is the difference from the paper along the direction
+    in colour space in which the pixels differ most: about 0 on paper, more on strokes.
     """
     difference = photo - estimate_paper(photo)
-    pixels = difference.reshape(-1, 3).astype(np.float64)
-    _, directions = np.linalg.eigh(pixels.T @ pixels)
-    ink = difference @ directions[:, -1].astype(np.float32)
-    return ink if (ink**3).sum() > 0 else -ink
+    pixels = difference.reshape(-1, 3)
+    _, directions = np.linalg.eigh((pixels.T @ pixels).astype(np.float64))
+    direction = directions[:, -1].astype(np.float32)
+    ink = np.asarray(difference @ direction, np.float32)
+    level = np.asarray(photo @ direction, np.float32)
+    return (ink, level) if (ink * ink * ink).sum() > 0 else (-ink, -level)
+
+
+def measure_local_ink(photo: Floats, inverted: bool = False) -> Floats:
+    """Return the ink relative to the paper beside it, so that shadows do not count as ink.
+
+    A morphological opening fills strokes with the paper beside them, and keeps steps of brightness.
+    """
+    difference, level = measure_ink(photo)
+    side = 2 * round(LOCAL * max(level.shape) / 2) + 1
+    sign = 1
+    if not has_even_edges(difference):
+        # The level grows with the ink for all of the photo's pixels; does it at the strokes?
+        small = shrink(level, 256)
+        sign = 1 if 1 + vote_narrow(small) + vote_long(small) > 0 else -1
+        sign = -sign if inverted else sign
+    hats = []
+    for values in (sign * difference, sign * level):
+        smooth = smoothen(values)
+        hat = values - cv2.GaussianBlur(open_wide(smooth, side), (0, 0), 1)
+        hats.append(hat - np.median(hat))
+    # The better paper leaves less ink.
+    hat = min(hats, key=lambda hat: float(np.abs(hat).mean()))
+    bright = photo @ np.array([0.299, 0.587, 0.114], np.float32)
+    if float(((bright - bright.mean()) * (hat - hat.mean())).sum()) < 0:
+        # Dark ink: where there is less light on the paper, it makes less difference.
+        paper = -open_wide(-smoothen(bright), side)
+        hat = hat / np.maximum(cv2.GaussianBlur(paper, (0, 0), 1), 0.1)
+    return np.asarray(hat, np.float32)
+
+
+def has_even_edges(difference: Floats) -> bool:
+    """Return whether the photo's edges show paper only, so that ink is what differs from them."""
+    smooth = np.abs(smoothen(difference))
+    edges = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
+    return bool(np.quantile(edges, 0.9) < EVEN_EDGES * smooth.max())
+
+
+def smoothen(values: Floats) -> Floats:
+    """Return the values without noise, more of it in larger photos."""
+    longest = max(values.shape)
+    if longest > 100:
+        values = cv2.medianBlur(values, 5 if longest > 400 else 3)
+    return np.asarray(cv2.GaussianBlur(values, (0, 0), longest / 250), np.float32)
+
+
+def shrink(values: Floats, longest: int) -> Floats:
+    """Return the values with at most `longest` pixels in each direction."""
+    scale = min(1.0, longest / max(values.shape))
+    size = [max(1, round(length * scale)) for length in values.shape[::-1]]
+    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+
+
+def open_wide(values: Floats, side: int) -> Floats:
+    """Return the morphological opening with a square."""
+    return np.asarray(cv2.morphologyEx(values, cv2.MORPH_OPEN, np.ones((side, side))))
+
+
+def vote_narrow(level: Floats) -> int:
+    """Return 1 if the narrowest parts have a higher level than what is around them, else -1."""
+    contrast = float(np.quantile(level, 0.999) - np.quantile(level, 0.001))
+    side = 3
+    while side < LOCAL * max(level.shape):
+        over, under = (
+            float(np.quantile(values - open_wide(values, side), 0.995))
+            for values in (level, -level)
+        )
+        if max(over, under) > 0.3 * contrast:
+            return 1 if over >= under else -1
+        side = 2 * round(0.65 * side) + 1
+    return 1
+
+
+def vote_long(level: Floats) -> int:
+    """Return 1 if the parts with a higher level are longer and less wide, else -1."""
+    side = 2 * round(LOCAL * max(level.shape) / 2) + 1
+    smooth = smoothen(level)
+    over, under = (
+        measure_relative_width(values - open_wide(values, side)) for values in (smooth, -smooth)
+    )
+    return 1 if over <= under else -1
+
+
+def measure_relative_width(ink: Floats) -> float:
+    """Return the largest width of the largest part, divided by its size; 1 if there is none.
+
+    Parts at the edges do not count. If they are most of the ink, they are rather paper.
+    """
+    mask = np.asarray(ink > find_otsu_threshold(ink), np.uint8)
+    inside = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    boxes = dict(enumerate(ndimage.find_objects(labels), 1))
+    inner = {part: box for part, box in boxes.items() if not touches_edge(box, mask.shape)}
+    if np.isin(labels, list(inner)).sum() < 0.3 * mask.sum() or not inner:
+        return 1.0
+    largest = max(inner, key=lambda part: max(get_size(inner[part])))
+    width = float(inside[labels == largest].max())
+    return 2 * width / float(np.hypot(*get_size(inner[largest])))
 
 
 def estimate_paper(photo: Floats) -> Floats:
@@ -218,25 +371,37 @@ def estimate_paper(photo: Floats) -> Floats:
     to the edges of the photo, then to all pixels. In each round, pixels that differ from the
     surface, such as ink, get less weight.
     """
-    y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in photo.shape[:2]), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=2)
-    few = np.ix_(*(np.linspace(0, side - 1, min(side, 32)).astype(int) for side in x.shape))
-    points, colours = terms[few].reshape(-1, 6), photo[few].reshape(-1, 3)
+    y, x = (np.linspace(-1, 1, side) for side in photo.shape[:2])
+    few = np.ix_(*(np.linspace(0, side - 1, min(side, 32)).astype(int) for side in photo.shape[:2]))
+    terms = make_terms(*np.meshgrid(y[few[0].ravel()], x[few[1].ravel()], indexing="ij"))
+    points, colours = np.stack(terms, axis=2).reshape(-1, 6), photo[few].reshape(-1, 3)
     edges = (np.abs(points[:, 1:3]).max(axis=1) == 1).astype(float)
     weights = edges
     for candidates in [edges] * 5 + [np.ones_like(edges)] * 5:
         root = np.sqrt(weights)[:, None]
         surface = np.linalg.lstsq(points * root, colours * root, rcond=None)[0]
         weights = candidates / (((colours - points @ surface) ** 2).sum(axis=1) + 1e-6)
-    return np.asarray(terms @ surface, np.float32)
+    paper = np.empty(photo.shape, np.float32)
+    rows, columns = y[:, None].astype(np.float32), x[None].astype(np.float32)
+    for channel, factors in enumerate(surface.T.tolist()):
+        parts = zip(factors, make_terms(rows, columns), strict=True)
+        paper[:, :, channel] = sum(factor * term for factor, term in parts)
+    return paper
 
 
-def find_strokes(ink: Floats, digits: bool) -> Mask:
+def make_terms(y: Values, x: Values) -> list[Values]:
+    """Return the terms of a quadratic function of y and x."""
+    return [np.ones_like(x), x, y, x * y, x * x, y * y]
+
+
+def find_strokes(ink: Floats, digits: bool, camera: bool) -> Mask:
     """Return the mask (height, width) of the pixels that belong to strokes.
+
+    A photo of a `camera` may show other things too: they are at its edges, or paler.
 
     Raises ImageFileError if nothing stands out, and with `digits` also if there are several.
     """
-    smooth = ndimage.gaussian_filter(ink, max(ink.shape) / 150)
+    smooth = ndimage.gaussian_filter(ink, min(1.6, max(ink.shape) / 150))
     strong = smooth > find_otsu_threshold(smooth)
     if strong.all():
         raise ImageFileError(BLANK)
@@ -244,20 +409,76 @@ def find_strokes(ink: Floats, digits: bool) -> Mask:
     noise = 1.4826 * np.median(np.abs(smooth[~strong]))  # a standard deviation without outliers
     if typical < max(MIN_CONTRAST, MIN_CONTRAST_TO_NOISE * noise):
         raise ImageFileError(BLANK)
-    # Include the faint edges that anti-aliasing gives to strokes, but not the noise of the paper.
+    # Include the faint edges that anti-aliasing gives to strokes, but neither the noise of the
+    # paper nor pale lines on it.
     faintest = max(MIN_CONTRAST_TO_NOISE * noise, EDGE_FRACTION * typical)
-    labels, _ = ndimage.label(smooth >= faintest, np.ones((3, 3)))
+    visible = smooth >= faintest
+    if camera:
+        reach = 2 * max(1, round(max(ink.shape) / 120)) + 1
+        visible &= cv2.dilate(np.asarray(strong, np.uint8), np.ones((reach, reach))) > 0
+    labels, _ = ndimage.label(visible, np.ones((3, 3)))
     boxes = dict(enumerate(ndimage.find_objects(labels), 1))
-    sizes = {
-        part: max(get_size(boxes[part])) for part in np.unique(labels[strong]).tolist() if part
-    }
-    parts = [part for part, size in sizes.items() if size >= SPECK_FRACTION * max(sizes.values())]
+    parts = [part for part in np.unique(labels[strong]).tolist() if part]
+    parts = choose_parts(labels, {part: boxes[part] for part in parts}, digits, camera)
     if digits:
         check_single_digit([boxes[part] for part in parts])
     mask: Mask = np.isin(labels, parts) & (ink >= faintest)
     if not mask.any():
         raise ImageFileError(BLANK)
     return mask
+
+
+Box = tuple[slice, ...]
+
+
+def choose_parts(
+    labels: npt.NDArray[np.integer], boxes: dict[int, Box], digits: bool, camera: bool
+) -> list[int]:
+    """Return the connected parts that are strokes of the drawing.
+
+    Specks and dots are not, nor are parts at the edge of a camera's photo. With `digits`, neither
+    are a ring around other parts, a line under the tallest part, and a full stop after it.
+    """
+    sizes = {part: max(get_size(box)) for part, box in boxes.items()}
+    if not sizes:
+        return []
+    inner = [part for part, box in boxes.items() if not touches_edge(box, labels.shape)]
+    if camera and any(
+        sizes[part] >= max(0.1 * max(sizes.values()), 0.08 * max(labels.shape)) for part in inner
+    ):
+        sizes = {part: sizes[part] for part in inner}
+    largest = max(sizes.values())
+    parts = [part for part, size in sizes.items() if size >= SPECK_FRACTION * largest]
+    if camera and sum(sizes[part] < DOT_FRACTION * largest for part in parts) >= MIN_DOTS:
+        parts = [part for part in parts if sizes[part] >= DOT_FRACTION * largest]
+    if not digits:
+        return parts
+    for ring in sorted(parts, key=lambda part: -sizes[part])[:2]:
+        box = boxes[ring]
+        filled = ndimage.binary_fill_holes(labels[box] == ring)
+        inside = [
+            part
+            for part in parts
+            if part != ring and filled[labels[box] == part].sum() > 0.95 * (labels == part).sum()
+        ]
+        if any(get_size(boxes[part])[0] >= 0.25 * get_size(box)[0] for part in inside):
+            parts = inside
+            break
+    tallest = max(parts, key=lambda part: get_size(boxes[part])[0])
+    return [part for part in parts if not is_mark(boxes[part], boxes[tallest])]
+
+
+def touches_edge(box: Box, shape: tuple[int, ...]) -> bool:
+    """Return whether a bounding box is at the edge of an array of this shape."""
+    return any(at.start <= 1 or at.stop >= side - 1 for at, side in zip(box, shape, strict=True))
+
+
+def is_mark(box: Box, digit: Box) -> bool:
+    """Return whether a part is a line under the digit, or a full stop after it."""
+    (height, width), (tall, wide) = get_size(box), get_size(digit)
+    under = width >= max(3 * height, 0.8 * wide) and box[0].start >= digit[0].stop
+    after = box[1].start >= digit[1].stop and box[0].start >= digit[0].start + 0.6 * tall
+    return under or (after and max(height, width) < min(0.25 * tall, 2 * min(height, width)))
 
 
 def get_size(box: tuple[slice, ...]) -> tuple[int, int]:
@@ -273,7 +494,11 @@ def check_single_digit(boxes: list[tuple[slice, ...]]) -> None:
     """
     first, *others = sorted(boxes, key=get_size, reverse=True)
     for box in others:
-        apart = any(a.stop <= b.start or b.stop <= a.start for a, b in zip(first, box, strict=True))
+        gap = MIN_GAP * get_size(first)[0]
+        apart = any(
+            a.stop + gap <= b.start or b.stop + gap <= a.start
+            for a, b in zip(first, box, strict=True)
+        )
         if apart and get_size(box)[0] >= SECOND_DIGIT_FRACTION * get_size(first)[0]:
             raise ImageFileError("shows several digits; only one at a time can be classified")
     rows, columns = (
@@ -300,12 +525,13 @@ def find_otsu_threshold(ink: Floats) -> float:
     return float(bounds[1 + variance.argmax()])
 
 
-def scale_strokes(ink: Floats, box: tuple[int, int]) -> Floats:
+def scale_strokes(ink: Floats, box: tuple[int, int], camera: bool) -> Floats:
     """Return the cropped strokes (height, width), scaled to `box`, with their darkest ink at 1.
 
     MNIST's scans were black and white, so all their grey comes from scaling. Grey in a photo comes
     from the camera or from earlier scaling. The larger the change of size, the more such grey there
-    is, and the more the contrast is increased before scaling.
+    is, and the more the contrast is increased before scaling. In photos of a `camera`, strokes
+    that would be too thin to see become wider.
     """
     scale, (height, width) = find_scale(ink.shape, box)
     ink = ink / np.quantile(ink[ink > 0], 0.9)
@@ -313,8 +539,19 @@ def scale_strokes(ink: Floats, box: tuple[int, int]) -> Floats:
         ink = resize(ink, (4 * height, 4 * width), Image.Resampling.BICUBIC)
     steepness = max(scale, 1 / scale)
     ink = (0.5 + steepness * (ink - 0.5)).clip(0, 1)
+    wider = round(MIN_STROKE * max(ink.shape) / max(box) - measure_stroke(ink))
+    if camera and scale < 0.5 and wider >= 1:
+        shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wider + 1, wider + 1))
+        ink = cv2.dilate(ink, shape)
     small = resize(ink, (height, width), Image.Resampling.BOX)
     return np.asarray(small / small.max(), np.float32)
+
+
+def measure_stroke(ink: Floats) -> float:
+    """Return the median width of the strokes in pixels: twice the distance of ridges to paper."""
+    inside = cv2.distanceTransform(np.pad(np.asarray(ink > 0.5, np.uint8), 1), cv2.DIST_L2, 5)
+    ridges = (inside >= cv2.dilate(inside, np.ones((3, 3)))) & (inside > 0)
+    return 2 * float(np.median(inside[ridges])) - 1 if ridges.any() else 0.0
 
 
 def resize(ink: Floats, shape: tuple[int, int], method: Image.Resampling) -> Floats:

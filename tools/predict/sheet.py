@@ -1,0 +1,215 @@
+"""Find the sheet, note, box or table cell that holds the digit, and see it from straight above."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stages.core.files import Floats
+
+Bytes = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float32]
+Corner = npt.NDArray[np.float64]  # x and y
+
+SMALL = 256  # longer side in pixels at which quadrilaterals are searched for
+MIN_AREA = 0.03  # of the photo: smaller quadrilaterals are not a sheet
+MIN_STEP = 14  # of 255: minimum change of colour at the sides
+MAX_AREA = 0.97  # of the photo: larger ones are the photo itself
+MIN_INK_HEIGHT = 0.12  # of the sheet's height: smaller parts are not a digit
+INSET = 0.015  # of the sheet's size: this much of its edges is left out
+
+
+def flatten_sheet(photo: Floats) -> Floats | None:
+    """Return what is inside the largest quadrilateral with something on it, or None.
+
+    The quadrilateral may be a sheet on a desk, a form's box or a cell of a table. It becomes a
+    rectangle, and turned less than 45 degrees.
+    """
+    scale = min(1.0, SMALL / max(photo.shape[:2]))
+    size = [max(1, round(side * scale)) for side in photo.shape[1::-1]]
+    small = cv2.resize(
+        np.asarray(255 * photo.clip(0, 1), np.uint8), size, interpolation=cv2.INTER_AREA
+    )
+    if min(size) < 32:
+        return None
+    found = sorted(find_quadrilaterals(small), key=lambda corners: -float(cv2.contourArea(corners)))
+    for corners in found:
+        if has_ink(warp(np.asarray(small / 255, np.float32), corners)):
+            return warp(photo, np.asarray(corners / scale, np.float32))
+    return None
+
+
+def find_quadrilaterals(photo: Bytes) -> Iterator[Points]:
+    """Yield the corners (4, 2) of regions without edges inside that have four straight sides."""
+    area = photo.shape[0] * photo.shape[1]
+    for mask in segment(photo):
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        for contour in contours:
+            hull = cv2.convexHull(contour)
+            size = cv2.contourArea(hull)
+            if not MIN_AREA * area <= size <= MAX_AREA * area:
+                continue
+            if cv2.contourArea(contour) < 0.7 * size:
+                continue
+            corners = fit_quadrilateral(hull, photo.shape[:2])
+            if corners is not None and has_edges(photo, corners):
+                yield corners
+
+
+def has_edges(photo: Bytes, corners: Points) -> bool:
+    """Return whether the colour changes at the sides that are inside of the photo.
+
+    At least two sides that meet must be inside: one straight edge may be that of a shadow.
+    """
+    height, width = photo.shape[:2]
+    inside = []
+    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        side = end - start
+        normal = np.array([-side[1], side[0]]) / max(1e-6, float(np.hypot(*side)))
+        points = start + np.linspace(0.08, 0.92, 40)[:, None] * side
+        within = (points > 4).all(axis=1) & (points < (width - 5, height - 5)).all(axis=1)
+        if within.sum() < 8:
+            continue
+        offsets = np.arange(-8, 9)[:, None, None]
+        places = (points[within] + offsets * normal).round().astype(int)
+        x, y = places[..., 0].clip(0, width - 1), places[..., 1].clip(0, height - 1)
+        across = photo[y, x].astype(np.float32)  # (17, n, 3): colours on the way through the side
+        steps = np.abs(across[4:] - across[:-4]).max(axis=(0, 2))
+        if (steps > MIN_STEP).mean() < 0.8:
+            return False
+        inside.append(side)
+    return len(inside) >= 3 or (
+        len(inside) == 2 and abs(np.dot(*inside)) < 0.3 * np.prod(np.hypot(*np.transpose(inside)))
+    )
+
+
+def segment(photo: Bytes) -> Iterator[Bytes]:
+    """Yield masks of regions: of similar colours, and between edges."""
+    smooth = cv2.bilateralFilter(photo, 5, 30, 3)
+    lab = cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB)
+    for channel in range(3):
+        values = lab[:, :, channel]
+        low, high = np.percentile(values, [2, 98])
+        if high - low < 12:
+            continue
+        levels = [cv2.threshold(values, 0, 255, cv2.THRESH_OTSU)[0]]
+        levels += np.linspace(low, high, 7)[1:-1].tolist() if channel == 0 else []
+        for level in levels:
+            for mask in (values > level, values <= level):
+                closed = cv2.morphologyEx(
+                    np.asarray(mask, np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3))
+                )
+                yield cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((5, 5)))
+    steps = np.zeros(photo.shape[:2], np.float32)
+    for channel in range(3):
+        values = cv2.GaussianBlur(lab[:, :, channel].astype(np.float32), (0, 0), 1)
+        steps = np.maximum(
+            steps,
+            np.hypot(cv2.Sobel(values, cv2.CV_32F, 1, 0), cv2.Sobel(values, cv2.CV_32F, 0, 1)),
+        )
+    for factor in (4, 10):
+        limit = max(12.0, factor * float(np.median(steps)))
+        edges = cv2.dilate(np.asarray(steps > limit, np.uint8), np.ones((3, 3)))
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - edges, connectivity=4)
+        for label in range(1, count):
+            if stats[label, cv2.CC_STAT_AREA] >= 0.6 * MIN_AREA * edges.size:
+                yield cv2.dilate(np.asarray(labels == label, np.uint8), np.ones((3, 3)))
+
+
+def fit_quadrilateral(hull: Bytes, shape: tuple[int, ...]) -> Points | None:
+    """Return four corners (x, y), clockwise from the top left, or None if the sides bend.
+
+    A corner may be round, or outside of the photo: then the sides beside it are made longer.
+    """
+    height, width = shape
+    length = cv2.arcLength(hull, True)
+    polygon = cv2.approxPolyDP(hull, 0.012 * length, True)[:, 0].astype(np.float64)
+    if not 4 <= len(polygon) <= 9:
+        return None
+    sides = [(start, end) for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True)]
+    while len(sides) > 4:
+        lengths = [float(np.hypot(*(end - start))) for start, end in sides]
+        lengths = [
+            side * (0.01 if is_at_edge(*ends, width, height) else 1)
+            for side, ends in zip(lengths, sides, strict=True)
+        ]
+        shortest = int(np.argmin(lengths))
+        if lengths[shortest] > 0.12 * length:
+            return None
+        sides = sides[shortest:] + sides[:shortest]
+        corner = intersect(sides[-1], sides[1])
+        if corner is None:
+            return None
+        sides[-1], sides[1] = (sides[-1][0], corner), (corner, sides[1][1])
+        del sides[0]
+    corners = np.array([start for start, _ in sides])
+    frame = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
+    seen, _ = cv2.intersectConvexConvex(corners.astype(np.float32), frame)
+    if not 0.93 <= seen / cv2.contourArea(hull) <= 1.09:
+        return None
+    centre = corners.mean(axis=0)
+    turn = np.arctan2(*(corners - centre).T[::-1])
+    corners = corners[np.argsort(turn)]  # clockwise, as y points down
+    edges = np.roll(corners, -1, axis=0) - corners
+    lengths = np.hypot(*edges.T)
+    if lengths.min() < 0.15 * lengths.max():
+        return None
+    angles = np.arctan2(edges[:, 1], edges[:, 0])
+    first = int(np.argmin(np.abs(angles)))  # the side that goes most to the right is the top
+    return np.roll(corners, -first, axis=0).astype(np.float32)
+
+
+def is_at_edge(start: Corner, end: Corner, width: int, height: int) -> bool:
+    """Return whether the side lies along the photo's edge."""
+    ends = np.array([start, end])
+    near = [ends[:, 0] <= 3, ends[:, 1] <= 3, ends[:, 0] >= width - 4, ends[:, 1] >= height - 4]
+    return any(bool(both.all()) for both in near)
+
+
+def intersect(one: tuple[Corner, Corner], other: tuple[Corner, Corner]) -> Corner | None:
+    """Return the point where two sides meet if made longer, or None if they are parallel."""
+    (a, b), (c, d) = one, other
+    matrix = np.array([b - a, c - d]).T
+    if abs(np.linalg.det(matrix)) < 0.05 * np.hypot(*(b - a)) * np.hypot(*(c - d)):
+        return None
+    return np.asarray(a + np.linalg.solve(matrix, c - a)[0] * (b - a))
+
+
+def warp(photo: Floats, corners: Points) -> Floats:
+    """Return the quadrilateral of the photo as a rectangle, a little smaller than it is."""
+    sides = np.hypot(*(np.roll(corners, -1, axis=0) - corners).T)
+    width, height = (max(16, round(float(sides[i] + sides[i + 2]) / 2)) for i in (0, 1))
+    inset = INSET * min(width, height) + 2
+    target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32) - inset
+    matrix = cv2.getPerspectiveTransform(corners.astype(np.float32), target)
+    size = max(8, round(width - 2 * inset)), max(8, round(height - 2 * inset))
+    return np.asarray(
+        cv2.warpPerspective(
+            photo, matrix, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
+        )
+    )
+
+
+def has_ink(page: Floats) -> bool:
+    """Return whether a part away from the page's edges differs from the page."""
+    paper = np.median(page.reshape(-1, 3), axis=0)
+    background = cv2.medianBlur(
+        np.asarray(255 * page.clip(0, 1), np.uint8), 2 * (min(page.shape[:2]) // 4) + 1
+    )
+    difference = np.abs(page - background.astype(np.float32) / 255).max(axis=2)
+    noise = float(np.median(difference))
+    if np.abs(page - paper).max(axis=2).mean() > 0.3:
+        return False
+    mask = np.asarray(difference > max(0.08, 5 * noise), np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    height, width = page.shape[:2]
+    found = False
+    for left, top, wide, high, area in stats[1:count].tolist():
+        tall = high >= MIN_INK_HEIGHT * min(height, width) and area > 8
+        if left == 0 or top == 0 or left + wide == width or top + high == height:
+            if max(high, wide) >= MIN_INK_HEIGHT * min(height, width) and min(high, wide) > 2:
+                return False  # a digit that goes on outside
+        elif tall:
+            found = True
+    return found
