@@ -36,7 +36,10 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark tests by the fixtures that they use."""
+    """Mark tests by the fixtures that they use, and run the slow ones first.
+
+    The quick ones at the end keep all processes busy until the last one has finished.
+    """
     for item in items:
         fixtures = set(item.fixturenames)
         if fixtures & {"first_run", "trained"}:
@@ -47,6 +50,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker("browser")
         if "small_project" in fixtures:  # one module, one copy of the project
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture
