@@ -98,6 +98,16 @@ def project(small_project):
         yield small_project
 
 
+def repair_lock(project):
+    """Restore dvc.lock if DVC was killed while it wrote this file, as `make doctor` says."""
+    status = subprocess.run(
+        ["dvc", "status"], cwd=project.folder, check=False, capture_output=True, text=True
+    )
+    if status.returncode:
+        assert "dvc.lock" in status.stderr
+        project.run("git", "checkout", "-q", "dvc.lock")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_killed_training_ends_in_the_same_bytes(project, case):
@@ -113,6 +123,7 @@ def test_killed_training_ends_in_the_same_bytes(project, case):
         time.sleep(rng.uniform(0, 0.1))
         rng.choice([os.kill, os.killpg])(process.pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
         said += process.communicate()[0]
+        repair_lock(project)
     said += project.run("dvc", *TRAIN).stdout
     assert "resuming after epoch" in said
     assert hashes(project, "train") == expected
@@ -121,7 +132,7 @@ def test_killed_training_ends_in_the_same_bytes(project, case):
 
 @pytest.mark.slow
 def test_training_killed_at_any_time_ends_in_the_same_bytes(project):
-    """The kills come while Python starts, TensorFlow loads, or an epoch runs or is saved."""
+    """The kills come while Python starts, TensorFlow loads, an epoch runs or DVC saves results."""
     stages = list_dependents("train")
     project.set({"train.epochs": 4})
     project.run("dvc", "repro")
@@ -132,6 +143,7 @@ def test_training_killed_at_any_time_ends_in_the_same_bytes(project):
         time.sleep(rng.uniform(0, 8))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        repair_lock(project)
     project.run("dvc", *TRAIN)
     project.run("dvc", "repro")
     assert hashes(project, *stages) == expected
