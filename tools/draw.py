@@ -54,16 +54,15 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
         # Against CSRF: other sites cannot send image/* without a CORS preflight.
         if not request.mimetype.startswith("image/"):
             abort(415)
-        content, steps = request.get_data(), []
         try:
             with one_at_a_time:
-                if request.args.get("steps"):
-                    steps = list_steps(classifier, content)
-                image = classifier.prepare(content)
+                found = classifier.list_steps(request.get_data())
+                image = found["network input"]
                 (ranking,) = classifier.rank(image[None])
                 (reason,) = classifier.find_refusals(image[None])
         except ImageFileError as error:
             return jsonify(error=f"This {error}.")
+        steps = encode_steps(found) if request.args.get("steps") else []
         if reason:
             return jsonify(error=f"This {reason}.", image=to_levels(image), steps=steps)
         return jsonify(
@@ -79,10 +78,10 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
     return app
 
 
-def list_steps(classifier: Classifier, content: bytes) -> list[dict[str, str]]:
+def encode_steps(found: dict[str, Floats]) -> list[dict[str, str]]:
     """Return the name of each step of the preparation, and its image as a data URL."""
     steps = []
-    for name, step in classifier.list_steps(content).items():
+    for name, step in found.items():
         stream = io.BytesIO()
         shown = Image.fromarray((255 * step.clip(0, 1)).astype(np.uint8))
         shown.thumbnail((STEP_SIZE, STEP_SIZE))

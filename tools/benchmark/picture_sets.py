@@ -416,7 +416,7 @@ def evaluate(classifier: Classifier, files: Iterable[tuple[bytes, int | None]]) 
 
 
 def load_fashion() -> Bytes:
-    """Return the test images of Fashion-MNIST, or none if they cannot be fetched."""
+    """Return the test images of Fashion-MNIST, after downloading them if they are missing."""
     folder = REPORTS / "fashion_mnist"
     dataset = CATALOGUE["fashion_mnist"]
     download(dataset, None, folder)

@@ -60,7 +60,7 @@ def find_quadrilaterals(photo: Bytes) -> Iterator[Points]:
 def has_edges(photo: Bytes, corners: Points) -> bool:
     """Return whether the colour changes at the sides that are inside of the photo.
 
-    At least two sides that meet must be inside: one straight edge may be that of a shadow.
+    At least two sides that meet must be inside, because a single one may be the edge of a shadow.
     """
     height, width = photo.shape[:2]
     inside = []
