@@ -317,3 +317,10 @@ def test_runs_of_a_sweep_are_timed(here, monkeypatch):
         assert "The first row is the committed" in (project / "reports/sweep.md").read_text()
     assert found["runs"] == 1
     assert found["seconds"] > 1
+
+
+def test_every_table_has_a_place_in_the_docs():
+    for part, tables_of_part in benchmark.PARTS.items():
+        for name in (f"{part} machine", *tables_of_part):
+            page = "cluster.md" if name in benchmark.CLUSTER else "benchmark.md"
+            assert f"<!-- benchmark: {name} -->" in (ROOT / "docs" / page).read_text("utf-8")

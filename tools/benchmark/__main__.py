@@ -336,36 +336,26 @@ def summarise(result: Result) -> str:
 
 
 def make_tables(results: Results, machine: Mapping[str, Any], seeds: int) -> dict[str, str]:
-    """Return the Markdown of each table by name; the first says what was measured and where."""
+    """Return the Markdown of each table by name, and for each part where it was measured."""
     library = machine["libraries"]
     tensorflow = library.get("tensorflow-cpu") or library.get("tensorflow")
 
-    def describe(parts: Results, runs: str) -> str:
-        every = [
-            result for part in parts.values() for by_seed in part.values() for result in by_seed
-        ]
-        commits = ", ".join(sorted({result["commit"] for result in every}))
-        return (
-            f"Measured on commit {commits}, on {machine['cores']} cores of {machine['processor']}, "
-            f"with TensorFlow {tensorflow}, Keras {library['keras']}, DVC {version('dvc')} and "
-            f"Python {machine['python']}. {runs}\n"
-        )
-
+    runs = {
+        "recipes": f"Seconds and memory are the medians of {seeds} runs (2 for slow trainings), "
+        "accuracies the mean and standard deviation.",
+        "workers": f"Values are the medians of {seeds} turns, with the lowest and the highest.",
+    }
     made = {}
-    if others := {part: found for part, found in results.items() if part != "workers"}:
-        made["machine"] = describe(
-            others,
-            "Every value is from one run."
-            if seeds == 1
-            else f"Seconds and memory are the medians of {seeds} runs (2 for slow trainings, 1 "
-            "for larger training sets), accuracies the mean and standard deviation.",
-        )
-    if "workers" in results:
-        rest = {"workers": results["workers"]}
-        turns = f"Values are the medians of {seeds} turns, with the lowest and the highest."
-        made["workers machine"] = describe(rest, turns)
     for part, makers in PARTS.items():
         if part in results:
+            commits = {result["commit"] for by_seed in results[part].values() for result in by_seed}
+            once = seeds == 1 or part not in runs
+            made[f"{part} machine"] = (
+                f"Measured on commit {', '.join(sorted(commits))}, on {machine['cores']} cores of "
+                f"{machine['processor']}, with TensorFlow {tensorflow}, Keras {library['keras']}, "
+                f"DVC {version('dvc')} and Python {machine['python']}. "
+                f"{'Every value is from one run.' if once else runs[part]}\n"
+            )
             made |= {name: make(results) for name, make in makers.items()}
     return {name: text for name, text in made.items() if text}
 

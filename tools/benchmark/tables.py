@@ -278,9 +278,11 @@ def plot_growth(results: Results) -> Figure:
     for stage, marker in zip(next(iter(found.values()))[0]["stages"], cycle("osD^v"), strict=False):
         keys = ("stages", stage, "anonymous")
         values = [take_median(by_seed, *keys) for by_seed in found.values()]
-        memory.plot(thousands, values, f"{marker}-", label=stage)
+        memory.plot(thousands, values, f"{marker}-")
+        end, beside = (thousands[-1], values[-1]), (9, -3)
+        memory.annotate(stage, end, xytext=beside, textcoords="offset points")
+    time.legend()
     for axes, title in ((time, "seconds"), (memory, "peak anonymous memory, MiB")):
         axes.set(xlabel="thousand training images", title=title, xlim=(0, None), ylim=(0, None))
-        axes.legend()
     figure.suptitle("Time and memory by the size of the training set")
     return figure
