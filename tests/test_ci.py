@@ -125,3 +125,11 @@ def test_accepted_results_are_no_failure(tmp_path, code, accepted):
     report = (tmp_path / "reports/compare.md").read_text()
     assert report.startswith("-m tools.compare origin/main HEAD\n")
     assert ("accept-results" in report) == (code > 0 and accepted == "true")
+
+
+@pytest.mark.xdist_group("kept")
+def test_tests_of_a_group_stay_together(request):
+    """Otherwise every process prepares what the group shares."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("needs several processes")
+    assert request.node.nodeid.endswith("@kept")
