@@ -167,6 +167,11 @@ def with_underline(photo):
     return cv2.circle(photo, (455, 375), 10, (0, 0, 0), -1, cv2.LINE_AA)
 
 
+def with_dash(photo):
+    """Draw a short line far from the digit."""
+    return cv2.line(photo, (540, 250), (580, 255), (0, 0, 0), 5, cv2.LINE_AA)
+
+
 @pytest.mark.parametrize(
     ("change", "step"),
     [
@@ -176,6 +181,7 @@ def with_underline(photo):
         (with_box, "sheet"),
         (with_ring, "strokes"),
         (with_underline, "strokes"),
+        (with_dash, "strokes"),
     ],
 )
 def test_what_is_around_a_digit_is_not_part_of_it(seven, change, step):
@@ -192,6 +198,46 @@ def test_hole_of_a_thick_digit_is_not_ink():
     image = list_steps(encode(page), inverted=True)["network input"]
     assert image[14, 14] == 0
     assert image[5, 14] > 0.9
+
+
+def test_corner_of_a_shadow_is_paper_if_the_photo_goes_on():
+    """Without `beyond`, the square of the opening does not fit into the narrow corner."""
+    page = np.full((480, 600), 210, np.uint8)
+    cv2.rectangle(page, (250, 180), (270, 300), 20, -1)
+    y, x = np.mgrid[:480, :600]
+    photo = encode(Image.fromarray(np.where(x + 0.5 * y < 130, page // 2, page)))
+    corner = np.s_[:20, 95:105]
+    assert list_steps(photo)["ink"][corner].min() > 0.4
+    assert list_steps(photo, beyond=True)["ink"][corner].max() < 0.1
+
+
+def draw_cross(width, thickness):
+    """Draw a cross, 300 pixels high."""
+    page = Image.new("L", (400, 400), 255)
+    draw = ImageDraw.Draw(page)
+    draw.line((200, 50, 200, 349), 0, thickness)
+    draw.line((200 - width // 2, 200, 199 + width // 2, 200), 0, thickness)
+    return encode(page)
+
+
+def get_width(image):
+    columns = np.flatnonzero((image > 0.3).any(axis=0))
+    return columns[-1] - columns[0] + 1
+
+
+@pytest.mark.parametrize(("width", "found", "widened"), [(90, 6, 12), (180, 12, 12), (270, 18, 18)])
+def test_narrow_digit_becomes_wider(width, found, widened):
+    file = draw_cross(width, 20)
+    assert get_width(list_steps(file)["network input"]) == found
+    assert get_width(list_steps(file, widen=True)["network input"]) == widened
+
+
+@pytest.mark.parametrize(("thickness", "thinner"), [(30, False), (75, True)])
+def test_only_thick_strokes_become_thinner(thickness, thinner):
+    file = draw_cross(270, thickness)
+    usual, thin = (list_steps(file, thin=thin)["network input"] for thin in (False, True))
+    assert (thin.sum() < 0.9 * usual.sum()) == thinner
+    assert thin.max() == 1
 
 
 def test_small_break_of_a_stroke_is_not_a_second_digit():

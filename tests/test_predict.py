@@ -277,9 +277,9 @@ def test_photos_as_people_take_them_are_classified(here, mnist, subtests):
 
 def test_image_files_without_a_digit_are_refused(here, mnist, subtests):
     classifier = load_classifier()
-    refused = sum(classifier.is_strange(idx.read(mnist / TEST_IMAGES, 3, 2000) / np.float32(255)))
-    assert refused <= 0.01 * 2000
-    sets = dict(picture_sets.make_others(fonts.find_text(), draw_clothes(), 30))
+    some = idx.read(mnist / TEST_IMAGES, 3)[::4] / np.float32(255)
+    assert sum(classifier.is_strange(some)) <= 0.01 * len(some)
+    sets = dict(picture_sets.make_others(fonts.find_text(), draw_clothes(), 20))
     for name, floor in REFUSED_FLOORS.items():
         with subtests.test(name):
             score = picture_sets.evaluate(classifier, [(content, None) for content in sets[name]])
@@ -290,7 +290,7 @@ def test_image_files_without_a_digit_are_refused(here, mnist, subtests):
 def draw_clothes():
     """Return drawings like Fashion-MNIST's shirts and trousers, which fill the whole image."""
     random, clothes = np.random.default_rng(0), []
-    for number in range(30):
+    for number in range(20):
         image = Image.new("L", (28, 28))
         left, right = random.integers(4, 9, 2)
         draw = ImageDraw.Draw(image)

@@ -21,13 +21,14 @@ from stages.sources.folder import read_grey
 from tools.predict.picture import (
     ImageFileError,
     ImageStyle,
-    is_from_camera,
     is_own_image,
     list_steps,
     read_image_file,
 )
 from tools.verify.lockfile import compute_md5, list_files, read_lock
 
+# What is tried in turn if a photo leads to no digit: options of `list_steps`.
+OTHER_WAYS = {"widen": True, "thin": True, "beyond": True, "inverted": True, "flatten": False}
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
 Ranking = list[tuple[str, float]]  # class names and their probabilities, most likely first
@@ -55,8 +56,9 @@ class Classifier:
         """Return what is made of the photo in an image file step by step, for people to see.
 
         Each step is (height, width) or (height, width, 3) in [0, 1]; its key says what it shows.
-        If a photo from a camera leads to no digit, ink may have been confused with paper, or the
-        digit with a sheet. Both are tried, and the first result that looks like a digit is kept.
+        If a photo leads to no digit, it may show a narrow or thick one, or a shadow, paper or a
+        sheet was confused with it. Then OTHER_WAYS are tried, and the first result that looks like
+        a digit is kept.
         """
         own = read_own_image(content, self.style)
         if own is not None:
@@ -75,11 +77,11 @@ class Classifier:
 
     def _list_other_steps(self, photo: Floats) -> dict[str, Floats] | None:
         """Return other steps that lead to what looks like a digit, or None."""
-        if not (self.style.digits and is_from_camera(photo)):
+        if not self.style.digits:
             return None
-        for options in ({"inverted": True}, {"flatten": False}):
+        for name, value in OTHER_WAYS.items():
             with suppress(ImageFileError):
-                steps = list_steps(photo, self.style, **options)
+                steps = list_steps(photo, self.style, **{name: value})
                 if not self.is_strange(steps["network input"][None])[0]:
                     return steps
         return None

@@ -22,12 +22,12 @@ from stages.core.files import Floats
 from stages.core.paths import TRAIN, VALIDATION
 from stages.core.prepared import read_split
 
-REFERENCES = 12_000  # training images
-CALIBRATION = 5_000  # validation images
+REFERENCES = 20_000  # training images
+CALIBRATION = 6_000  # validation images
 NEIGHBOURS = 3
 COMPONENTS = 0.25  # of the number of pixels
 RESIDUAL_WEIGHT = 0.5
-REFUSED = 0.005  # share of the validation images that are refused
+REFUSED = 0.0075  # share of the validation images that are refused
 
 IsStrange = Callable[[Floats], list[bool]]
 

@@ -42,7 +42,9 @@ WORKING_SIZE = 640  # longer side in pixels at which the digit is searched for
 SMALL_PHOTO = 320  # longer side in pixels: smaller ones are crops or drawings, not from a camera
 MAX_NESTED = 3  # sheets in each other, such as a form's box on a sheet on a desk
 EVEN_EDGES = 0.25  # of the ink's contrast: larger differences at the edges may be a shadow's
+PAPER_EDGES = 0.15  # of the ink's contrast: with smaller ones, the edges certainly show paper
 LOCAL = 0.25  # of the photo's longer side: strokes are narrower
+EVEN_LOCAL = 0.4  # the same if the photo's edges show nothing but paper
 BACKGROUND_TOLERANCE = 0.1  # of the way from black to white: still background
 MIN_CONTRAST = 0.06  # of the way from black to white: minimum contrast of ink
 MIN_CONTRAST_TO_NOISE = 4  # minimum ratio of ink contrast to paper noise
@@ -51,8 +53,12 @@ SPECK_FRACTION = 0.08  # of the largest part's size: smaller parts are dirt
 DOT_FRACTION = 0.2  # of the largest part's size: many smaller parts are a pattern of dots
 MIN_DOTS = 6
 SECOND_DIGIT_FRACTION = 0.5  # of the tallest part's height: a taller part beside it is a digit too
+FAR = 0.25  # of the tallest part's height: small parts that are farther away are something else
+SMALL = 0.7  # of the tallest part's height
 MIN_GAP = 0.06  # of the tallest part's height: closer parts are one digit, drawn with a break
+WIDE = 0.6  # width divided by height, of a digit that is made wider
 MIN_STROKE = 1.6  # of MNIST's pixels: thinner strokes are made wider
+THICK_STROKE = 3.5  # of MNIST's pixels: thicker than nine in ten of its digits
 MAX_WIDTH_RATIO = 2.2  # width divided by height: no digit is wider
 
 BLANK = "is blank: nothing stands out from the background"
@@ -167,13 +173,23 @@ def is_from_camera(photo: Floats) -> bool:
 
 
 def list_steps(
-    photo: Floats, style: ImageStyle, *, inverted: bool = False, flatten: bool = True
+    photo: Floats,
+    style: ImageStyle,
+    *,
+    beyond: bool = False,
+    inverted: bool = False,
+    flatten: bool = True,
+    widen: bool = False,
+    thin: bool = False,
 ) -> dict[str, Floats]:
     """Return what `prepare` makes of the photo step by step, by the steps' names, in [0, 1].
 
-    Each is (height, width) or (height, width, 3). A step that changes nothing is left out. With
-    `inverted`, ink in a photo from a camera is what seems to be paper, and the other way round,
-    unless the photo's edges show which is which. Without `flatten`, no sheet is searched for.
+    Each is (height, width) or (height, width, 3). A step that changes nothing is left out. The
+    options are for photos from a camera. With `beyond`, what touches the photo's edge is paper.
+    With `inverted`, ink is what seems to be paper, and the other way round, unless the photo's
+    edges show which is which. Without `flatten`, no sheet is searched for. With `widen`, a digit
+    that is narrower than WIDE gets this width. With `thin`, strokes become thinner if they are
+    thicker than most of MNIST's.
     """
     steps = {"photo": photo}
     if style.box is None:
@@ -188,7 +204,7 @@ def list_steps(
             if sheet is None:
                 break
             steps["sheet"] = photo = sheet
-        ink = measure_local_ink(photo, inverted)
+        ink = measure_local_ink(photo, inverted, beyond)
         steps["ink"] = show_ink(ink)
         cleaned = remove_lines(ink, find_otsu_threshold(ndimage.gaussian_filter(ink, 1)))
         if cleaned is not None:
@@ -196,7 +212,11 @@ def list_steps(
             steps["lines removed"] = show_ink(ink)
     mask = find_strokes(ink, style.digits, camera)
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
-    strokes = scale_strokes(np.where(mask, ink, 0)[rows, columns], style.box, camera)
+    found = np.where(mask, ink, 0)[rows, columns]
+    if widen:
+        height, width = found.shape
+        found = resize(found, (height, max(width, round(WIDE * height))), Image.Resampling.BICUBIC)
+    strokes = scale_strokes(found, style.box, camera, thin)
     image = place_in_centre(strokes, style.shape)
     steps["strokes"] = mask.astype(np.float32)
     return steps | {"network input": 1 - image if is_light(style.background) else image}
@@ -267,23 +287,26 @@ def measure_ink(photo: Floats) -> tuple[Floats, Floats]:
     return (ink, level) if (ink * ink * ink).sum() > 0 else (-ink, -level)
 
 
-def measure_local_ink(photo: Floats, inverted: bool = False) -> Floats:
+def measure_local_ink(photo: Floats, inverted: bool = False, beyond: bool = False) -> Floats:
     """Return the ink relative to the paper beside it, so that shadows do not count as ink.
 
     A morphological opening fills strokes with the paper beside them, and keeps steps of brightness.
     """
     difference, level = measure_ink(photo)
-    side = 2 * round(LOCAL * max(level.shape) / 2) + 1
+    uneven = measure_edges(difference)
+    local = LOCAL if uneven >= PAPER_EDGES else EVEN_LOCAL
+    side = 2 * round(local * max(level.shape) / 2) + 1
     sign = 1
-    if not has_even_edges(difference):
+    if uneven >= EVEN_EDGES:
         # The level grows with the ink for all of the photo's pixels; does it at the strokes?
         small = shrink(level, 256)
         sign = 1 if 1 + vote_narrow(small) + vote_long(small) > 0 else -1
-        sign = -sign if inverted else sign
+    if inverted and uneven >= PAPER_EDGES:
+        sign = -sign
     hats = []
     for values in (sign * difference, sign * level):
         smooth = smoothen(values)
-        hat = values - cv2.GaussianBlur(open_wide(smooth, side), (0, 0), 1)
+        hat = values - cv2.GaussianBlur(open_wide(smooth, side, beyond), (0, 0), 1)
         hats.append(hat - np.median(hat))
     # The better paper leaves less ink.
     hat = min(hats, key=lambda hat: float(np.abs(hat).mean()))
@@ -295,11 +318,11 @@ def measure_local_ink(photo: Floats, inverted: bool = False) -> Floats:
     return np.asarray(hat, np.float32)
 
 
-def has_even_edges(difference: Floats) -> bool:
-    """Return whether the photo's edges show paper only, so that ink is what differs from them."""
+def measure_edges(difference: Floats) -> float:
+    """Return how much the photo's edges differ from the paper, compared with the ink, 0 to 1."""
     smooth = np.abs(smoothen(difference))
     edges = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
-    return bool(np.quantile(edges, 0.9) < EVEN_EDGES * smooth.max())
+    return float(np.quantile(edges, 0.9) / max(1e-6, float(smooth.max())))
 
 
 def smoothen(values: Floats) -> Floats:
@@ -317,9 +340,17 @@ def shrink(values: Floats, longest: int) -> Floats:
     return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
 
 
-def open_wide(values: Floats, side: int) -> Floats:
-    """Return the morphological opening with a square."""
-    return np.asarray(cv2.morphologyEx(values, cv2.MORPH_OPEN, np.ones((side, side))))
+def open_wide(values: Floats, side: int, beyond: bool = False) -> Floats:
+    """Return the morphological opening with a square.
+
+    With `beyond`, the square may leave the photo, so what touches the photo's edge stays.
+    """
+    if not beyond:
+        return np.asarray(cv2.morphologyEx(values, cv2.MORPH_OPEN, np.ones((side, side))))
+    margin = side // 2
+    wide = np.pad(values, margin, constant_values=values.max())
+    opened = cv2.morphologyEx(wide, cv2.MORPH_OPEN, np.ones((side, side)))
+    return np.asarray(opened[margin:-margin, margin:-margin])
 
 
 def vote_narrow(level: Floats) -> int:
@@ -437,7 +468,8 @@ def choose_parts(
     """Return the connected parts that are strokes of the drawing.
 
     Specks and dots are not, nor are parts at the edge of a camera's photo. With `digits`, neither
-    are a ring around other parts, a line under the tallest part, and a full stop after it.
+    are a ring around other parts, a line under the tallest part, a full stop after it, and small
+    parts far from it in a camera's photo.
     """
     sizes = {part: max(get_size(box)) for part, box in boxes.items()}
     if not sizes:
@@ -464,8 +496,16 @@ def choose_parts(
         if any(get_size(boxes[part])[0] >= 0.25 * get_size(box)[0] for part in inside):
             parts = inside
             break
-    tallest = max(parts, key=lambda part: get_size(boxes[part])[0])
-    return [part for part in parts if not is_mark(boxes[part], boxes[tallest])]
+    tallest = boxes[max(parts, key=lambda part: get_size(boxes[part])[0])]
+    parts = [part for part in parts if not is_mark(boxes[part], tallest)]
+    if camera:
+        small, far = (fraction * get_size(tallest)[0] for fraction in (SMALL, FAR))
+        parts = [
+            part
+            for part in parts
+            if max(get_size(boxes[part])) >= small or not are_apart(boxes[part], tallest, far)
+        ]
+    return parts
 
 
 def touches_edge(box: Box, shape: tuple[int, ...]) -> bool:
@@ -479,6 +519,13 @@ def is_mark(box: Box, digit: Box) -> bool:
     under = width >= max(3 * height, 0.8 * wide) and box[0].start >= digit[0].stop
     after = box[1].start >= digit[1].stop and box[0].start >= digit[0].start + 0.6 * tall
     return under or (after and max(height, width) < min(0.25 * tall, 2 * min(height, width)))
+
+
+def are_apart(box: Box, other: Box, gap: float) -> bool:
+    """Return whether there are `gap` pixels or more between two bounding boxes."""
+    return any(
+        a.stop + gap <= b.start or b.stop + gap <= a.start for a, b in zip(box, other, strict=True)
+    )
 
 
 def get_size(box: tuple[slice, ...]) -> tuple[int, int]:
@@ -495,11 +542,10 @@ def check_single_digit(boxes: list[tuple[slice, ...]]) -> None:
     first, *others = sorted(boxes, key=get_size, reverse=True)
     for box in others:
         gap = MIN_GAP * get_size(first)[0]
-        apart = any(
-            a.stop + gap <= b.start or b.stop + gap <= a.start
-            for a, b in zip(first, box, strict=True)
-        )
-        if apart and get_size(box)[0] >= SECOND_DIGIT_FRACTION * get_size(first)[0]:
+        if (
+            are_apart(box, first, gap)
+            and get_size(box)[0] >= SECOND_DIGIT_FRACTION * get_size(first)[0]
+        ):
             raise ImageFileError("shows several digits; only one at a time can be classified")
     rows, columns = (
         max(box[axis].stop for box in boxes) - min(box[axis].start for box in boxes)
@@ -525,13 +571,13 @@ def find_otsu_threshold(ink: Floats) -> float:
     return float(bounds[1 + variance.argmax()])
 
 
-def scale_strokes(ink: Floats, box: tuple[int, int], camera: bool) -> Floats:
+def scale_strokes(ink: Floats, box: tuple[int, int], camera: bool, thin: bool = False) -> Floats:
     """Return the cropped strokes (height, width), scaled to `box`, with their darkest ink at 1.
 
     MNIST's scans were black and white, so all their grey comes from scaling. Grey in a photo comes
     from the camera or from earlier scaling. The larger the change of size, the more such grey there
     is, and the more the contrast is increased before scaling. In photos of a `camera`, strokes
-    that would be too thin to see become wider.
+    that would be too thin to see become wider. With `thin`, thick strokes become thinner.
     """
     scale, (height, width) = find_scale(ink.shape, box)
     ink = ink / np.quantile(ink[ink > 0], 0.9)
@@ -539,12 +585,19 @@ def scale_strokes(ink: Floats, box: tuple[int, int], camera: bool) -> Floats:
         ink = resize(ink, (4 * height, 4 * width), Image.Resampling.BICUBIC)
     steepness = max(scale, 1 / scale)
     ink = (0.5 + steepness * (ink - 0.5)).clip(0, 1)
-    wider = round(MIN_STROKE * max(ink.shape) / max(box) - measure_stroke(ink))
+    pixel, stroke = max(ink.shape) / max(box), measure_stroke(ink)
+    wider = round(MIN_STROKE * pixel - stroke)
     if camera and scale < 0.5 and wider >= 1:
-        shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wider + 1, wider + 1))
-        ink = cv2.dilate(ink, shape)
+        ink = cv2.dilate(ink, make_disc(wider + 1))
+    elif thin and stroke >= THICK_STROKE * pixel:
+        ink = cv2.erode(ink, make_disc(max(2, round(pixel) + 1)))
     small = resize(ink, (height, width), Image.Resampling.BOX)
     return np.asarray(small / small.max(), np.float32)
+
+
+def make_disc(side: int) -> Bytes:
+    """Return the structuring element that makes strokes wider or thinner by `side` - 1 pixels."""
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
 
 
 def measure_stroke(ink: Floats) -> float:
