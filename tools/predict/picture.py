@@ -184,12 +184,12 @@ def list_steps(
 ) -> dict[str, Floats]:
     """Return what `prepare` makes of the photo step by step, by the steps' names, in [0, 1].
 
-    Each is (height, width) or (height, width, 3). A step that changes nothing is left out. The
-    options are for photos from a camera. With `beyond`, what touches the photo's edge is paper.
-    With `inverted`, ink is what seems to be paper, and the other way round, unless the photo's
-    edges show which is which. Without `flatten`, no sheet is searched for. With `widen`, a digit
-    that is narrower than WIDE gets this width. With `thin`, strokes become thinner if they are
-    thicker than most of MNIST's.
+    Each is (height, width) or (height, width, 3). A step that changes nothing is left out.
+
+    The first three options are for photos from a camera. With `beyond`, what touches the photo's
+    edge is paper. With `inverted`, ink and paper change places, unless the photo's edges show which
+    is which. Without `flatten`, no sheet is searched for. With `widen`, a digit narrower than WIDE
+    gets this width. With `thin`, strokes become thinner if they are thicker than most of MNIST's.
     """
     steps = {"photo": photo}
     if style.box is None:
