@@ -367,6 +367,12 @@ def test_missing_folder_is_named():
         convert_folder(Path("none"), Path())
 
 
+def test_missing_folder_that_dvc_tracks_gets_the_command(project):
+    (project / "mine.dvc").write_text("outs:\n- path: mine\n")
+    with pytest.raises(StageError, match=r"no such folder; get it with `dvc pull mine\.dvc`$"):
+        convert_folder(Path("mine"), Path())
+
+
 # Formats and places of datasets as people have them
 
 

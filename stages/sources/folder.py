@@ -106,7 +106,9 @@ def check_folder(folder: Path) -> None:
         raise StageError(f"{named}: that is a file; name the folder that holds it")
     if folder.is_symlink():
         raise StageError(f"{named}: the link leads to {folder.readlink()}, which does not exist")
-    raise StageError(f"{named}: there is no such folder")
+    tracked = folder.with_name(f"{folder.name}.dvc")
+    remedy = f"; get it with `dvc pull {tracked}`" if tracked.exists() else ""
+    raise StageError(f"{named}: there is no such folder{remedy}")
 
 
 # IDX files
