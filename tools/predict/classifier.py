@@ -27,8 +27,10 @@ from tools.predict.picture import (
 )
 from tools.verify.lockfile import compute_md5, list_files, read_lock
 
-# What is tried in turn if a photo leads to no digit: options of `list_steps`.
-OTHER_WAYS = {"widen": True, "thin": True, "beyond": True, "inverted": True, "flatten": False}
+# What is tried in turn if a photo leads to no digit: options of `list_steps`. The first ones change
+# the strokes that were found, the others find other strokes.
+OTHER_SHAPES = {"widen": True, "thin": True}
+OTHER_STROKES = {"beyond": True, "inverted": True, "flatten": False}
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
 Ranking = list[tuple[str, float]]  # class names and their probabilities, most likely first
@@ -57,7 +59,7 @@ class Classifier:
 
         Each step is (height, width) or (height, width, 3) in [0, 1]; its key says what it shows.
         If a photo leads to no digit, it may show a narrow or thick one, or a shadow, paper or a
-        sheet was confused with it. Then OTHER_WAYS are tried, and the first result that looks like
+        sheet was confused with it. Then other ways are tried, and the first result that looks like
         a digit is kept.
         """
         own = read_own_image(content, self.style)
@@ -67,19 +69,19 @@ class Classifier:
         try:
             steps = list_steps(photo, self.style)
         except ImageFileError:
-            other = self._list_other_steps(photo)
+            other = self._list_other_steps(photo, OTHER_STROKES)
             if other is None:
                 raise
             return other
         if self.is_strange(steps["network input"][None])[0]:
-            return self._list_other_steps(photo) or steps
+            return self._list_other_steps(photo, OTHER_SHAPES | OTHER_STROKES) or steps
         return steps
 
-    def _list_other_steps(self, photo: Floats) -> dict[str, Floats] | None:
+    def _list_other_steps(self, photo: Floats, ways: dict[str, bool]) -> dict[str, Floats] | None:
         """Return other steps that lead to what looks like a digit, or None."""
         if not self.style.digits:
             return None
-        for name, value in OTHER_WAYS.items():
+        for name, value in ways.items():
             with suppress(ImageFileError):
                 steps = list_steps(photo, self.style, **{name: value})
                 if not self.is_strange(steps["network input"][None])[0]:
