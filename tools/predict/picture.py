@@ -345,12 +345,11 @@ def open_wide(values: Floats, side: int, beyond: bool = False) -> Floats:
 
     With `beyond`, the square may leave the photo, so what touches the photo's edge stays.
     """
-    if not beyond:
-        return np.asarray(cv2.morphologyEx(values, cv2.MORPH_OPEN, np.ones((side, side))))
-    margin = side // 2
+    margin = side // 2 if beyond else 0
     wide = np.pad(values, margin, constant_values=values.max())
     opened = cv2.morphologyEx(wide, cv2.MORPH_OPEN, np.ones((side, side)))
-    return np.asarray(opened[margin:-margin, margin:-margin])
+    height, width = values.shape
+    return np.asarray(opened[margin : margin + height, margin : margin + width])
 
 
 def vote_narrow(level: Floats) -> int:
