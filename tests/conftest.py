@@ -120,8 +120,10 @@ def browser():
 @pytest.fixture(scope="session")
 def tensorflow():
     """Configure TensorFlow as the stages do. A process can do this once."""
-    from stages.model.runtime import configure_tensorflow  # here, since TensorFlow loads slowly
+    # Imported here because TensorFlow takes seconds to load.
+    from stages.model.runtime import configure_tensorflow, load_tensorflow
 
+    load_tensorflow()
     configure_tensorflow(2)
 
 

@@ -14,6 +14,7 @@ traceback.
 """
 
 import errno
+import gc
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,7 @@ class StageError(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`. After a fault outside the code, print one line and exit with status 1."""
+    gc.freeze()  # the garbage collector need not search the imported modules, also not at the exit
     try:
         main()
     except StageError as error:
