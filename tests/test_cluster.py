@@ -510,7 +510,7 @@ def test_wrong_numbers_of_workers_are_one_line(prepared):
 def test_local_workers_run_under_dvc(clones, results_alone):
     """Workers start only if `train` runs. Ctrl-C ends them all and loses nothing."""
     (project,) = clones(1, LONG)
-    launcher = [sys.executable, "-m", "tools.worker", "--local", "3"]
+    launcher = [sys.executable, "-m", "tools.worker", "--local", "2"]
     process = subprocess.Popen(
         launcher,
         cwd=project.folder,
@@ -522,7 +522,7 @@ def test_local_workers_run_under_dvc(clones, results_alone):
     )
     wait_for_epoch(process, 2)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert len([child for child in children if "stages.train" in child.cmdline()]) == 3
+    assert len([child for child in children if "stages.train" in child.cmdline()]) == 2
     os.killpg(process.pid, signal.SIGINT)
     text = process.communicate()[0]
     assert process.returncode
@@ -535,7 +535,7 @@ def test_local_workers_run_under_dvc(clones, results_alone):
     assert "workers" not in project.run(*launcher, "train").stdout
     project.set({"train.learning_rate": 1e30, "train.epochs": 1})
     failed = project.run(*launcher, "train", code=255)
-    assert "3 workers, 4 replicas" in failed.stdout
+    assert "2 workers, 4 replicas" in failed.stdout
     (line,) = find_errors(failed.stderr)
     assert "the loss is NaN" in line
 

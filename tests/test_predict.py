@@ -322,6 +322,13 @@ def test_letter_is_refused_by_the_command(here, capsys, monkeypatch):
     assert re.fullmatch("does not look like a digit; most similar to [0-9]", entry["error"])
 
 
+def test_blot_is_refused(here):
+    """The network takes it for a 0."""
+    y, x = np.indices((28, 28)) - 13.5
+    blot = np.float32([x * x + y * y < 90])
+    assert load_classifier().find_refusals(blot) == ["does not look like a digit"]
+
+
 def test_missing_training_images_give_a_warning(here, capsys):
     (here / PROCESSED).unlink()
     assert load_classifier().find_refusals(np.ones((1, 28, 28), np.float32)) == [""]

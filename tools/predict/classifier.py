@@ -155,7 +155,7 @@ def load_classifier() -> Classifier:
         )
     is_strange: Callable[[Floats], list[bool]] = accept_all
     if style.digits and TRAIN.exists() and VALIDATION.exists():
-        is_strange = novelty.fit(model, parameters.batch_size)
+        is_strange = novelty.fit(model, parameters.batch_size, style.background or 0)
     elif style.digits:
         print(
             f"warning: {TRAIN} and {VALIDATION} are needed to refuse images without a digit; run "

@@ -9,10 +9,14 @@ standard deviation:
 - in the pixels, the share of the image that the principal components of the training images cannot
   reconstruct (H. Hoffmann, "Kernel PCA for novelty detection", Pattern Recognition 40 (3), 2007).
   Clothes are far away.
+
+Strokes that are thicker than in all training images of the predicted class are strange too. A
+reflection or a blot has such strokes.
 """
 
 from collections.abc import Callable
 
+import cv2
 import keras
 import numpy as np
 import numpy.typing as npt
@@ -27,41 +31,56 @@ CALIBRATION = 6_000  # validation images
 NEIGHBOURS = 3
 COMPONENTS = 0.25  # of the number of pixels
 RESIDUAL_WEIGHT = 0.5
-REFUSED = 0.0075  # share of the validation images that are refused
+REFUSED = 0.0075  # share of the validation images that are refused because of their score
 
+Classes = npt.NDArray[np.integer]
 IsStrange = Callable[[Floats], list[bool]]
 
 
-def fit(model: keras.Model, batch_size: int) -> IsStrange:
+def fit(model: keras.Model, batch_size: int, background: float) -> IsStrange:
     """Return a function that says which images (n, height, width) look like no training image.
 
-    The limit of the score is chosen on validation images; the test set is not read. With too few
-    validation images to choose it, no image is refused.
+    `background` is the level of the pixels without strokes, 0 to 1. The limit of the score is
+    chosen on validation images; the test set is not read. With too few validation images to choose
+    it, no image is refused.
     """
     validation = read_split(VALIDATION)[0][:CALIBRATION]
     if len(validation) * REFUSED < 1:
         return lambda images: [False] * len(images)
     images, labels = (array[:REFERENCES] for array in read_split(TRAIN))
-    compute_distances = fit_distances(model, batch_size, images, labels.argmax(axis=1))
+    classes = labels.argmax(axis=1)
+    compute_distances = fit_distances(model, batch_size, images, classes)
     compute_residual = fit_residual(images)
 
-    def compute_distances_and_residual(images: Floats) -> Floats:
-        return np.stack([*compute_distances(images), compute_residual(images)])
+    def compute_parts(images: Floats) -> tuple[Floats, Classes]:
+        distances, predicted = compute_distances(images)
+        return np.stack([*distances, compute_residual(images)]), predicted
 
-    expected = compute_distances_and_residual(validation)
+    expected, _ = compute_parts(validation)
     weights = np.array([1, 1, RESIDUAL_WEIGHT]) / np.maximum(expected.std(axis=1), 1e-6)
     limit = np.quantile(weights @ expected, 1 - REFUSED)
+    thickest = np.zeros(labels.shape[1])
+    np.maximum.at(thickest, classes, measure_thickness(images, background))
 
     def is_strange(images: Floats) -> list[bool]:
-        strange: list[bool] = (weights @ compute_distances_and_residual(images) > limit).tolist()
+        parts, predicted = compute_parts(images)
+        thick = measure_thickness(images, background) > thickest[predicted]
+        strange: list[bool] = ((weights @ parts > limit) | thick).tolist()
         return strange
 
     return is_strange
 
 
+def measure_thickness(images: Floats, background: float) -> Floats:
+    """Return the radius in pixels of the largest circle inside the strokes of each image."""
+    strokes = (np.abs(images - background) > 0.5).astype(np.uint8)
+    exact = cv2.DIST_MASK_PRECISE
+    return np.array([cv2.distanceTransform(each, cv2.DIST_L2, exact).max() for each in strokes])
+
+
 def fit_distances(
-    model: keras.Model, batch_size: int, images: Floats, classes: npt.NDArray[np.integer]
-) -> Callable[[Floats], Floats]:
+    model: keras.Model, batch_size: int, images: Floats, classes: Classes
+) -> Callable[[Floats], tuple[Floats, Classes]]:
     """Return a function that computes the distances of images from the nearest of these images."""
     network = build_features(model)
 
@@ -78,8 +97,8 @@ def fit_distances(
 
     *references, _ = compute_features(images)
 
-    def compute_distances(images: Floats) -> Floats:
-        """Return the squared Euclidean distances (layers, n)."""
+    def compute_distances(images: Floats) -> tuple[Floats, Classes]:
+        """Return the squared Euclidean distances (layers, n) and the predicted classes (n)."""
         *layers, probabilities = compute_features(images)
         predicted = probabilities.argmax(axis=1)
         distances = np.full((len(layers), len(images)), 4, np.float32)  # the largest distance
@@ -91,7 +110,7 @@ def fit_distances(
                     every = 2 - 2 * features[chosen] @ references[layer][known].T
                     nearest = np.partition(every, count - 1)[:, :count]
                     distances[layer, chosen] = nearest.mean(axis=1)
-        return distances
+        return distances, predicted
 
     return compute_distances
 
