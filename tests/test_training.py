@@ -356,6 +356,21 @@ def test_muon_uses_adam_for_classifier_and_normalisation(train_with, model_with)
     assert {v.path for v in portable_model.trainable_variables} - kernels <= by_adam
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["dense", "branched"])
+def test_training_step_is_traced_once(
+    architecture, model_with, train_with, small_split, monkeypatch
+):
+    """Tracing takes seconds. TensorFlow does it twice if the first time creates variables."""
+    traced, step = [], portable.DataParallel.train_step
+    monkeypatch.setattr(
+        portable.DataParallel, "train_step", lambda *args: traced.append(args) or step(*args)
+    )
+    model = architectures.build(model_with(architecture=architecture), (28, 28), 10)
+    training.fit(portable.make_portable(model, 1), small_split, small_split, train_with(epochs=2))
+    assert len(traced) == 1
+
+
 def literal(model, field):
     """Return the values that an enumerated key may take."""
     annotation = model.model_fields[field].annotation

@@ -114,8 +114,11 @@ def fit(
     keras.utils.set_random_seed(parameters.seed)
     two = has_two_outputs(model.network)
     compile_model(model, parameters, steps)
-    # Create the optimizer's variables now, or TensorFlow traces the step twice.
+    # Create the variables of optimizer and losses now, or TensorFlow traces the step twice.
     model.optimizer.build(model.trainable_variables)
+    if two:
+        labels = dict.fromkeys((MAIN, AUXILIARY), train[1][:1])
+        model.compute_loss(y=labels, y_pred=labels)
     stopping = make_early_stopping(parameters.early_stopping)
     plateau = make_plateau(parameters)
     model.fit(
