@@ -323,7 +323,7 @@ def test_letter_is_refused_by_the_command(here, capsys, monkeypatch):
 
 
 def test_blot_is_refused(here):
-    """The network takes it for a 0."""
+    """The network predicts 0 for a filled circle."""
     y, x = np.indices((28, 28)) - 13.5
     blot = np.float32([x * x + y * y < 90])
     assert load_classifier().find_refusals(blot) == ["does not look like a digit"]

@@ -361,7 +361,7 @@ def test_muon_uses_adam_for_classifier_and_normalisation(train_with, model_with)
 def test_training_step_is_traced_once(
     architecture, model_with, train_with, small_split, monkeypatch
 ):
-    """Tracing takes seconds. TensorFlow does it twice if the first time creates variables."""
+    """TensorFlow traces the step again if the first trace has created variables."""
     traced, step = [], portable.DataParallel.train_step
     monkeypatch.setattr(
         portable.DataParallel, "train_step", lambda *args: traced.append(args) or step(*args)

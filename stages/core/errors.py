@@ -26,7 +26,7 @@ class StageError(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`. After a fault outside the code, print one line and exit with status 1."""
-    gc.freeze()  # the garbage collector need not search the imported modules, also not at the exit
+    gc.freeze()  # the garbage collector skips what was imported, so the process ends faster
     try:
         main()
     except StageError as error:

@@ -30,8 +30,8 @@ def load_tensorflow() -> None:
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
-        # The modules stay until the end. Imports, epochs and the exit are faster if the garbage
-        # collector does not search them.
+        # TensorFlow's modules are never garbage. Without a search for garbage in them, the import,
+        # each epoch and the end of the process are faster.
         gc.disable()
         try:
             import tensorflow  # noqa: F401

@@ -114,7 +114,7 @@ def fit(
     keras.utils.set_random_seed(parameters.seed)
     two = has_two_outputs(model.network)
     compile_model(model, parameters, steps)
-    # Create the variables of optimizer and losses now, or TensorFlow traces the step twice.
+    # Create the variables of the optimizer and the losses now, or TensorFlow traces the step twice.
     model.optimizer.build(model.trainable_variables)
     if two:
         labels = dict.fromkeys((MAIN, AUXILIARY), train[1][:1])

@@ -10,8 +10,8 @@ standard deviation:
   reconstruct (H. Hoffmann, "Kernel PCA for novelty detection", Pattern Recognition 40 (3), 2007).
   Clothes are far away.
 
-Strokes that are thicker than in all training images of the predicted class are strange too. A
-reflection or a blot has such strokes.
+An image is also refused if its strokes are thicker than those of all training images of the
+predicted class. A reflection or a blot has such strokes.
 """
 
 from collections.abc import Callable
