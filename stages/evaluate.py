@@ -97,7 +97,7 @@ def main() -> None:
         per_class = score_classes(actual, predicted, classes)
         metrics[name] = {
             "accuracy": accuracy_score(actual, predicted),
-            "loss": calibration.mean_loss(model, labels, probabilities),
+            "loss": calibration.compute_mean_loss(model, labels, probabilities),
             **per_class[["precision", "recall", "f1"]].mean(),
         }
     # After the loop, these variables hold the results of the test set.

@@ -25,9 +25,9 @@ def warn_of_few_steps(images: int, parameters: TrainParameters) -> None:
     if steps < FEW_STEPS:
         print(
             f"warning: {images} training images, train.batch_size {parameters.batch_size} and "
-            f"train.epochs {parameters.epochs} make {steps} steps in all; fewer than {FEW_STEPS} "
-            "are often too few to learn well: lower train.batch_size, for example to 16, or raise "
-            "train.epochs",
+            f"train.epochs {parameters.epochs} make at most {steps} steps in all; fewer than "
+            f"{FEW_STEPS} are often too few to learn well: lower train.batch_size, for example to "
+            "16, or raise train.epochs",
             file=sys.stderr,
             flush=True,
         )
@@ -50,7 +50,7 @@ def main() -> None:
     from stages.model.training import make_history, train_members
 
     workers = cluster.find_workers(parameters.replicas)
-    configure_tensorflow(len(workers.replicas_of(workers.index, parameters.replicas)))
+    configure_tensorflow(len(workers.list_replicas(workers.index, parameters.replicas)))
     origin = checkpoint.describe_origin(model_parameters, parameters)
 
     def save_epoch(state: checkpoint.State) -> None:
@@ -66,7 +66,7 @@ def main() -> None:
                 model_parameters, parameters, train, validation, state, save_epoch, workers
             )
         except KeyboardInterrupt:
-            kept = f"{CHECKPOINT} holds all complete epochs; " * CHECKPOINT.exists()
+            kept = f"{CHECKPOINT} holds all complete epochs; " if CHECKPOINT.exists() else ""
             raise StageError(f"interrupted; {kept}run `dvc repro` to continue") from None
         if workers.index == 0:
             save(model, parameters.loss, MODEL)

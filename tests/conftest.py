@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 from helpers.parameters import read_defaults
-from helpers.project import Project, spied_repro
+from helpers.project import Project, spy_on_repro
 from helpers.server import Server, running
 from hypothesis import settings
 from ruamel.yaml import YAML
@@ -165,7 +165,7 @@ def first_run(shared):
     def make(folder: Path) -> None:
         (folder / "project").mkdir()
         project = Project.create(folder / "project")
-        used, printed = spied_repro(project, folder / "programs")
+        used, printed = spy_on_repro(project, folder / "programs")
         (folder / "used.json").write_text(json.dumps(used))
         (folder / "printed.txt").write_text(printed)
         project.commit("first run")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.checks import refusal
+from helpers.checks import get_refusal
 from helpers.project import ROOT, STAGES, Project
 
 from stages.core.errors import StageError
@@ -248,10 +248,10 @@ def test_slow_recipes_take_two_seeds_and_growth_one():
 
 def test_unknown_names_are_rejected(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert refusal(benchmark.list_trials, ["nothing"], []) == (
+    assert get_refusal(benchmark.list_trials, ["nothing"], []) == (
         "unknown part 'nothing'; choose from recipes, growth, workers, sweep"
     )
-    assert refusal(benchmark.list_trials, ["recipes"], ["nothing"]).startswith(
+    assert get_refusal(benchmark.list_trials, ["recipes"], ["nothing"]).startswith(
         "unknown recipe 'nothing'; choose from page, mnist_convnet, default, "
     )
 

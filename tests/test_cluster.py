@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from helpers.checks import refusal
+from helpers.checks import get_refusal
 from helpers.project import ROOT, SMALL, Project, allow_interrupts
 from ruamel.yaml import YAML
 
@@ -201,9 +201,9 @@ def test_worker_that_does_not_reach_all_is_named(wait_for_all):
 
 
 def test_address_of_another_machine_is_named():
-    message = refusal(rendezvous.listen, "192.0.2.1:2222")  # an address for documentation
+    message = get_refusal(rendezvous.listen, "192.0.2.1:2222")  # an address for documentation
     assert "cannot listen at 192.0.2.1:2222: Cannot assign requested address" in message
-    assert "is not a known host" in refusal(rendezvous.listen, "host.invalid:2222")
+    assert "is not a known host" in get_refusal(rendezvous.listen, "host.invalid:2222")
 
 
 def test_address_can_be_used_again_at_once():
@@ -221,10 +221,12 @@ def test_names_that_other_machines_cannot_use_are_refused(monkeypatch):
     """Debian gives a machine's own name the address 127.0.1.1."""
     for address in ("127.0.0.1:2222", "localhost:2222", "[::1]:2222"):
         assert find_own_ips(address)
-    assert "0.0.0.0 is not an address that other workers" in refusal(find_own_ips, "0.0.0.0:2222")
+    assert "0.0.0.0 is not an address that other workers" in get_refusal(
+        find_own_ips, "0.0.0.0:2222"
+    )
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 2222))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    message = refusal(find_own_ips, "host0:2222")
+    message = get_refusal(find_own_ips, "host0:2222")
     assert "host0 is 127.0.1.1 on this machine, which other machines cannot reach" in message
 
 
@@ -253,7 +255,7 @@ def test_connections_to_other_addresses_are_dropped():
 
 def test_sums_do_not_depend_on_the_number_of_workers():
     """The largest nodes of all workers cover the tree, and lead to the same sum."""
-    from stages.model.parallel import Workers, add_tree, largest_nodes
+    from stages.model.parallel import Workers, add_tree, find_largest_nodes
 
     rng = np.random.default_rng(0)
     for replicas in (1, 2, 3, 4, 5, 8, 13):
@@ -265,7 +267,7 @@ def test_sums_do_not_depend_on_the_number_of_workers():
             workers = Workers()
             workers.count = count
             own = [
-                largest_nodes(workers.replicas_of(worker, replicas), (0, replicas))
+                find_largest_nodes(workers.list_replicas(worker, replicas), (0, replicas))
                 for worker in range(count)
             ]
             sums = {node: add_tree(leaves, node) for nodes in own for node in nodes}

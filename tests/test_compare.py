@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.pages import missing_lines, quoted_commands
+from helpers.pages import find_missing_lines, find_quoted_commands
 from helpers.project import ROOT
 
 from stages.core.errors import StageError
@@ -494,7 +494,7 @@ def test_documentation_shows_real_output(here):
     """Names and hashes of commits are different in each clone."""
     if not promises_same_bytes(collect_fingerprint()):
         pytest.skip("this processor trains an equivalent model, with other numbers")
-    shown = [q for q in quoted_commands(ROOT / "docs/comparing.md") if q.output]
+    shown = [q for q in find_quoted_commands(ROOT / "docs/comparing.md") if q.output]
     assert [" ".join(quoted.command) for quoted in shown] == [
         "dvc metrics diff main longer",
         "make compare BASE=main HEAD=longer",
@@ -502,7 +502,7 @@ def test_documentation_shows_real_output(here):
     ]
     for (program, *arguments), output in shown:
         command = [*MAKE, *arguments] if program == "make" else [program, *arguments]
-        assert missing_lines(output, here.run(*command).stdout) == []
+        assert find_missing_lines(output, here.run(*command).stdout) == []
 
 
 def test_dvc_shows_accuracy_and_loss_in_120_columns(here):

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.checks import contents, refusal
+from helpers.checks import get_refusal, read_contents
 from helpers.project import Project
 
 from stages.download import DownloadParameters
@@ -32,33 +32,37 @@ def check(folder="datasets/mine"):
 
 
 def test_dataset_that_no_clone_has_is_refused(project):
-    said = refusal(check)
+    said = get_refusal(check)
     assert said.startswith("download.folder is 'datasets/mine', which is neither in git nor in DVC")
     project.run("git", "add", "datasets")
     assert check() is None
     Path("datasets/mine/train/a/2.png").touch()
     Path("datasets/mine/train/a/.DS_Store").touch()
-    assert "1 of its files are not in git, such as datasets/mine/train/a/2.png" in refusal(check)
-    assert "which a clone in another place does not find" in refusal(check, "../elsewhere")
+    assert "1 of its files are not in git, such as datasets/mine/train/a/2.png" in get_refusal(
+        check
+    )
+    assert "which a clone in another place does not find" in get_refusal(check, "../elsewhere")
     assert check(str(Path.cwd())) is check("~") is None
     assert check_dataset(DownloadParameters(dataset="mnist", folder="none")) is None
 
 
 def test_dataset_in_dvc_is_copied_if_it_is_the_committed_one(project, tmp_path):
     project.run("dvc", "add", "-q", "datasets/mine")
-    assert "git does not have datasets/mine.dvc" in refusal(check)
+    assert "git does not have datasets/mine.dvc" in get_refusal(check)
     project.commit("dataset")
     clone = tmp_path / "clone"
     project.run("git", "clone", "-q", "..", str(clone))
     place = clone / "course"
     assert check() == check("datasets/mine/train") == Path("datasets/mine.dvc")
     copy_dataset(check(), place)
-    files = contents(project.folder / "datasets/mine")
-    assert contents(place / "datasets/mine") == files
+    files = read_contents(project.folder / "datasets/mine")
+    assert read_contents(place / "datasets/mine") == files
     shutil.rmtree(place / "datasets/mine")
     Path("datasets/mine/train/a/2.png").touch()
-    assert "differs from datasets/mine.dvc; go back with" in refusal(copy_dataset, check(), place)
+    assert "differs from datasets/mine.dvc; go back with" in get_refusal(
+        copy_dataset, check(), place
+    )
     project.run("dvc", "add", "-q", "datasets/mine")
-    assert "datasets/mine.dvc has changes; commit" in refusal(copy_dataset, check(), place)
+    assert "datasets/mine.dvc has changes; commit" in get_refusal(copy_dataset, check(), place)
     shutil.rmtree("datasets/mine")
-    assert "is not here; get it: dvc pull" in refusal(copy_dataset, check(), place)
+    assert "is not here; get it: dvc pull" in get_refusal(copy_dataset, check(), place)

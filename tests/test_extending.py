@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from helpers import datasets
 from helpers.pages import apply_blocks
-from helpers.project import ROOT, STAGES, graph, list_used, spied_repro
+from helpers.project import ROOT, STAGES, list_declared, read_graph, spy_on_repro
 from PIL import Image
 
 from stages.core.files import read_json
@@ -46,12 +46,12 @@ def project(small_project):
 
 def test_network_metric_and_stage_run(project, tmp_path_factory):
     project.set({"model.architecture": "residual", "model.filters": [[4]], "train.epochs": 1})
-    used, _ = spied_repro(project, tmp_path_factory.mktemp("programs") / "python")
-    stages = graph(project.folder)
+    used, _ = spy_on_repro(project, tmp_path_factory.mktemp("programs") / "python")
+    stages = read_graph(project.folder)
     assert list(stages) == [*STAGES, "reliability"]
     assert list(used) == ["train", "evaluate", "plot", "reliability"]  # the others have not changed
     for name in used:
-        assert used[name] == list_used(stages[name])
+        assert used[name] == list_declared(stages[name])
     network = (project.folder / "data/model/model.keras").read_bytes()
     assert b"LayerNormalization" in network
     assert b"Add" in network

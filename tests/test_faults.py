@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.checks import contents
-from helpers.project import ROOT, allow_interrupts, graph, outputs
+from helpers.checks import read_contents
+from helpers.project import ROOT, allow_interrupts, list_outputs, read_graph
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
 LONG = {"train.epochs": 100_000}
@@ -71,7 +71,7 @@ def start_training(project):
 
 def data(project):
     """Return every file in data except the checkpoint, by its path."""
-    found = contents(project.folder / "data")
+    found = read_contents(project.folder / "data")
     return {path: content for path, content in found.items() if "checkpoint" not in path}
 
 
@@ -163,7 +163,7 @@ def test_outputs_of_a_failed_stage_come_back(project, changes, stage, line):
     printed = run_failing(project, "dvc", "repro", stage)
     assert line in printed
     assert f"failed to reproduce '{stage}'" in printed
-    for output in outputs(graph()[stage]):
+    for output in list_outputs(read_graph()[stage]):
         assert not (project.folder / output).exists()
     project.restore()
     assert data(project) == before
@@ -198,7 +198,7 @@ def test_full_disk_is_named_at_every_write(project):
     project.set({"train.epochs": 1})
     ended = project.run(*NAMESPACE, "python", "-m", "tests.helpers.fill_disk")
     messages = json.loads(ended.stdout.splitlines()[-1])
-    expected = [output for stage in graph().values() for output in outputs(stage)]
+    expected = [output for stage in read_graph().values() for output in list_outputs(stage)]
     expected.append("data/checkpoint/checkpoint.npz")
     assert sorted(messages) == sorted(expected)
     for output, message in messages.items():

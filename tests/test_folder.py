@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.checks import contents, refusal, write_files
+from helpers.checks import get_refusal, read_contents, write_files
 from PIL import Image
 
 from stages.core.errors import StageError
@@ -97,7 +97,7 @@ def test_missing_idx_file_is_named(folder):
     write_dataset(folder)
     (folder / TEST_LABELS).unlink()
     expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz, and no train/<class> and "
-    assert refusal(convert_folder, folder, folder.parent).startswith(expected)
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,14 @@ def test_missing_idx_file_is_named(folder):
         ({TEST_LABELS: LABELS[:2], TEST_IMAGES: FILES[TEST_IMAGES][:2]}, "has no test image of '2"),
         ({TEST_LABELS: LABELS[:3] + 1}, "has no train image of '3'"),
         ({TRAIN_LABELS: LABELS * 0, TEST_LABELS: LABELS[:3] * 0}, "has 1 classes, expected 2 to"),
-        ({TEST_IMAGES: np.zeros((3, 4, 4), np.uint8)}, r"train images of (4, 3) pixels, test"),
-        ({TRAIN_IMAGES: np.zeros((6, 0, 3), np.uint8)}, r"train images of (0, 3) pixels, test"),
+        (
+            {TEST_IMAGES: np.zeros((3, 4, 4), np.uint8)},
+            r"expected images of one size above 0, found (4, 3) pixels in train",
+        ),
+        (
+            {TRAIN_IMAGES: np.zeros((6, 0, 3), np.uint8)},
+            r"expected images of one size above 0, found (0, 3) pixels in train",
+        ),
         (
             {TEST_LABELS: LABELS[:0], TEST_IMAGES: FILES[TEST_IMAGES][:0]},
             "has no test image of '0'",
@@ -117,7 +123,7 @@ def test_missing_idx_file_is_named(folder):
 )
 def test_incomplete_idx_dataset_is_refused(folder, changes, message):
     write_dataset(folder, changes)
-    assert refusal(convert_folder, folder, folder.parent).startswith(f"{folder}: {message}")
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(f"{folder}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -132,13 +138,13 @@ def test_incomplete_idx_dataset_is_refused(folder, changes, message):
 def test_invalid_class_names_are_refused(folder, names, message):
     write_dataset(folder)
     (folder / "classes.txt").write_text(names)
-    assert refusal(convert_folder, folder, folder.parent) == f"{folder}: {message}"
+    assert get_refusal(convert_folder, folder, folder.parent) == f"{folder}: {message}"
 
 
 def test_classes_txt_must_be_utf_8(folder):
     write_dataset(folder)
     (folder / "classes.txt").write_bytes(b"\xff\n")
-    assert refusal(convert_folder, folder, folder.parent).startswith(
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(
         f"{folder}/classes.txt: not readable as UTF-8: "
     )
 
@@ -156,7 +162,7 @@ def test_damaged_idx_file_is_named(folder, content, message):
     write_dataset(folder)
     (folder / TRAIN_IMAGES).unlink()
     (folder / f"{TRAIN_IMAGES}.gz").write_bytes(content)
-    assert refusal(convert_folder, folder, folder.parent).startswith(
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(
         f"{folder}/{TRAIN_IMAGES}.gz: {message}"
     )
 
@@ -186,7 +192,7 @@ def test_at_most_256_classes(folder):
     assert raw(folder)[TRAIN_LABELS].tolist() == list(range(256))
     draw(folder, ["256"], count=1, size=(2, 2))
     assert (
-        refusal(convert_folder, folder, folder.parent)
+        get_refusal(convert_folder, folder, folder.parent)
         == f"{folder}: has 257 classes, expected 2 to 256"
     )
 
@@ -278,7 +284,7 @@ def name_that_is_not_utf_8(folder):
 )
 def test_incomplete_image_dataset_is_refused(folder, make, message):
     make(folder)
-    assert refusal(convert_folder, folder, folder.parent).startswith(
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(
         f"{folder}{message.format(folder)}"
     )
 
@@ -332,17 +338,17 @@ def test_raw_folder_never_holds_two_datasets(folder):
     Path("params.yaml").write_text(digits)
     main()
     Path("params.yaml").write_text(f"download: {{dataset: custom, folder: {folder}}}\n")
-    before = contents(raw)
+    before = read_contents(raw)
     with pytest.raises(StageError, match=f"^{folder}: has no {TRAIN_IMAGES}"):
         main()
-    assert contents(raw) == before  # because the new folder is empty
+    assert read_contents(raw) == before  # because the new folder is empty
     write_dataset(folder)
     obstacle = raw / f"{TEST_IMAGES}.part"
     obstacle.mkdir()
     with pytest.raises(StageError, match=f"{TEST_IMAGES}.part: cannot be written: Is a directory"):
         main()
     obstacle.rmdir()
-    assert contents(raw) == before  # because one of the new files is not complete
+    assert read_contents(raw) == before  # because one of the new files is not complete
     main()
     assert json.loads((raw / "dataset.json").read_text())["title"] == "mine"
     assert {path.name for path in raw.iterdir()} == {*FILES, "dataset.json"}
@@ -480,7 +486,7 @@ def image_link_to_nothing(folder):
 )
 def test_what_is_there_instead_is_named(folder, make, message):
     make(folder)
-    found = refusal(convert_folder, folder, folder.parent)
+    found = get_refusal(convert_folder, folder, folder.parent)
     assert found.startswith(message.format(folder))
 
 
@@ -488,7 +494,7 @@ def test_what_is_there_instead_is_named(folder, make, message):
 def test_file_instead_of_a_folder_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     said = "that is a file" if name.endswith("png") else "that is an archive; unpack it"
-    assert said in refusal(convert_folder, tmp_path / name, tmp_path)
+    assert said in get_refusal(convert_folder, tmp_path / name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +569,7 @@ def test_qmnist_is_read(folder):
     for name, array in raw(folder).items():
         np.testing.assert_array_equal(array, FILES[name])
     (folder / "qmnist-test-labels-idx2-int.gz").write_bytes(gzip.compress(dump_qmnist([300])))
-    assert "expected labels from 0 to 255, found 300" in refusal(raw, folder)
+    assert "expected labels from 0 to 255, found 300" in get_refusal(raw, folder)
 
 
 def test_emnist_is_turned_as_the_page_says(folder, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools.install import FOREIGN, read_pip_settings, uv_environment
+from tools.install import FOREIGN, make_uv_environment, read_pip_settings
 
 INSTALL = Path("tools/install.py").resolve()
 FILES = ("requirements.txt", "requirements-tools.txt", "requirements-dev.txt")
@@ -111,7 +111,7 @@ def test_pip_settings_become_variables_of_uv(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name in FOREIGN:
         monkeypatch.setenv(name, "1")
-    environment = uv_environment(settings)
+    environment = make_uv_environment(settings)
     assert settings["no-index"] == "true"
     assert environment["UV_DEFAULT_INDEX"] == "https://b.example/simple"
     assert environment["UV_INDEX"] == "file:///one file:///two"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.project import Project, allow_interrupts, graph, list_dependents, outputs
+from helpers.project import Project, allow_interrupts, list_dependents, list_outputs, read_graph
 
 from tools.verify.lockfile import compute_md5
 
@@ -76,8 +76,8 @@ def start(project: Project, *arguments: str) -> subprocess.Popen:
 
 def hashes(project: Project, *names: str) -> dict[str, str]:
     """Return the MD5 of every output of the named stages."""
-    stages = graph(project.folder)
-    paths = [path for name in names for path in outputs(stages[name])]
+    stages = read_graph(project.folder)
+    paths = [path for name in names for path in list_outputs(stages[name])]
     return {path: compute_md5(project.folder / path) for path in paths}
 
 

@@ -4,7 +4,7 @@ import ast
 from graphlib import TopologicalSorter
 
 import pytest
-from helpers.project import ROOT, graph
+from helpers.project import ROOT, read_graph
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_bytes())
@@ -40,7 +40,7 @@ def test_folder_imports_only_what_is_below_it(folder):
 
 def test_scripts_do_not_import_each_other():
     scripts = {name for name in MODULES if name.count(".") == 1} - {"stages.__init__"}
-    assert scripts == {f"stages.{stage}" for stage in graph()}
+    assert scripts == {f"stages.{stage}" for stage in read_graph()}
     for script in scripts:
         assert not list_imports(script) & scripts, script
 

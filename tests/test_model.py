@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers.checks import refusal
+from helpers.checks import get_refusal
 from helpers.damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,7 +176,7 @@ def test_mean_loss_uses_trained_loss_and_main_output(model_with, tmp_path, loss,
     storage.save(model, loss, tmp_path / "model.keras")
     loaded = storage.load(tmp_path / "model.keras")
     probabilities = portable.make_portable(loaded, 2).predict_probabilities(images, 2)
-    found = calibration.mean_loss(loaded, labels, probabilities)
+    found = calibration.compute_mean_loss(loaded, labels, probabilities)
     # A blank image, random weights and zero biases: every class is equally likely.
     np.testing.assert_allclose(probabilities, 0.1, rtol=1e-6)
     expected = np.log(10) if loss == "categorical_crossentropy" else (0.9**2 + 9 * 0.1**2) / 10
@@ -287,11 +287,13 @@ def test_calibration_fits_confidence_to_accuracy(model_with):
     after = portable_model.predict_probabilities(images, 200)
     assert after.argmax(axis=1).tolist() == predicted.tolist()
 
-    def cross_entropy(probabilities):
+    def compute_cross_entropy(probabilities):
         return -np.log((probabilities * labels).sum(axis=1)).mean()
 
-    assert cross_entropy(after) < cross_entropy(before)
-    assert cross_entropy(after) < cross_entropy(before**1.05 / (before**1.05).sum(1, keepdims=True))
+    assert compute_cross_entropy(after) < compute_cross_entropy(before)
+    assert compute_cross_entropy(after) < compute_cross_entropy(
+        before**1.05 / (before**1.05).sum(1, keepdims=True)
+    )
 
 
 @pytest.mark.parametrize(("count", "mistakes"), [(15, 0), (200, 9), (200, 10)])
@@ -341,7 +343,7 @@ def repack(path, change, compression=zipfile.ZIP_STORED):
 
 
 def load_error(path):
-    message = refusal(storage.load, path)
+    message = get_refusal(storage.load, path)
     assert message.startswith(f"{path}: not a readable model: ")
     return message
 

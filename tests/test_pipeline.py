@@ -6,7 +6,14 @@ import zipfile
 
 import pandas as pd
 import pytest
-from helpers.project import STAGES, graph, list_dependents, list_used, outputs, spied_stage
+from helpers.project import (
+    STAGES,
+    list_declared,
+    list_dependents,
+    list_outputs,
+    read_graph,
+    spy_on_stage,
+)
 
 
 @pytest.fixture
@@ -25,8 +32,8 @@ def metrics(project):
 
 
 def test_first_run_writes_every_output(project, metrics):
-    for stage in graph().values():
-        for output in outputs(stage):
+    for stage in read_graph().values():
+        for output in list_outputs(stage):
             assert (project.folder / output).stat().st_size > 0
     assert metrics["train"] == {"chosen_epoch": 2, "epochs": 2}
     assert metrics["test"]["accuracy"] > 0.5  # ten classes, two epochs of 1,350 images
@@ -50,7 +57,7 @@ def test_files_for_comparisons_are_in_git(project):
     tracked = project.run("git", "ls-files", "data").stdout.split()
     uncached = {
         path
-        for stage in graph().values()
+        for stage in read_graph().values()
         for kind in ("outs", "metrics", "plots")
         for out in stage.get(kind, [])
         if isinstance(out, dict)
@@ -111,7 +118,7 @@ def test_new_data_changes_later_stages(project):
     project.run("dvc", "repro", "preprocess")
     train, validation = "data/processed/train.npz", "data/processed/validation.npz"
     found = json.loads(project.run("dvc", "status", "--json").stdout)
-    for stage, content in graph().items():
+    for stage, content in read_graph().items():
         changed = {dep: "modified" for dep in content["deps"] if dep in (train, validation)}
         assert found.get(stage, []) == ([{"changed deps": changed}] if changed else [])
     assert found.keys() >= {"train", "evaluate"}
@@ -183,7 +190,7 @@ def test_deleted_output_comes_back_without_training(project):
 @pytest.mark.parametrize("name", STAGES)
 def test_dvc_yaml_lists_what_the_stage_uses(first_run, name):
     used = json.loads((first_run / "used.json").read_text())[name]
-    assert used == list_used(graph()[name])
+    assert used == list_declared(read_graph()[name])
 
 
 # Each line makes the stage plot use something that dvc.yaml does not list for it.
@@ -204,15 +211,15 @@ def test_spy_finds_unlisted_and_unused_entries(project):
     text = graph_file.read_text()
     unused = text.replace("- stages/plot.py", "- recipes\n      - stages/plot.py")
     graph_file.write_text(unused.replace("      - plot\n", "      - evaluate\n      - plot\n"))
-    listed = graph(project.folder)["plot"]
-    found = spied_stage(project, "plot")
+    listed = read_graph(project.folder)["plot"]
+    found = spy_on_stage(project, "plot")
     assert set(found["deps"]) - set(listed["deps"]) == {
         "data/evaluation/metrics.json",
         "stages/model/__init__.py",
         "stages/model/settings.py",
     }
     assert set(listed["deps"]) - set(found["deps"]) == {"recipes"}
-    assert set(found["outputs"]) - set(outputs(listed)) == {"data/plots/extra.txt"}
+    assert set(found["outputs"]) - set(list_outputs(listed)) == {"data/plots/extra.txt"}
     assert set(found["params"]) - set(listed["params"]) == {
         "params.yaml, not by a section",
         "train",

@@ -58,7 +58,7 @@ def raw(project):
     return write
 
 
-def outputs() -> dict[str, bytes]:
+def list_outputs() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path("data/processed").iterdir()}
 
 
@@ -189,7 +189,7 @@ def test_stage_writes_three_splits():
     """Plain NumPy reads them, and they are not compressed."""
     main()
     counts = {"train": 1200, "validation": 300, "test": 297}
-    assert set(outputs()) == {f"{name}.npz" for name in counts}
+    assert set(list_outputs()) == {f"{name}.npz" for name in counts}
     for name, count in counts.items():
         path = Path(f"data/processed/{name}.npz")
         with np.load(path) as arrays:
@@ -220,21 +220,21 @@ def test_every_image_keeps_its_label():
 @pytest.mark.usefixtures("digits")
 def test_stage_writes_the_same_bytes_again():
     main()
-    first = outputs()
+    first = list_outputs()
     for path in Path("data/processed").iterdir():
         path.unlink()
     main()
-    assert outputs() == first
+    assert list_outputs() == first
 
 
 @pytest.mark.usefixtures("digits")
 def test_refused_split_keeps_the_old_outputs():
     main()
-    first = outputs()
+    first = list_outputs()
     write_parameters("{validation_fraction: 0.001, seed: 42, stratify: true}")
     with pytest.raises(StageError, match=r"^preprocess\.validation_fraction is 0\.001: "):
         main()
-    assert outputs() == first
+    assert list_outputs() == first
 
 
 def test_damaged_raw_file_is_named(digits):

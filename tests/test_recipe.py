@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides
-from helpers.checks import refusal
+from helpers.checks import get_refusal
 from helpers.parameters import DEFAULTS, change_file
 from ruamel.yaml import YAML
 
@@ -147,7 +147,7 @@ def test_unknown_recipe_is_refused_with_all_names(folder):
 def test_unknown_section_is_refused(folder):
     with Path("params.yaml").open("a") as file:
         file.write("modle: {}\n")
-    assert refusal(recipe.check, values()).startswith(
+    assert get_refusal(recipe.check, values()).startswith(
         "params.yaml: no stage in dvc.yaml reads the section modle; delete it, or "
     )
 
@@ -167,7 +167,7 @@ def test_unknown_section_is_refused(folder):
 )
 def test_unlisted_parameters_are_named(folder, listed, instead, named):
     write_graph(listed, instead)
-    found = refusal(recipe.check, values())
+    found = get_refusal(recipe.check, values())
     assert found.startswith("dvc.yaml: the stage ")
     assert named in found
     section = listed.split()[-1]
@@ -184,6 +184,6 @@ def test_all_keys_may_be_listed_in_place_of_a_section(folder):
 
 def test_stage_without_its_script_is_named(folder):
     write_graph("-m stages.plot", "-m stages.report")
-    assert refusal(recipe.check, values()) == (
+    assert get_refusal(recipe.check, values()) == (
         "dvc.yaml: the stage plot runs stages.report, which does not exist"
     )

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 from dvc.utils.serialize import parse_yaml
-from helpers.checks import refusal
+from helpers.checks import get_refusal
 from helpers.damage import damaged, many_examples
 from helpers.parameters import read_defaults
 from hypothesis import given
@@ -90,7 +90,7 @@ def test_params_yaml_is_valid():
     ],
 )
 def test_invalid_value_is_named_with_what_is_allowed(changes, message):
-    found = refusal(Example.check, RIGHT | changes)
+    found = get_refusal(Example.check, RIGHT | changes)
     assert found.startswith(f"params.yaml: {message}")
 
 
@@ -103,20 +103,20 @@ def test_invalid_value_is_named_with_what_is_allowed(changes, message):
     ],
 )
 def test_value_in_place_of_a_section_names_the_key(key, value, named):
-    found = refusal(TrainParameters.check, VALUES["train"] | {key: value})
+    found = get_refusal(TrainParameters.check, VALUES["train"] | {key: value})
     assert found.startswith(f"params.yaml: train.{key} is {value!r}, but it is a section: ")
     assert found.endswith(f"then set {named}") or found.endswith(f".{named}")
 
 
 def test_all_invalid_keys_are_named_at_once():
-    found = refusal(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1})
+    found = get_refusal(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1})
     assert found.count("example.") == 3
 
 
 @pytest.mark.parametrize("key", RIGHT)
 def test_missing_key_is_named(key):
     values = {name: value for name, value in RIGHT.items() if name != key}
-    assert refusal(Example.check, values) == f"params.yaml: example.{key} is missing"
+    assert get_refusal(Example.check, values) == f"params.yaml: example.{key} is missing"
 
 
 def test_section_cannot_be_changed():
@@ -146,7 +146,7 @@ def test_section_cannot_be_changed():
     ],
 )
 def test_value_outside_its_limits_is_refused(section, key, value, allowed):
-    found = refusal(section.check, VALUES[section.section] | {key: value})
+    found = get_refusal(section.check, VALUES[section.section] | {key: value})
     assert f"{section.section}.{key} is {value!r}: " in found
     assert allowed in found
 
@@ -160,7 +160,7 @@ def test_value_outside_its_limits_is_refused(section, key, value, allowed):
     ],
 )
 def test_invalid_filters_are_refused(groups, named):
-    assert named in refusal(ModelParameters.check, VALUES["model"] | {"filters": groups})
+    assert named in get_refusal(ModelParameters.check, VALUES["model"] | {"filters": groups})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_invalid_filters_are_refused(groups, named):
 )
 def test_invalid_augmentation_is_refused(key, value, allowed):
     values = VALUES["train"] | {"augmentation": VALUES["train"]["augmentation"] | {key: value}}
-    found = refusal(TrainParameters.check, values)
+    found = get_refusal(TrainParameters.check, values)
     assert f"train.augmentation.{key} is {value!r}: " in found
     assert allowed in found
 
@@ -200,7 +200,7 @@ def test_invalid_augmentation_is_refused(key, value, allowed):
     ],
 )
 def test_invalid_combination_is_refused(section, changes, named):
-    assert named in refusal(section.check, VALUES[section.section] | changes)
+    assert named in get_refusal(section.check, VALUES[section.section] | changes)
 
 
 def test_batch_normalisation_needs_two_images_of_each_replica():
@@ -214,7 +214,7 @@ def test_batch_normalisation_needs_two_images_of_each_replica():
     for normalised, size, replicas in ((True, 4, 2), (False, 2, 2), (True, 128, 64), (True, 2, 1)):
         check(normalised, size, replicas)
     for size, replicas in ((2, 2), (3, 2), (127, 64), (1, 1)):
-        found = refusal(check, True, size, replicas)
+        found = get_refusal(check, True, size, replicas)
         assert f"train.batch_size is {size}, train.replicas {replicas} and" in found
         assert f"set train.batch_size to {2 * replicas} or more" in found
 
@@ -325,7 +325,7 @@ def test_any_value_is_accepted_or_named(section, data):
 
 def test_missing_file_is_named_with_the_fix(path):
     expected = f"{path}: not found; run from the project's folder"
-    assert refusal(Example.read, path) == expected
+    assert get_refusal(Example.read, path) == expected
 
 
 # The stages

@@ -15,8 +15,8 @@ import asyncssh
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.pages import quoted_commands
-from helpers.project import ROOT, SMALL, STAGES, Project, graph, outputs
+from helpers.pages import find_quoted_commands
+from helpers.project import ROOT, SMALL, STAGES, Project, list_outputs, read_graph
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -177,7 +177,7 @@ def test_model_card_describes_this_dataset(project):
 
 def commands(heading: str, names: dict[str, str] | None = None) -> list[list[str]]:
     """Return the commands below a heading of docs/sharing.md, with other addresses."""
-    return [command for command, _ in quoted_commands(PAGE, heading, names)]
+    return [command for command, _ in find_quoted_commands(PAGE, heading, names)]
 
 
 def clone(project: Project, folder: Path) -> Path:
@@ -206,7 +206,7 @@ def test_another_clone_pulls(pushed, tmp_path):
     assert compute_md5(folder / MODEL) == compute_md5(pushed.folder / MODEL)
     assert not (folder / "data/processed/train.npz").exists()
     pushed.run(*everything, cwd=folder)
-    for name in outputs(graph()["preprocess"]):
+    for name in list_outputs(read_graph()["preprocess"]):
         assert compute_md5(folder / name) == compute_md5(pushed.folder / name)
 
 

@@ -24,7 +24,7 @@ def test_few_steps_give_a_warning(train_with, capsys, images, size, epochs, step
     warn_of_few_steps(images, train_with(batch_size=size, epochs=epochs, replicas=1))
     warning = capsys.readouterr().err
     assert warning.count("\n") == (steps > 0)
-    assert not steps or f" make {steps} steps in all; " in warning
+    assert not steps or f" make at most {steps} steps in all; " in warning
     assert not steps or "lower train.batch_size, for example to 16, or " in warning
 
 

@@ -1,9 +1,9 @@
 """Check environment, data and cache. Prints a line for each problem, with a command that fixes it.
 
 Checks the versions of packages and where they come from, variables that change results or keep DVC
-from working, the git repository, the disk, params.yaml and what dvc.yaml lists of it, DVC's files,
-every file in DVC's cache (DVC does not check those that it made read-only), the raw data, and
-whether dvc.lock belongs to the last commit.
+from working, the processor, the git repository, the disk, params.yaml and what dvc.yaml lists of
+it, DVC's files, this project's files in DVC's cache (DVC does not check those that it made
+read-only), the raw data, and whether dvc.lock belongs to the last commit.
 Takes seconds and changes nothing. Exits with status 1 if there is a problem.
 
     python -m tools.doctor
@@ -18,7 +18,6 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from stages.core.environment import PINS, REMOVED
@@ -60,7 +59,7 @@ def check_packages() -> str:
 
 def check_places() -> str:
     """Check that DVC and Python find this environment's packages and programs."""
-    places = [sys.prefix, *(str(path) for path in (Path(sys.prefix).resolve(),))]
+    places = [sys.prefix, str(Path(sys.prefix).resolve())]
     problems = []
     for name in ("dvc", "keras", "matplotlib", "numpy", "pandas", "PIL", "sklearn", "tensorflow"):
         spec = importlib.util.find_spec(name)
@@ -70,7 +69,7 @@ def check_places() -> str:
         # pip and uv write the path of Python into the first or second line.
         lines = Path(program).read_text(encoding="utf-8", errors="replace").splitlines()[:2]
         python = re.search(r"/[^\n'\"]*/python[\d.]*", "\n".join(lines))
-        if python and not is_same_file(python[0], sys.executable):
+        if python and not is_beside(python[0], sys.executable):
             problems.append(f"{program} belongs to {python[0]}, which is another Python: {REMAKE}")
     else:
         problems.append(f"{Path(sys.executable).parent} has no dvc: {REMAKE}")
@@ -79,8 +78,8 @@ def check_places() -> str:
     return "packages and programs come from this environment"
 
 
-def is_same_file(first: str, second: str) -> bool:
-    """Return whether two paths lead to the same file in the same folder."""
+def is_beside(first: str, second: str) -> bool:
+    """Return whether a file exists and is in the same folder as another one."""
     folders = [Path(path).parent.resolve() for path in (first, second)]
     return folders[0] == folders[1] and Path(first).exists()
 
@@ -108,7 +107,11 @@ def check_variables() -> str:
 
 def check_processor() -> str:
     """Look for AVX, and for variables that make libraries compute with other kernels."""
-    from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes
+    from tools.verify.fingerprint import (
+        collect_fingerprint,
+        promises_same_bytes,
+        read_fingerprint,
+    )
 
     kernels = re.compile("(TF_)?(XLA|ONEDNN|DNNL)_|TF_(ENABLE|DISABLE|SET|USE)_|TENSORFLOW_")
     names = [name for name in os.environ if kernels.match(name) and name not in PINS]
@@ -121,7 +124,8 @@ def check_processor() -> str:
             f"{here['processor']} has no AVX, which TensorFlow's packages need: use another "
             "machine, or give the virtual machine its host's processor"
         )
-    promise = "the same bytes" if promises_same_bytes(here) else "equivalent results"
+    promised = all(map(promises_same_bytes, (here, read_fingerprint(Path()) or here)))
+    promise = "the same bytes" if promised else "equivalent results"
     return f"{here['processor']}: {promise} as on the machine that recorded {LOCK}"
 
 
@@ -132,27 +136,28 @@ def check_git() -> str:
         COMPLETE,
         ask_git,
         check_repository,
+        find_last_commit,
         is_in_git,
         is_partial,
         is_shallow,
-        last_commit,
     )
 
     try:
         check_repository()
         if not is_in_git():
             return "not used: DVC's option core.no_scm is set"
-        commit = last_commit()
+        commit = find_last_commit()
     except StageError as error:
         raise CheckError(str(error)) from error
     if is_partial():
         raise CheckError(f"a partial clone, in which `dvc metrics diff` can hang: {COMPLETE}")
     prefix = ask_git("rev-parse", "--show-prefix").rstrip("/")
-    notes = [
-        *[f"the project is its folder {prefix}"][: bool(prefix)],
-        *["shallow: `git fetch --unshallow` brings older commits"][: is_shallow()],
-    ]
-    return ", ".join([f"commit {commit[:12]}", *notes])
+    notes = [f"commit {commit[:12]}"]
+    if prefix:
+        notes.append(f"the project is its folder {prefix}")
+    if is_shallow():
+        notes.append("shallow: `git fetch --unshallow` brings older commits")
+    return ", ".join(notes)
 
 
 def check_disk() -> str:
@@ -204,15 +209,17 @@ def check_pipeline() -> str:
 
 
 def check_cache() -> str:
-    """Compare every file in DVC's cache with the MD5 in its name."""
+    """Compare this project's files in DVC's cache with the MD5 in their names."""
     from dvc.repo import Repo
 
     with Repo() as repo:
         cache = Path(repo.cache.local.path)
+    recorded = read_recorded_outputs()
     if cache.is_relative_to(Path.cwd()):
         objects = sorted(cache.glob("??/*"))
     else:  # other projects may share it
-        objects = sorted(path for path in find_own_objects(cache) if path.exists())
+        places = (cache / md5[:2] / md5[2:] for md5 in recorded.values())
+        objects = sorted(path for path in places if path.exists())
     problems = []
     for path in objects:
         try:
@@ -224,7 +231,7 @@ def check_cache() -> str:
         name = path.parent.name + path.name
         if found != name.removesuffix(".dir"):
             place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            outputs = list(find_outputs(name))
+            outputs = [output for output, md5 in recorded.items() if md5 == name]
             problems.append(
                 f"{place} ({', '.join(outputs) or 'from an earlier run'}) has the MD5 {found}: "
                 f"rm -f {' '.join([str(place), *outputs])} && dvc repro"
@@ -234,28 +241,16 @@ def check_cache() -> str:
     return f"{len(objects)} files with the right MD5"
 
 
-def find_own_objects(cache: Path) -> Iterator[Path]:
-    """Yield the paths in the cache of the outputs in dvc.lock, if it can be read."""
-    from stages.core.errors import StageError
-    from tools.verify.lockfile import list_files, read_lock
-
-    try:
-        for recorded in list_files(read_lock(), "outs").values():
-            yield cache / recorded.md5[:2] / recorded.md5[2:]
-    except (StageError, LookupError, AttributeError, TypeError):
-        pass  # check_pipeline reports it
-
-
-def find_outputs(md5: str) -> Iterator[str]:
-    """Yield the paths of the outputs that have this MD5 in dvc.lock, if it can be read."""
+def read_recorded_outputs() -> dict[str, str]:
+    """Return the MD5 of each output in dvc.lock; nothing if the file cannot be read."""
     from stages.core.errors import StageError
     from tools.verify.lockfile import list_files, read_lock
 
     try:
         outputs = list_files(read_lock(), "outs").items()
-        yield from (path for path, recorded in outputs if recorded.md5 == md5)
+        return {path: recorded.md5 for path, recorded in outputs}
     except (StageError, LookupError, AttributeError, TypeError):
-        pass  # check_pipeline reports it
+        return {}  # check_pipeline reports it
 
 
 def check_raw() -> str:
@@ -283,12 +278,12 @@ def check_raw() -> str:
 def check_lock() -> str:
     """Compare code, parameters and small outputs in the last commit with its dvc.lock."""
     from tools.verify.lockfile import find_stale, read_lock
-    from tools.verify.repository import clone_commit, is_in_git, last_commit
+    from tools.verify.repository import clone_commit, find_last_commit, is_in_git
 
     if not is_in_git():
         return "not checked: this folder has no commits"
     with tempfile.TemporaryDirectory() as folder:
-        clone = clone_commit(last_commit(), Path(folder) / "clone")
+        clone = clone_commit(find_last_commit(), Path(folder) / "clone")
         if not (clone / LOCK).exists():
             return f"the last commit has no {LOCK}"
         found = find_stale(clone, read_lock(clone)).values()
@@ -317,10 +312,11 @@ def main() -> None:
     code, broken = 0, False
     for name, check in CHECKS.items():
         if broken and name in ("pipeline", "cache", "lock"):
-            print(f"ok     {name}: not checked, because of the repository", flush=True)
+            print(f"-      {name}: not checked, because of the repository", flush=True)
             continue
         try:
-            verdict, findings = "ok", check()
+            findings = check()
+            verdict = "-" if findings.startswith("not ") else "ok"
         except ModuleNotFoundError as error:
             verdict, findings, code = "wrong", f"{error}: {REINSTALL}", 1
         except Exception as error:  # one failing check must not stop the others

@@ -101,7 +101,7 @@ def make_venv() -> None:
     """Make .venv, unless it already works. If that fails, delete what was made."""
     if PYTHON.exists():
         version = [str(PYTHON), "-m", "pip", "--version"]
-        tried = subprocess.run(version, env=pip_environment(), capture_output=True)
+        tried = subprocess.run(version, env=make_pip_environment(), capture_output=True)
         if tried.returncode == 0:
             return
     # Inside an activated .venv, `python3` is a link into the folder that is about to be made.
@@ -135,14 +135,14 @@ def fetch_uv(pins: str) -> None:
 def run_pip(command: str, *arguments: str, **variables: str) -> None:
     """Run .venv's pip with the additional environment `variables`, and stop if it fails."""
     pip = [str(PYTHON), "-m", "pip", command, "-qq", "--disable-pip-version-check"]
-    if subprocess.run([*pip, *arguments], env={**pip_environment(), **variables}).returncode:
+    if subprocess.run([*pip, *arguments], env={**make_pip_environment(), **variables}).returncode:
         sys.exit(
             f"error: pip could not {command} uv (see above). If this machine needs a proxy or a "
             "package mirror, configure pip: uv gets the same settings"
         )
 
 
-def pip_environment() -> dict[str, str]:
+def make_pip_environment() -> dict[str, str]:
     """Return the variables for pip: all of this process, but of pip's only PIP_VARIABLES."""
     return {
         name: value
@@ -162,7 +162,7 @@ def read_pip_settings(listing: str) -> dict[str, str]:
     return settings
 
 
-def uv_environment(settings: dict[str, str]) -> dict[str, str]:
+def make_uv_environment(settings: dict[str, str]) -> dict[str, str]:
     """Return the environment for uv. pip's `settings` apply if the user has set none for uv."""
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     for name, variable in UV_VARIABLES.items():
@@ -176,13 +176,13 @@ def install(files: list[str]) -> None:
     """Install the packages that the requirements `files` pin."""
     listing = subprocess.run(
         [PYTHON, "-m", "pip", "config", "list"],
-        env=pip_environment(),
+        env=make_pip_environment(),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     settings = read_pip_settings(listing)
-    environment = uv_environment(settings)
+    environment = make_uv_environment(settings)
     command = [str(UV), "pip", "install", "--quiet", "--require-hashes", "--python", str(PYTHON)]
     # With several indexes, take each package from the one that has the pinned version. The hashes
     # make that safe.

@@ -71,9 +71,12 @@ def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]
             )
 
 
-def check(content: Mapping[str, Any]) -> None:
-    """Raise StageError unless `content` has exactly the known sections, with valid values."""
-    sections = find_sections()
+def check(content: Mapping[str, Any], sections: Mapping[str, type[Section]] | None = None) -> None:
+    """Raise StageError unless `content` has exactly these sections, with valid values.
+
+    Without `sections`, they are those that the stages in dvc.yaml read.
+    """
+    sections = sections or find_sections()
     for name in content:
         if name not in sections:
             raise StageError(

@@ -9,7 +9,7 @@ deviation and range of each metric, and writes the same to reports/seeds.md.
 """
 
 import argparse
-from contextlib import suppress
+from functools import partial
 
 import pandas as pd
 
@@ -17,8 +17,8 @@ from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import REPORTS
 from tools.compare.revision import Result, name_experiment, resolve_commit
-from tools.sweep.__main__ import add_place, read_place
-from tools.sweep.cluster import run_all
+from tools.sweep.__main__ import add_place, parse_count, read_place
+from tools.sweep.dask_cluster import run_all
 from tools.sweep.runs import make_combinations, require_commit
 
 
@@ -49,18 +49,14 @@ def summarise(results: list[Result], per_class: bool) -> str:
     return f"Test accuracy {mean:.3%} ± {deviation:.3%} (standard deviation)\n\n{text}\n"
 
 
-def parse_count(text: str) -> int:
-    """Return a number of seeds, for argparse. A standard deviation needs at least 2."""
-    with suppress(ValueError):
-        if (number := int(text)) > 1:
-            return number
-    raise argparse.ArgumentTypeError(f"expected a whole number above 1, found {text!r}")
-
-
 def main() -> None:
     """Train the seeds that have not been trained yet, then report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("count", type=parse_count, help="how many seeds, starting at 1; at least 2")
+    parser.add_argument(
+        "count",
+        type=partial(parse_count, above=1),  # a standard deviation needs two
+        help="how many seeds, starting at 1; at least 2",
+    )
     parser.add_argument("--per-class", action="store_true", help="also report each class")
     add_place(parser)
     arguments = parser.parse_args()

@@ -31,7 +31,7 @@ from tools.compare.revision import SEEDS, Result, resolve_commit
 from tools.recipe import RECIPES
 from tools.sweep import table
 from tools.sweep.__main__ import add_place, read_place
-from tools.sweep.cluster import run_all
+from tools.sweep.dask_cluster import run_all
 from tools.sweep.runs import Combination, make_combinations, require_commit
 from tools.verify.fingerprint import collect_fingerprint
 from tools.verify.lockfile import flatten

@@ -1,8 +1,8 @@
 """Run one worker of a training on several machines, or all workers on this machine.
 
-Worker 0 runs `dvc repro`, and so the stage `train`. Every other worker prepares its data with
-`dvc repro preprocess` and then runs the stage by itself; it writes no results. TF_CONFIG tells each
-worker the addresses of all (docs/cluster.md).
+Worker 0 runs `dvc repro`, and so the stage `train`. Every other worker runs
+`dvc repro preprocess`, except with --local, and then the stage by itself; it writes no results.
+TF_CONFIG tells each worker the addresses of all (docs/cluster.md).
 
     python -m tools.worker --local 4 [options and stages for dvc repro]
     python -m tools.worker --hosts host0:2222,host1:2222 --index 1
@@ -135,7 +135,7 @@ def run_locally(count: int, options: list[str], targets: list[str]) -> int:
 def run_worker(addresses: list[str], index: int, options: list[str], targets: list[str]) -> int:
     """Run the worker `index`, and return the exit code of its last command."""
     variables = make_tf_config(addresses, index)
-    # The stage checks the first two as well, but a mistake should be reported at once.
+    # The stage checks all this too, but a mistake should be reported at once.
     read_tf_config(variables["TF_CONFIG"])
     check_count(len(addresses), TrainParameters.read().replicas)
     find_own_ips(addresses[index])

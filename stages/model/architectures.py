@@ -18,7 +18,7 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     The branched network returns a dictionary with two such outputs, `main` and `auxiliary`. Raises
     StageError if the images are too small for the convolutions.
     """
-    if parameters.architecture != "dense" and remaining_side(parameters, min(shape)) < 1:
+    if parameters.architecture != "dense" and compute_remaining_side(parameters, min(shape)) < 1:
         raise StageError(
             f"model.crop is {parameters.crop} and model.filters {parameters.filters}: images of "
             f"{shape[0]}x{shape[1]} pixels are too small for this; crop less or use fewer "
@@ -27,21 +27,21 @@ def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> 
     keras.utils.set_random_seed(parameters.seed)
     inputs = keras.Input(shape, name="images")
     if parameters.architecture == "branched":
-        return keras.Model(inputs, branched_outputs(parameters, shape, classes, inputs))
+        return keras.Model(inputs, make_branched_outputs(parameters, shape, classes, inputs))
     if parameters.architecture == "dense":
         layers = [
             keras.layers.Flatten(),
-            *dense_layers(parameters),
-            classifier_layer(classes, MAIN),
+            *make_dense_layers(parameters),
+            make_classifier_layer(classes, MAIN),
         ]
     else:
-        layers = convolutional_layers(parameters, shape, classes)
+        layers = make_convolutional_layers(parameters, shape, classes)
     if parameters.api == "sequential":
         return keras.Sequential([inputs, *layers])
     return keras.Model(inputs, apply_layers(layers, inputs))
 
 
-def remaining_side(parameters: ModelParameters, side: int) -> int:
+def compute_remaining_side(parameters: ModelParameters, side: int) -> int:
     """Return the width of an image after all convolutions; before them, it is `side` pixels wide.
 
     A result below 1 means that the image is too small. A convolution without padding reduces the
@@ -61,7 +61,7 @@ def has_two_outputs(model: keras.Model) -> bool:
     return len(model.outputs) == 2
 
 
-def input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
+def make_input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
     """Return the input layers: add a channel axis to images (n, *shape), then crop."""
     layers: Layers = [keras.layers.Reshape((*shape, 1))]
     if parameters.crop:
@@ -69,20 +69,20 @@ def input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
     return layers
 
 
-def convolutional_layers(
+def make_convolutional_layers(
     parameters: ModelParameters, shape: tuple[int, int], classes: int
 ) -> Layers:
     """Return groups of convolutions followed by dense layers."""
     return [
-        *input_layers(parameters, shape),
-        *convolution_groups(parameters.filters, parameters.batch_normalization, width=5),
+        *make_input_layers(parameters, shape),
+        *make_convolution_groups(parameters.filters, parameters.batch_normalization, width=5),
         keras.layers.Flatten(),
-        *dense_layers(parameters),
-        classifier_layer(classes, MAIN),
+        *make_dense_layers(parameters),
+        make_classifier_layer(classes, MAIN),
     ]
 
 
-def branched_outputs(
+def make_branched_outputs(
     parameters: ModelParameters, shape: tuple[int, int], classes: int, inputs: keras.KerasTensor
 ) -> dict[str, keras.KerasTensor]:
     """Return the main and the auxiliary output of a network with two branches.
@@ -93,27 +93,29 @@ def branched_outputs(
     2015.
     """
     first, *rest = parameters.filters
-    images = apply_layers(input_layers(parameters, shape), inputs)
+    images = apply_layers(make_input_layers(parameters, shape), inputs)
     # With padding, both kernel sizes return feature maps of the same size.
     branches = [
         apply_layers(
-            convolution_group(first, parameters.batch_normalization, width, "same", bool(rest)),
+            make_convolution_group(
+                first, parameters.batch_normalization, width, "same", bool(rest)
+            ),
             images,
         )
         for width in (3, 5)
     ]
     merged = keras.layers.Concatenate()(branches)
-    features = apply_layers(convolution_groups(rest, parameters.batch_normalization), merged)
+    features = apply_layers(make_convolution_groups(rest, parameters.batch_normalization), merged)
     trunk = [
         keras.layers.Flatten(),
-        *dense_layers(parameters),
-        classifier_layer(classes, MAIN),
+        *make_dense_layers(parameters),
+        make_classifier_layer(classes, MAIN),
     ]
-    side = [keras.layers.GlobalAveragePooling2D(), classifier_layer(classes, AUXILIARY)]
+    side = [keras.layers.GlobalAveragePooling2D(), make_classifier_layer(classes, AUXILIARY)]
     return {MAIN: apply_layers(trunk, features), AUXILIARY: apply_layers(side, merged)}
 
 
-def convolution_groups(
+def make_convolution_groups(
     filters: list[list[int]], batch_normalization: bool, width: int = 3
 ) -> Layers:
     """Return groups of convolutions with pooling between them.
@@ -123,12 +125,12 @@ def convolution_groups(
     layers: Layers = []
     for position, group in enumerate(filters, start=1):
         pool = position < len(filters)
-        layers += convolution_group(group, batch_normalization, width, pool=pool)
+        layers += make_convolution_group(group, batch_normalization, width, pool=pool)
         width = 3
     return layers
 
 
-def convolution_group(
+def make_convolution_group(
     group: list[int],
     batch_normalization: bool,
     width: int = 3,
@@ -155,7 +157,7 @@ def convolution_group(
     return layers
 
 
-def dense_layers(parameters: ModelParameters) -> Layers:
+def make_dense_layers(parameters: ModelParameters) -> Layers:
     """Return the hidden dense layers, with batch normalisation and dropout if they are on."""
     layers: Layers = []
     for units in parameters.hidden_units:
@@ -168,7 +170,7 @@ def dense_layers(parameters: ModelParameters) -> Layers:
     return layers
 
 
-def classifier_layer(classes: int, name: str) -> keras.Layer:
+def make_classifier_layer(classes: int, name: str) -> keras.Layer:
     """Return the last layer: one probability for each class."""
     return keras.layers.Dense(classes, activation="softmax", name=name)
 

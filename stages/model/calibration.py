@@ -10,7 +10,7 @@ from stages.model.architectures import MAIN, has_two_outputs
 from stages.model.parallel import DataParallel
 
 
-def mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> float:
+def compute_mean_loss(model: keras.Model, labels: Floats, probabilities: Floats) -> float:
     """Return the mean loss of `probabilities` for one-hot `labels`, both (n, classes).
 
     The model's file names the loss. It is computed for the main output, without label smoothing.
@@ -44,12 +44,12 @@ def calibrate(model: DataParallel, images: Floats, labels: Floats, batch_size: i
         return
     logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
 
-    def cross_entropy(factor: float) -> float:
+    def compute_cross_entropy(factor: float) -> float:
         return float(
             (logsumexp(factor * logits, axis=1) - (factor * logits * labels).sum(1)).mean()
         )
 
-    best = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded").x
+    best = minimize_scalar(compute_cross_entropy, bounds=(0.1, 10), method="bounded").x
     factor = np.float32(round(best, 2))  # later digits differ between machines
     classifier = model.network.get_layer(MAIN)
     classifier.set_weights([factor * weights for weights in classifier.get_weights()])

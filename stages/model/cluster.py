@@ -1,7 +1,7 @@
 """Train on several workers, which TF_CONFIG names, and get the same bytes as on one.
 
-TensorFlow carries the tensors, with collective operations over gRPC. This module decides who
-computes what, and adds nothing to the tensors itself.
+TensorFlow carries the tensors, with collective operations over gRPC. This module only
+exchanges tensors; parallel.py decides which worker computes what.
 """
 
 import os
@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from stages.model.checkpoint import Origin, State, find_differences, load, pack,
 from stages.model.parallel import Group, Tensors, Workers
 from stages.model.rendezvous import name_workers, wait_for_all, watch_connecting
 
-GROUP = 2222  # TensorFlow's number for the workers as a group; it uses the first numbers itself
+GROUP_KEY = 2222  # TensorFlow's number for this group of workers; it uses small numbers itself
 HOST = "host"  # the key of an origin under which a worker tells its name
 
 
@@ -97,7 +97,7 @@ class Cluster(Workers):
         The interpreter is not shut down in the usual way, because TensorFlow's server crashes then.
         """
         # Worker 0 has saved the result, which needs no other worker any more.
-        with suppress(*[tf.errors.OpError] * (self.index == 0)):
+        with suppress(tf.errors.OpError) if self.index == 0 else nullcontext():
             self.exchange_bytes(b"")
         others = [address for address in self.addresses if address != self.addresses[self.index]]
         deadline = time.monotonic() + 10
@@ -114,7 +114,7 @@ class Cluster(Workers):
         received = tf.raw_ops.CollectiveGatherV2(
             input=tensor[tf.newaxis],
             group_size=self.count,
-            group_key=GROUP,
+            group_key=GROUP_KEY,
             instance_key=self._number.assign_add(1),
             ordering_token=[],
         )

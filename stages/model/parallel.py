@@ -22,7 +22,7 @@ Tensors = list[tf.Tensor]
 
 
 class Group(NamedTuple):
-    """What one exchange carries of one kind. The tensors of all keys have the same shapes."""
+    """Tensors of one kind to exchange. Those of all keys have the same shapes."""
 
     own: dict[Any, Tensors]  # of this worker
     keys_of: Callable[[int], Sequence[Any]]  # the keys that a worker, given by its number, has
@@ -38,9 +38,9 @@ class Workers:
         """Wait until all workers have started."""
 
     def end(self) -> None:
-        """Wait until all workers have done their part."""
+        """Finish the training. With several workers, this ends the process."""
 
-    def replicas_of(self, worker: int, replicas: int) -> range:
+    def list_replicas(self, worker: int, replicas: int) -> range:
         """Return the replicas that `worker` computes, of `replicas` in all."""
         return range(worker * replicas // self.count, (worker + 1) * replicas // self.count)
 
@@ -68,8 +68,8 @@ _tracing: list[ReplicaStep] = []
 
 
 @contextmanager
-def tracing(step: ReplicaStep) -> Iterator[ReplicaStep]:
-    """Make `step` the one that layers find with `traced_step`."""
+def trace(step: ReplicaStep) -> Iterator[ReplicaStep]:
+    """Make `step` the one that layers find with `get_traced_step`."""
     _tracing.append(step)
     try:
         yield step
@@ -77,7 +77,7 @@ def tracing(step: ReplicaStep) -> Iterator[ReplicaStep]:
         _tracing.pop()
 
 
-def traced_step() -> ReplicaStep | None:
+def get_traced_step() -> ReplicaStep | None:
     """Return the step that is being traced, or None outside of training."""
     return _tracing[-1] if _tracing else None
 
@@ -117,7 +117,7 @@ class DataParallel(keras.Model):
         padded = tf.pad(images, [[0, tf.maximum(self.replicas - count, 0)], [0, 0], [0, 0]])
         shares = {
             replica: self.network(padded[i:j], training=training)
-            for replica, (i, j) in self._own_bounds(tf.shape(padded)[0]).items()
+            for replica, (i, j) in self._find_bounds(tf.shape(padded)[0]).items()
         }
         (every,) = self.workers.exchange(self._group_outputs(shares, tf.shape(padded)[0]))
         return self._join(every, shares, tf.shape(padded)[0], count)
@@ -131,9 +131,9 @@ class DataParallel(keras.Model):
         images, labels = data
         count = tf.shape(images)[0]
         shares, statistics, gradients = {}, {}, {}
-        for replica, (i, j) in self._own_bounds(count).items():
+        for replica, (i, j) in self._find_bounds(count).items():
             step = ReplicaStep(self.optimizer.iterations * self.replicas + replica)
-            with tracing(step), tf.GradientTape() as tape:
+            with trace(step), tf.GradientTape() as tape:
                 shares[replica] = self.network(images[i:j], training=True)
                 share_labels = tf.nest.map_structure(lambda y, i=i, j=j: y[i:j], labels)
                 loss = tf.add_n([self.share_loss(share_labels, shares[replica]), *self.losses])
@@ -143,19 +143,18 @@ class DataParallel(keras.Model):
                 loss, self.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
             statistics[replica] = step.statistics
+            averages = step.averages  # the same for every replica
 
         every_output, every_statistic, sums = self.workers.exchange(
             self._group_outputs(shares, count),
-            Group(statistics, self._own_replicas),
+            Group(statistics, self._list_replicas),
             Group(
-                {node: add_tree(gradients, node) for node in self._own_nodes(self.workers.index)},
-                self._own_nodes,
+                {node: add_tree(gradients, node) for node in self._list_nodes(self.workers.index)},
+                self._list_nodes,
             ),
         )
         for replica in range(self.replicas):
-            for (average, momentum), value in zip(
-                step.averages, every_statistic[replica], strict=True
-            ):
+            for (average, momentum), value in zip(averages, every_statistic[replica], strict=True):
                 average.assign(average * momentum + value * (1.0 - momentum))
         outputs = self._join(every_output, shares, count, count)
         self._loss_tracker.update_state(
@@ -165,56 +164,56 @@ class DataParallel(keras.Model):
         metrics: dict[str, tf.Tensor] = self.compute_metrics(images, labels, outputs)
         return metrics
 
-    def _own_replicas(self, worker: int) -> range:
-        return self.workers.replicas_of(worker, self.replicas)
+    def _list_replicas(self, worker: int) -> range:
+        return self.workers.list_replicas(worker, self.replicas)
 
-    def _own_nodes(self, worker: int) -> list[Node]:
-        return largest_nodes(self._own_replicas(worker), (0, self.replicas))
+    def _list_nodes(self, worker: int) -> list[Node]:
+        return find_largest_nodes(self._list_replicas(worker), (0, self.replicas))
 
-    def _own_bounds(self, count: tf.Tensor) -> dict[int, tuple[tf.Tensor, tf.Tensor]]:
+    def _find_bounds(self, count: tf.Tensor) -> dict[int, tuple[tf.Tensor, tf.Tensor]]:
         """Return where the shares of this worker's replicas start and end in a batch."""
         bounds = [*pairwise(count * i // self.replicas for i in range(self.replicas + 1))]
-        return {replica: bounds[replica] for replica in self._own_replicas(self.workers.index)}
+        return {replica: bounds[replica] for replica in self._list_replicas(self.workers.index)}
 
-    def _group_outputs(self, shares: dict[int, Any], padded: tf.Tensor) -> Group:
-        """Return the outputs of a batch of `padded` images, with equal shapes for all replicas.
+    def _group_outputs(self, shares: dict[int, Any], count: tf.Tensor) -> Group:
+        """Return the outputs of a batch of `count` images, with equal shapes for all replicas.
 
         Probabilities keep their logits, the input of softmax, from which Keras computes the
         cross-entropy.
         """
-        rows = -(-padded // self.replicas)
+        rows = -(-count // self.replicas)
         own = {
             replica: [
                 tf.pad(tensor, [[0, rows - tf.shape(tensor)[0]], [0, 0]])
                 for output in tf.nest.flatten(outputs)
-                for tensor in with_logits(output)
+                for tensor in list_logits(output)
             ]
             for replica, outputs in shares.items()
         }
-        return Group(own, self._own_replicas)
+        return Group(own, self._list_replicas)
 
     def _join(
-        self, every: dict[int, Tensors], shares: dict[int, Any], padded: tf.Tensor, count: tf.Tensor
+        self, every: dict[int, Tensors], shares: dict[int, Any], size: tf.Tensor, count: tf.Tensor
     ) -> Any:
-        """Return the first `count` outputs of all replicas, in order, in the form of a share."""
-        bounds = pairwise(padded * i // self.replicas for i in range(self.replicas + 1))
+        """Return the first `count` outputs of a batch of `size` images, in the form of a share."""
+        bounds = pairwise(size * i // self.replicas for i in range(self.replicas + 1))
         parts = [[tensor[: j - i] for tensor in every[k]] for k, (i, j) in enumerate(bounds)]
         joined = [tf.concat(each, 0)[:count] for each in zip(*parts, strict=True)]
         example = next(iter(shares.values()))
         outputs = []
         for output in tf.nest.flatten(example):
             outputs.append(joined.pop(0))
-            if len(with_logits(output)) == 2:
+            if len(list_logits(output)) == 2:
                 outputs[-1]._keras_logits = joined.pop(0)
         return tf.nest.pack_sequence_as(example, outputs)
 
 
-def with_logits(output: tf.Tensor) -> Tensors:
+def list_logits(output: tf.Tensor) -> Tensors:
     """Return probabilities and, if they come from softmax, its input."""
     return [output, output._keras_logits] if hasattr(output, "_keras_logits") else [output]
 
 
-def largest_nodes(replicas: range, node: Node) -> list[Node]:
+def find_largest_nodes(replicas: range, node: Node) -> list[Node]:
     """Return the largest nodes of the binary tree below `node` that contain only `replicas`."""
     start, stop = node
     if replicas.start <= start and stop <= replicas.stop:
@@ -222,7 +221,9 @@ def largest_nodes(replicas: range, node: Node) -> list[Node]:
     if stop <= replicas.start or replicas.stop <= start:
         return []
     middle = (start + stop) // 2
-    return largest_nodes(replicas, (start, middle)) + largest_nodes(replicas, (middle, stop))
+    return find_largest_nodes(replicas, (start, middle)) + find_largest_nodes(
+        replicas, (middle, stop)
+    )
 
 
 def add_tree(sums: dict[Node, Tensors], node: Node) -> Tensors:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from stages.model.parallel import DataParallel, Workers, traced_step
+from stages.model.parallel import DataParallel, Workers, get_traced_step
 
 ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels process at a time
 
@@ -36,7 +36,7 @@ def draw_by_step(generator: keras.random.SeedGenerator) -> None:
     seed, count_calls = int(generator.state.numpy()[0]), generator.next
 
     def draw(ordered: bool = True) -> tf.Tensor:
-        step = traced_step()
+        step = get_traced_step()
         if step is None:
             return count_calls(ordered)
         step.draws += 1
@@ -72,7 +72,7 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
         """Return `inputs`, normalised by the batch or, outside training, by the moving averages."""
         if training and self.trainable:
             mean, variance = keras.ops.moments(inputs, self._reduction_axes)
-            step = traced_step()
+            step = get_traced_step()
             for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 if step is None:
                     average.assign(average * self.momentum + value * (1.0 - self.momentum))

@@ -1,6 +1,6 @@
 """Wait until all workers have started and can reach each other.
 
-TensorFlow waits for a missing worker without a limit, and holds Python's global lock meanwhile, so
+TensorFlow waits up to an hour for a missing worker, and holds Python's global lock meanwhile, so
 that no thread could name the worker or end the process. So the workers first find each other over
 plain sockets, at the addresses that TensorFlow will use. While TensorFlow then connects, another
 process watches.

@@ -143,7 +143,7 @@ class TrainParameters(Seeded):
         return self
 
 
-def smallest_batch(replicas: int, batch_normalization: bool) -> int:
+def find_smallest_batch(replicas: int, batch_normalization: bool) -> int:
     """Return how many images a batch needs, so that every replica can learn from its share.
 
     Batch normalisation subtracts the mean over the share. Of a single image, nothing would be left
@@ -154,7 +154,7 @@ def smallest_batch(replicas: int, batch_normalization: bool) -> int:
 
 def check_together(model: ModelParameters, train: TrainParameters) -> None:
     """Raise StageError if the two sections, each valid by itself, do not go together."""
-    smallest = smallest_batch(train.replicas, model.batch_normalization)
+    smallest = find_smallest_batch(train.replicas, model.batch_normalization)
     if train.batch_size < smallest:
         raise StageError(
             f"train.batch_size is {train.batch_size}, train.replicas {train.replicas} and "

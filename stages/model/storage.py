@@ -15,18 +15,16 @@ from stages.model.architectures import AUXILIARY, MAIN, has_two_outputs
 MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # of a `.keras` file
 
 # A model's configuration may name only classes of these modules.
-MODULES = {"keras", "keras.layers", "keras.initializers", "keras.optimizers"} | {
-    "keras.regularizers",
-    "keras.constraints",
-    "keras.src.models.functional",
-    "keras.src.models.sequential",
+MODULES = {
+    *("keras", "keras.layers", "keras.initializers", "keras.optimizers"),
+    *("keras.regularizers", "keras.constraints"),
+    *("keras.src.models.functional", "keras.src.models.sequential"),
 }
 TENSOR = "__keras_tensor__"  # stands for a tensor in a configuration; it is not a class
 # Classes of these modules that run code from the file, import other libraries or read other files.
-UNSAFE = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"} | {
-    "StringLookup",
-    "IntegerLookup",
-    "TextVectorization",
+UNSAFE = {
+    *("Lambda", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"),
+    *("StringLookup", "IntegerLookup", "TextVectorization"),
 }
 
 
@@ -90,8 +88,8 @@ def load(path: Path) -> keras.Model:
 def reject_unsafe_class(entry: dict[str, Any]) -> dict[str, Any]:
     """Raise ValueError if an object in a model's configuration could run code; else return it.
 
-    Only Keras's own layers and their settings are allowed, except those that carry code (Lambda),
-    unpickle code (TorchModuleWrapper) or read other files. Keras's safe mode is a second check.
+    Only Keras's own layers and their settings are allowed, except UNSAFE. Keras's safe mode is a
+    second check.
     """
     name = entry.get("class_name", TENSOR)
     module = entry.get("module")

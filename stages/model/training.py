@@ -27,7 +27,7 @@ from stages.model.settings import (
     EarlyStopping,
     ModelParameters,
     TrainParameters,
-    smallest_batch,
+    find_smallest_batch,
 )
 
 METRICS = {
@@ -43,7 +43,7 @@ def train_members(
     train: Split,
     validation: Split,
     state: State | None = None,
-    save: Callable[[State], object] = id,
+    save: Callable[[State], object] = lambda _: None,
     workers: Workers | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Return the trained network and its history, whose columns `make_history` describes.
@@ -85,10 +85,10 @@ def fit(
     validation: Split,
     parameters: TrainParameters,
     state: State | None = None,
-    save: Callable[[State], object] = id,
+    save: Callable[[State], object] = lambda _: None,
     name: str = "",
 ) -> pd.DataFrame:
-    """Train `model`, a portable model, in place and return its history.
+    """Train `model` in place and return its history.
 
     Raises StageError if there are too few training images for one step, or if the loss becomes NaN.
     """
@@ -101,7 +101,7 @@ def fit(
         isinstance(layer, keras.layers.BatchNormalization)
         for layer in model.network._flatten_layers()
     )
-    smallest = smallest_batch(parameters.replicas, normalises)
+    smallest = find_smallest_batch(parameters.replicas, normalises)
     steps = count_steps(len(train[0]), parameters.batch_size, smallest)
     if not steps:
         raise StageError(

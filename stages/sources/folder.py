@@ -1,9 +1,9 @@
 """Read a custom dataset from the folder that `download.folder` names.
 
 The folder holds either images as train/<class>/* and test/<class>/*; or four IDX files with MNIST's
-names, plain or gzipped. IDX files may come with classes.txt: one class name per line, from the
-lowest label on. Both kinds of folder become four IDX files, so later stages read every dataset in
-the same way.
+names, plain or gzipped. IDX files may come with classes.txt: one class name per line, from label
+0 or 1 on. Both kinds of folder become four IDX files, so later stages read every dataset in the
+same way.
 """
 
 import hashlib
@@ -155,7 +155,7 @@ def hint_at(folder: Path) -> str:
         if inner.is_dir() and (find_parts(inner) or find_idx_files(inner, TRAIN_IMAGES)):
             return f"; the dataset is in {inner}, so set download.folder to that"
     archives = [path.name for path in list_visible(folder) if path.suffix.lower() in ARCHIVES]
-    if archives and not any(map(find_idx_files, [folder] * 2, (TRAIN_IMAGES, TRAIN_LABELS))):
+    if archives and not any(find_idx_files(folder, name) for name in (TRAIN_IMAGES, TRAIN_LABELS)):
         return f"; unpack {archives[0]} first"
     text = ", and no train/<class> and test/<class> with images"
     if folders:
@@ -401,4 +401,7 @@ def check_parts(folder: Path, classes: list[str], parts: dict[str, Part]) -> Non
     check_counts(folder, classes, counts)
     shapes = [part.images.shape[1:] for part in parts.values()]
     if shapes[0] != shapes[1] or 0 in shapes[0]:
-        raise StageError(f"{folder}: train images of {shapes[0]} pixels, test images {shapes[1]}")
+        raise StageError(
+            f"{folder}: expected images of one size above 0, found {shapes[0]} pixels in train and "
+            f"{shapes[1]} in test"
+        )

@@ -75,7 +75,8 @@ def read_int_column(path: Path) -> Bytes:
         shape, entry = _read_header(path, stream, 2, INT)
         column = np.frombuffer(stream.read(shape[0] * entry), ">i4").reshape(shape)[:, 0]
     if column.size and not 0 <= column.min() <= column.max() <= 255:
-        raise StageError(f"{path}: expected labels from 0 to 255, found {column.max()}")
+        wrong = column.min() if column.min() < 0 else column.max()
+        raise StageError(f"{path}: expected labels from 0 to 255, found {wrong}")
     return column.astype(np.uint8)
 
 
@@ -110,10 +111,11 @@ def _read_header(
     if len(header) < 4 * dimensions:
         raise StageError(f"{path}: ends in its header, after {length} bytes")
     shape = struct.unpack(f">{dimensions}I", header)
-    entry = int(np.prod(shape[1:], dtype=object)) * (4 if kind == INT else 1)
+    sizes = (*shape, 4) if kind == INT else shape
+    entry = int(np.prod(sizes[1:], dtype=object))
     if length != 4 + len(header) + shape[0] * entry:
         raise StageError(
-            f"{path}: header says {' x '.join(map(str, shape))} bytes, "
+            f"{path}: header says {' x '.join(map(str, sizes))} bytes, "
             f"found {length - 4 - len(header)}"
         )
     return shape, entry

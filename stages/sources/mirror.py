@@ -15,7 +15,7 @@ from stages.sources.fetch import SourceError, TransientError
 
 MIN_SPEED = 10_000  # bytes per second, on average
 GZIP_OVERHEAD = 1 << 20  # bytes; gzip adds less than this to any file of the catalogue
-FIRST_BYTES = 64  # are read at once
+FIRST_BYTES = 64  # are read together, even if they arrive one by one
 
 
 class ResponseBody(io.RawIOBase):
@@ -37,7 +37,7 @@ class ResponseBody(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Read the bytes that have arrived, up to the size of `buffer`; return their number."""
         chunk = self.response.raw.read1(len(buffer))
-        # The first bytes tell the format of the file, and can arrive one by one.
+        # The first bytes tell the format of the file.
         deadline = self.start + self.patience
         while self.size == 0 and 0 < len(chunk) < FIRST_BYTES and time.monotonic() < deadline:
             if not (more := self.response.raw.read1(len(buffer) - len(chunk))):
@@ -67,8 +67,8 @@ def open_mirror(
     url = f"{mirror}{file.name}.gz"
     with requests.Session() as session:
         session.max_redirects = 5
-        # Without this, requests sends the user's passwords for other hosts: ~/.netrc may have a
-        # default entry, and a mirror answers a request with a password with an error.
+        # Without this, requests can send a mirror the default password in ~/.netrc, and the
+        # mirror then answers with an error.
         session.auth = lambda request: request
         session.rebuild_auth = lambda *_: None  # type: ignore[method-assign]  # after a redirect
         if urlsplit(url).scheme == "https":

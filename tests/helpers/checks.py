@@ -8,7 +8,7 @@ import pytest
 from stages.core.errors import StageError
 
 
-def refusal(call: Callable[..., object], *arguments: object) -> str:
+def get_refusal(call: Callable[..., object], *arguments: object) -> str:
     """Return the message of the StageError that a call raises, which must be one line."""
     with pytest.raises(StageError) as caught:
         call(*arguments)
@@ -24,7 +24,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file in a folder and below it, by the file's relative path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

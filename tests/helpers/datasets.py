@@ -1,4 +1,4 @@
-"""Small datasets of your own: PNG files in the folders that datasets/README.md describes.
+"""Small custom datasets: PNG files in the folders that datasets/README.md describes.
 
 Run `python -m tests.helpers.datasets KIND FOLDER` to write one with 240 training images.
 """

@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 
 from stages.core.errors import StageError  # before Keras, which reads the variables that it sets
-from tests.helpers.checks import contents
-from tests.helpers.project import STAGES, graph, outputs
+from tests.helpers.checks import read_contents
+from tests.helpers.project import STAGES, list_outputs, read_graph
 
 import keras  # isort: skip
 
@@ -47,7 +47,7 @@ def fill_during_training() -> dict[str, str]:
     checkpoint.delete = lambda: None  # keep the checkpoint, to see its size
     train.main()
     checkpoint.delete = delete
-    complete = contents(DATA)
+    complete = read_contents(DATA)
     saved, history, model = map(count_pages, (CHECKPOINT, HISTORY, MODEL))
     for path, room in (
         (CHECKPOINT, saved - 1),
@@ -64,7 +64,9 @@ def fill_during_training() -> dict[str, str]:
         except StageError as error:
             messages[str(path)] = str(error)
         ballast.unlink()
-        assert contents(DATA).items() <= complete.items(), path  # each existing file is complete
+        assert read_contents(DATA).items() <= complete.items(), (
+            path
+        )  # each existing file is complete
         assert MODEL.exists() == (room == saved + history + model)
     delete()
     keras.utils.clear_session()
@@ -81,8 +83,8 @@ def main() -> None:
             continue
         stage = importlib.import_module(f"stages.{name}").main
         stage()
-        complete = contents(DATA)
-        written = [Path(output).relative_to(DATA) for output in outputs(graph()[name])]
+        complete = read_contents(DATA)
+        written = [Path(output).relative_to(DATA) for output in list_outputs(read_graph()[name])]
         written.sort(key=lambda path: (DATA / path).stat().st_mtime_ns)
         for number, path in enumerate(written):
             for output in written:
@@ -98,7 +100,7 @@ def main() -> None:
             ballast.unlink()
             # The outputs written before are complete, and there is no other file.
             missing = {str(output) for output in written[number:]}
-            assert contents(DATA) == {
+            assert read_contents(DATA) == {
                 output: content for output, content in complete.items() if output not in missing
             }, path
         for output in written:

@@ -27,7 +27,7 @@ def read_section(page: Path, heading: str | None) -> str:
 
 
 def apply_blocks(page: Path, heading: str, folder: Path) -> None:
-    """Do below `folder` what the blocks of code in a section say that name a file.
+    """Apply the code blocks of a section that name a file to the files in `folder`.
 
     A block that starts with ```diff and a path changes the file: its lines without + must be there
     once, one after the other, and become its lines without -. A line `@@` separates two changes.
@@ -51,7 +51,7 @@ def apply_blocks(page: Path, heading: str, folder: Path) -> None:
         path.write_text(text)
 
 
-def quoted_commands(
+def find_quoted_commands(
     page: Path, heading: str | None = None, names: Mapping[str, str] | None = None
 ) -> list[Quoted]:
     """Return the commands that a page quotes, or only those directly below one of its headings.
@@ -71,7 +71,7 @@ def quoted_commands(
     return found
 
 
-def missing_lines(quoted: list[str], printed: str) -> list[str]:
+def find_missing_lines(quoted: list[str], printed: str) -> list[str]:
     """Return the quoted lines that a command did not print, or not in this order.
 
     `...` in a quoted line stands for any text, and a line with only `...` for any lines.

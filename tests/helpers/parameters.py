@@ -1,8 +1,7 @@
 """Parameters for tests.
 
-Tests must pass whatever valid values params.yaml holds. So they start from its keys, and from these
-values where they depend on one. A new key needs no entry here: tests then use its value in
-params.yaml.
+Tests must pass whatever valid values params.yaml holds. So they take the keys from it, and the
+values from DEFAULTS where they depend on one. A new key needs no entry here.
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from .checks import contents
+from .checks import read_contents
 from .parameters import DEFAULTS, change_file
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ class Project:
         self.run("git", *AUTHOR, "commit", "-q", "-m", message)
 
     def restore(self) -> None:
-        """Go back to the last commit, as README says."""
+        """Go back to the last commit."""
         self.run("git", "checkout", "-q", ".")
         self.run("dvc", "checkout", "-q", "--force")
 
@@ -95,14 +95,14 @@ class Project:
     def undo_changes(self) -> Iterator["Project"]:
         """Bring the project back to its present commit afterwards, even if a test fails."""
         commit = self.run("git", "rev-parse", "HEAD").stdout.strip()
-        before = contents(self.folder / "data")
+        before = read_contents(self.folder / "data")
         try:
             yield self
         finally:
             self.run("git", "reset", "-q", "--hard", commit)
             self.run("git", "clean", "-q", "-d", "--force")
             shutil.rmtree(self.folder / "data/checkpoint", ignore_errors=True)
-            if contents(self.folder / "data") != before:
+            if read_contents(self.folder / "data") != before:
                 self.restore()
 
     def repro(self) -> list[str]:
@@ -124,41 +124,41 @@ def allow_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def outputs(stage: dict) -> list[str]:
+def list_outputs(stage: dict) -> list[str]:
     """Return the paths of all outputs of a stage in dvc.yaml."""
     listed = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
     return sorted(next(iter(out)) if isinstance(out, dict) else out for out in listed)
 
 
-def graph(folder: Path = ROOT) -> dict[str, dict]:
+def read_graph(folder: Path = ROOT) -> dict[str, dict]:
     """Return the stages of dvc.yaml, by name."""
     return YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
 
 
-def list_used(stage: dict) -> dict[str, list[str]]:
+def list_declared(stage: dict) -> dict[str, list[str]]:
     """Return what dvc.yaml lists for a stage, in the form in which the spy says what it used."""
     return {
         # datasets holds your own images, which tests/test_sharing.py downloads.
         "deps": [path for path in stage["deps"] if path != "datasets"],
-        "outputs": outputs(stage),
+        "outputs": list_outputs(stage),
         "params": stage["params"],
     }
 
 
-STAGES = list(graph())  # in the order in which they run
+STAGES = list(read_graph())  # in the order in which they run
 
 
 def list_dependents(name: str) -> list[str]:
     """Return a stage and all that use its outputs, directly or not, in the order of STAGES."""
-    stages, found, changed = graph(), [], set()
+    stages, found, changed = read_graph(), [], set()
     for stage, content in stages.items():
         if stage == name or changed & set(content["deps"]):
             found.append(stage)
-            changed |= set(outputs(content))
+            changed |= set(list_outputs(content))
     return found
 
 
-def spied_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
+def spy_on_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
     """Run `dvc repro` with every stage under the spy; return what each used and what was printed.
 
     DVC starts a stage with the `python` on the PATH: here a script in the folder `programs`.
@@ -171,7 +171,7 @@ def spied_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, l
     return _used(project, printed), printed
 
 
-def spied_stage(project: Project, stage: str) -> dict[str, list[str]]:
+def spy_on_stage(project: Project, stage: str) -> dict[str, list[str]]:
     """Run a stage under the spy, and return what it used."""
     printed = project.run("python", "-m", "tests.helpers.spy", "-m", f"stages.{stage}").stdout
     return _used(project, printed)[stage]
@@ -188,7 +188,7 @@ def _used(project: Project, printed: str) -> dict[str, dict[str, list[str]]]:
         # The checkpoint is gone when the training ends, so it is not an output.
         outs = [path for path in found[stage]["outputs"] if "checkpoint" not in path]
         found[stage]["outputs"] = outs
-        listed = graph(project.folder)[stage]["deps"]
+        listed = read_graph(project.folder)[stage]["deps"]
         deps = {
             next((dep for dep in listed if path == dep or path.startswith(f"{dep}/")), path)
             for path in found[stage]["deps"]

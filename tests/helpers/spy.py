@@ -43,7 +43,7 @@ def watch_sections(section_class):
     return names
 
 
-def loaded_modules():
+def list_loaded_modules():
     """Return the files of the project's loaded modules, and the file that pins its libraries."""
     paths = {Path(getattr(module, "__file__", None) or "/") for module in sys.modules.values()}
     modules = {
@@ -65,7 +65,7 @@ def main(stage):
     sys.argv = [stage]
     runpy.run_module(stage, run_name="__main__", alter_sys=True)
 
-    modules = loaded_modules() | {stage.replace(".", "/") + ".py"}
+    modules = list_loaded_modules() | {stage.replace(".", "/") + ".py"}
     # A stage that reads params.yaml without a Section could use keys of any section.
     other_reads = READS.pop("params.yaml", 0) - len(sections)
     files = {

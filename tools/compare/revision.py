@@ -31,7 +31,7 @@ from stages.core.prepared import measures_ink, read_classes, read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
 from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lock
-from tools.verify.repository import ask_git, is_shallow, last_commit, run_git
+from tools.verify.repository import ask_git, find_last_commit, is_shallow, run_git
 
 WORKSPACE = "workspace"
 SEEDS = ("model.seed", "train.seed")  # what tools.seeds and tools.sweep vary
@@ -60,7 +60,7 @@ class Result:
 
 def resolve_commit(name: str) -> str:
     """Return the commit of a branch, tag, experiment or other revision, or raise StageError."""
-    last_commit()  # says what is wrong with the repository, if anything is
+    find_last_commit()  # says what is wrong with the repository, if anything is
     try:
         with Repo() as repo:
             found: str = resolve_rev(repo.scm, name)

@@ -1,7 +1,7 @@
-"""Run a grid of parameters, each combination with several seeds, in parallel; compare the results.
+"""Run a grid of parameters, each combination with several seeds; compare the results.
 
 Every run is a DVC experiment of the last commit, with the bytes that `dvc exp run` would give. What
-has run before is not run again, so an interrupted or longer grid goes on where it stopped. -S has
+has run before is not run again, so you can interrupt a grid or extend it. -S has
 DVC's syntax; values with commas between them are a grid. Prints a table that compares each
 combination with the committed parameters, and writes it to reports/sweep.md and .csv, and a plot to
 reports/sweep.png.
@@ -24,18 +24,18 @@ from stages.core.files import write_csv, write_text
 from stages.core.paths import REPORTS
 from tools.compare.revision import name_experiment, resolve_commit
 from tools.sweep import table
-from tools.sweep.cluster import Place, run_all
+from tools.sweep.dask_cluster import Place, run_all
 from tools.sweep.runs import expand_grid, make_combinations, require_commit
 
 REPORT = REPORTS / "sweep.md"
 
 
-def parse_count(text: str) -> int:
-    """Return a number from 1, for argparse."""
+def parse_count(text: str, above: int = 0) -> int:
+    """Return a whole number above a limit, for argparse."""
     with suppress(ValueError):
-        if (number := int(text)) > 0:
+        if (number := int(text)) > above:
             return number
-    raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a whole number above {above}, found {text!r}")
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:

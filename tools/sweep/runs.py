@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from stages.core.errors import StageError
 from stages.core.files import write_text
 from stages.core.paths import LOCK, PARAMETERS
-from stages.core.settings import read_yaml
+from stages.core.settings import Section, read_yaml
 from stages.download import DownloadParameters
 from tools.compare.revision import (
     SEEDS,
@@ -23,10 +23,10 @@ from tools.compare.revision import (
     list_experiments,
     read_commit,
 )
-from tools.recipe import check
+from tools.recipe import check, find_sections
 from tools.verify.dataset import check_dataset
 from tools.verify.lockfile import flatten
-from tools.verify.repository import ask_git, is_shallow, last_commit
+from tools.verify.repository import ask_git, find_last_commit, is_shallow
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Combination:
 
 def require_commit() -> None:
     """Raise StageError unless the workspace is the last commit, which the experiments belong to."""
-    if differs_from(last_commit()):
+    if differs_from(find_last_commit()):
         raise StageError(
             "the workspace differs from the last commit, and experiments belong to a commit: "
-            "commit first, or undo your changes with `git checkout .`"
+            "commit your changes, or set them aside with `git stash`"
         )
     if is_shallow():
         raise StageError(
@@ -75,10 +75,13 @@ def expand_grid(settings: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(sweep[str(PARAMETERS)]) for sweep in sweeps]
 
 
-def apply(overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
+def apply(
+    overrides: Iterable[str], sections: Mapping[str, type[Section]]
+) -> tuple[str, dict[str, Any]]:
     """Return params.yaml with some values changed: its text as DVC writes it, and its content.
 
-    Raises StageError if the parameters do not allow the values.
+    `sections` are those that it must have. Raises StageError if the parameters do not allow the
+    values.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PARAMETERS
@@ -92,7 +95,7 @@ def apply(overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
                 raise StageError(" ".join(str(cause).split())) from error
             text = path.read_text(encoding="utf-8")
         content = read_yaml(path)
-    check(content)
+    check(content, sections)
     check_dataset(DownloadParameters.check(content["download"]))
     return text, content
 
@@ -111,20 +114,20 @@ def make_combinations(
     Raises StageError, which names every combination that the parameters do not allow.
     """
     found: dict[str, Combination] = {}
-    refused = []
+    refused, sections = [], find_sections()
     for overrides in grid:
         label = ", ".join(overrides) or "the committed parameters"
         try:
             for override in overrides:
                 if seeds and override.startswith(tuple(seed_keys)):
                     raise StageError(f"{override} contradicts the seeds")
-            text, content = apply([*base, *overrides])
+            text, content = apply([*base, *overrides], sections)
             parameters = flatten(content)
             runs = []
             for seed in seeds:
                 added = tuple(f"{key}={seed}" for key in seed_keys)
                 whole = (*base, *overrides, *added)
-                text, _ = apply(whole)
+                text, _ = apply(whole, sections)
                 runs.append(Run(whole, text, f"{label}, seed {seed}", name(overrides, seed)))
             if not seeds:
                 runs.append(Run((*base, *overrides), text, label))

@@ -1,7 +1,6 @@
 """Compare the combinations of a sweep: a table, and a plot."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,7 +13,7 @@ from tools.compare.significance import adjust_p_values, compute_welch_p_value
 from tools.sweep.runs import Combination
 
 # What is compared, in the order of the columns, and the places of each figure. Validation is first,
-# because choosing is by validation.
+# because combinations are chosen by it.
 METRICS = {
     "validation.accuracy": 2,
     "validation.loss": 4,
@@ -124,9 +123,10 @@ def format_report(combinations: Sequence[Combination], rows: Rows) -> str:
         f"{table}\n\nThe first row is the committed parameters; the others are compared with it. "
     )
     if seeds > 1:
+        tested = sum(row.get("validation.accuracy p") is not None for row in rows)
         text += (
             f"Mean ± standard deviation over {seeds} seeds. p: Welch's t-test, with Holm's "
-            f"correction for {len(rows) - 1} combinations; below 0.05, a difference is significant."
+            f"correction for {tested} combinations; below 0.05, a difference is significant."
         )
     else:
         text += "One run each: a difference can be chance. --seeds 5 shows how large chance is."
@@ -183,20 +183,22 @@ def plot_accuracy(
             )
             if accuracies:
                 series.setdefault(rest, []).append((place, accuracies))
-        for colour, (rest, points) in zip(cycle(COLOURS), series.items(), strict=False):
+        few = len(series) <= len(COLOURS)
+        colours = COLOURS if few else [GREY] * len(series)
+        for colour, (rest, points) in zip(colours, series.items(), strict=False):
             points.sort()
             axes.plot(
                 [place for place, _ in points],
                 [mean(accuracies) for _, accuracies in points],
                 "-",
-                color=colour if len(series) <= len(COLOURS) else GREY,
+                color=colour,
                 label=", ".join(rest),
             )
             for place, accuracies in points:
                 axes.plot([place] * len(accuracies), accuracies, "o", color=colour, alpha=0.6)
         axes.set_xticks(range(len(values[key])), values[key])
         axes.set(xlabel=key)
-        if 1 < len(series) <= len(COLOURS):
+        if few and len(series) > 1:
             axes.legend(fontsize=8)
     panels[0].set(ylabel="validation accuracy, %")
     return figure

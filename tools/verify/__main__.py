@@ -1,7 +1,8 @@
 """Reproduce the last commit in a fresh clone and compare the result with its dvc.lock.
 
 Clones the last commit into an empty folder with an empty cache. Copies only raw data files there,
-after checking their SHA-256. Then runs every stage and gives each one a verdict:
+after checking their SHA-256, or a custom dataset that DVC tracks. Then runs every stage and gives
+each one a verdict:
 
     identical    its outputs have the recorded bytes
     equivalent   its outputs differ by no more than another kind of processor may cause
@@ -11,7 +12,7 @@ Writes the report to reports/verify.json and reports/verify.md. Exits with statu
 different. With --strict, `equivalent` fails too.
 
 With --lock, runs no stage and only checks that dvc.lock belongs to the code, the parameters and
-the small outputs in the commit. That takes about two seconds.
+the small outputs in the commit. That takes seconds.
 
     python -m tools.verify [--strict] [--perturb] [--workers N] [--lock]
 """
@@ -42,9 +43,9 @@ from tools.verify.dataset import check_dataset, copy_dataset
 from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
-from tools.verify.repository import clone_commit, last_commit
+from tools.verify.repository import clone_commit, find_last_commit
 
-SMALL = 500_000_000  # bytes; MNIST's raw and prepared data need as much, and the cache a copy
+SMALL = 500_000_000  # bytes; MNIST's raw and prepared data need more, with copies in the cache
 
 SAME_BYTES = (
     "Between these two machines, every output must be identical (level B in "
@@ -249,7 +250,7 @@ def main() -> None:
         "--lock", action="store_true", help="only check that dvc.lock belongs to the last commit"
     )
     arguments = parser.parse_args()
-    commit = last_commit()
+    commit = find_last_commit()
     with tempfile.TemporaryDirectory() as folder:
         clone = clone_commit(commit, Path(folder) / "fresh clone")
         if arguments.lock:

@@ -85,7 +85,7 @@ def find_difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     for name in sorted(here["libraries"].keys() | there["libraries"].keys()):
         expected, found = (side["libraries"].get(name, "missing") for side in (here, there))
         if expected != found:
-            return f"{name} is {found} there and {expected} here"
+            return f"{name} is {found} instead of {expected}"
     return ""
 
 

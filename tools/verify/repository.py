@@ -105,7 +105,7 @@ def is_partial() -> bool:
     return re.search(r"^\?", objects, re.MULTILINE) is not None
 
 
-def last_commit() -> str:
+def find_last_commit() -> str:
     """Return the hash of the last commit. Raises StageError if there is none."""
     return run_git("rev-parse", "--verify", "HEAD").decode().strip()
 

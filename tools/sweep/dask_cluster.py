@@ -20,7 +20,7 @@ from stages.core.errors import StageError
 from stages.core.files import write_bytes, write_text
 from stages.core.paths import REPORTS
 from tools.compare.revision import Result, read_commit, resolve_commit
-from tools.sweep import worker
+from tools.sweep import dask_worker
 from tools.sweep.runs import Run, choose_names, find_finished, require_commit
 from tools.verify import fingerprint
 from tools.verify.repository import ask_git, run_git
@@ -46,7 +46,7 @@ def connect(place: Place) -> Iterator[Client]:
     """
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors get one line below
     # The workers have no copy of the project.
-    for module in (worker, fingerprint):
+    for module in (dask_worker, fingerprint):
         cloudpickle.register_pickle_by_value(module)
     if place.cluster:
         try:
@@ -76,9 +76,9 @@ def connect(place: Place) -> Iterator[Client]:
 
 
 def send_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that does the same, and that a worker gets with its code.
+    """Return a function that does the same, and that Dask sends with its code.
 
-    Dask would send only the name of a function that can be imported here.
+    Of a function that can be imported here, Dask would send only the name.
     """
     return lambda *arguments: function(*arguments)
 
@@ -159,7 +159,7 @@ class Progress:
         self.terminal = sys.stdout.isatty()
 
     def show(self, slots: int) -> None:
-        """Show the line, over the last one on a terminal; elsewhere only if a run has ended.
+        """Show the line, over the last one on a terminal; elsewhere only if it has changed.
 
         `slots` is the number of runs that the workers can do at a time.
         """
@@ -210,14 +210,14 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
     try:
         with connect(place) as client:
             shared = client.submit(bytes, bundle, key=f"commit-{uuid4().hex}")
-            run_job = send_code(worker.run_job)
+            run_job = send_code(dask_worker.run_job)
             waiting: dict[Future, tuple[Run, dict[str, Any]]] = {}
             for run in left:
                 job = make_job(commit, names[run], run, place)
                 key = f"{names[run]}-{uuid4().hex}"
                 waiting[client.submit(run_job, shared, job, key=key)] = run, job
             try:
-                for future in complete(client, waiting, progress):
+                for future in wait_for_each(client, waiting, progress):
                     run, job = waiting.pop(future)
                     if result := collect(future, run, job, progress):
                         finished[run.text] = result
@@ -232,7 +232,7 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
     return finished
 
 
-def complete(
+def wait_for_each(
     client: Client, waiting: Mapping[Future, object], progress: Progress
 ) -> Iterator[Future]:
     """Yield each future when it is done, and show the progress meanwhile.

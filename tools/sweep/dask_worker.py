@@ -16,9 +16,9 @@ from typing import Any
 
 from distributed import get_worker
 
-# They would change what git, DVC and the stages do.
+# Variables that affect git, DVC or the stages.
 FOREIGN = ("DVC_EXP_", "DVC_ROOT", "DVC_STAGE", "GIT_", "TENSORBOARD_LOGDIR", "TF_CONFIG")
-SECONDS = 0.5  # between two looks at whether the run is still wanted
+SECONDS = 0.5  # between two checks whether the run is still wanted
 
 
 def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
