@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import datasets
-from helpers.checks import refusal
+from helpers.checks import get_refusal
 from helpers.project import ROOT
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
@@ -29,7 +29,7 @@ from tools.benchmark import fonts, picture_sets
 from tools.benchmark.scenes import SCENES
 from tools.predict import __main__ as predict
 from tools.predict import novelty
-from tools.predict.classifier import load_classifier
+from tools.predict.classifier import change_shape, load_classifier
 from tools.predict.picture import prepare
 from tools.verify.lockfile import compute_md5
 
@@ -56,6 +56,13 @@ def here(trained, tensorflow, project):
     shutil.copytree(trained, project, ignore=large, dirs_exist_ok=True)
     (project / PROCESSED).symlink_to(trained / PROCESSED)
     return project
+
+
+@pytest.fixture(scope="module")
+def classifier(trained, tensorflow):
+    """The classifier with the trained model."""
+    with chdir(trained):
+        return load_classifier()
 
 
 @pytest.fixture
@@ -170,8 +177,8 @@ def test_missing_model_names_the_command(here):
 
 def test_missing_files_are_named(project):
     Path("folder").mkdir()
-    assert refusal(predict.find_files, ["-", "nothing.png"]) == "nothing.png: not found"
-    assert refusal(predict.find_files, ["folder"]).startswith(
+    assert get_refusal(predict.find_files, ["-", "nothing.png"]) == "nothing.png: not found"
+    assert get_refusal(predict.find_files, ["folder"]).startswith(
         "folder: contains no image files (.avif"
     )
 
@@ -194,7 +201,7 @@ def test_model_that_dvc_lock_does_not_record_gives_a_warning(here, capsys):
 
 
 def test_model_of_another_dataset_is_rejected(another_dataset):
-    assert refusal(load_classifier) == (
+    assert get_refusal(load_classifier) == (
         "data/model/model.keras: was trained on 10 classes of (28, 28) pixels, but data/raw holds "
         "3 of (20, 24); run `make repro` to train a new model"
     )
@@ -209,9 +216,30 @@ def test_classes_and_size_come_from_the_dataset(another_dataset, model_with):
     image = prepare(page, classifier.style)
     assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
     assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
-    (ranking,) = classifier.rank(image[None])
+    (ranking,) = classifier.rank([image[None]])
     expected = portable.make_portable(model, 2).predict_on_batch(image[None])["main"][0]
     assert dict(ranking) == dict(zip(["ga", "na", "da"], expected.tolist(), strict=True))
+
+
+def test_photo_is_classified_in_several_shapes(classifier, mnist):
+    digit = Image.fromarray(idx.read(mnist / TEST_IMAGES, 3, 1)[0])
+    assert len(classifier.prepare(picture_sets.encode_png(digit))) == 1  # as the stages do
+    photo = picture_sets.encode_png(digit.resize((280, 280)))
+    images = classifier.prepare(photo)
+    assert images.shape == (5, 28, 28)
+    assert (images[0] == classifier.list_steps(photo)["network input"]).all()
+    mean = classifier.predict_probabilities(images).mean(axis=0, dtype=float)
+    expected = mean ** (2 / 3) / (mean ** (2 / 3)).sum()
+    ((_, found), *_), *_ = classifier.rank([images, images[:1]])
+    assert found == pytest.approx(expected.max(), rel=1e-5)
+
+
+def test_shapes_by_hand():
+    """The middle column becomes a diagonal, or wider; the middle stays."""
+    image = np.tile(np.float32([0, 0, 1, 0, 0]), (5, 1))
+    assert (change_shape(image, 1.0, 1.0, 0.0) == np.eye(5)).all()
+    assert (change_shape(image, 0.0, 2.0, 0.0) == np.tile([0, 0.5, 1, 0.5, 0], (5, 1))).all()
+    assert (change_shape(1 - image, -1.0, 1.0, 1.0) == 1 - np.eye(5)[::-1]).all()
 
 
 @pytest.mark.parametrize("kind", datasets.KINDS)
@@ -248,8 +276,7 @@ def test_own_test_images_get_the_predictions_of_the_evaluate_stage(
         assert answer["ranking"][0]["confidence"] == pytest.approx(confidence, rel=1e-5)
 
 
-def test_image_files_of_many_kinds_are_classified(here, mnist, subtests):
-    classifier = load_classifier()
+def test_image_files_of_many_kinds_are_classified(classifier, mnist, subtests):
     sets = dict(picture_sets.make_sets(mnist, 25))
     assert sets.keys() == FLOORS.keys()
     for name, files in sets.items():
@@ -262,9 +289,8 @@ def test_image_files_of_many_kinds_are_classified(here, mnist, subtests):
             assert score.right / score.count >= FLOORS[name]
 
 
-def test_photos_as_people_take_them_are_classified(here, mnist, subtests):
+def test_photos_as_people_take_them_are_classified(classifier, mnist, subtests):
     """The second hand is a text font here, because handwriting fonts would be downloaded."""
-    classifier = load_classifier()
     sets = dict(picture_sets.make_scenes(mnist, fonts.find_text(), 6))
     assert sets.keys() == SCENE_FLOORS.keys()
     for name, files in sets.items():
@@ -275,8 +301,7 @@ def test_photos_as_people_take_them_are_classified(here, mnist, subtests):
             assert score.right / score.count >= SCENE_FLOORS[name]
 
 
-def test_image_files_without_a_digit_are_refused(here, mnist, subtests):
-    classifier = load_classifier()
+def test_image_files_without_a_digit_are_refused(classifier, mnist, subtests):
     some = idx.read(mnist / TEST_IMAGES, 3)[::4] / np.float32(255)
     assert sum(classifier.is_strange(some)) <= 0.01 * len(some)
     sets = dict(picture_sets.make_others(fonts.find_text(), draw_clothes(), 20))
@@ -322,16 +347,16 @@ def test_letter_is_refused_by_the_command(here, capsys, monkeypatch):
     assert re.fullmatch("does not look like a digit; most similar to [0-9]", entry["error"])
 
 
-def test_blot_is_refused(here):
+def test_blot_is_refused(classifier):
     """The network predicts 0 for a filled circle."""
     y, x = np.indices((28, 28)) - 13.5
     blot = np.float32([x * x + y * y < 90])
-    assert load_classifier().find_refusals(blot) == ["does not look like a digit"]
+    assert classifier.find_refusals([blot]) == ["does not look like a digit"]
 
 
 def test_missing_training_images_give_a_warning(here, capsys):
     (here / PROCESSED).unlink()
-    assert load_classifier().find_refusals(np.ones((1, 28, 28), np.float32)) == [""]
+    assert load_classifier().find_refusals([np.ones((1, 28, 28), np.float32)]) == [""]
     assert "are needed to refuse images without a digit" in capsys.readouterr().err
 
 

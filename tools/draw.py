@@ -58,8 +58,9 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
             with one_at_a_time:
                 found = classifier.list_steps(request.get_data())
                 image = found["network input"]
-                (ranking,) = classifier.rank(image[None])
-                (reason,) = classifier.find_refusals(image[None])
+                images = classifier.add_shapes(found)
+                (ranking,) = classifier.rank([images])
+                (reason,) = classifier.find_refusals([images])
         except ImageFileError as error:
             return jsonify(error=f"This {error}.")
         steps = encode_steps(found) if request.args.get("steps") else []

@@ -405,8 +405,7 @@ def evaluate(classifier: Classifier, files: Iterable[tuple[bytes, int | None]]) 
     if not images:
         return Score(count, 0, count, 0)
     right = refused = sure = 0
-    prepared = np.stack(images)
-    rankings, reasons = classifier.rank(prepared), classifier.find_refusals(prepared)
+    rankings, reasons = classifier.rank(images), classifier.find_refusals(images)
     for ranking, reason, expected in zip(rankings, reasons, labels, strict=True):
         name, confidence = ranking[0]
         refused += bool(reason)
@@ -428,8 +427,9 @@ def draw_examples(classifier: Classifier, fonts: list[Path]) -> Figure:
     sets, predictions = dict(make_scenes(RAW, fonts, 2)), []
     for name in EXAMPLES:
         content, _ = next(iter(sets[name]))
-        image, steps = classifier.prepare(content), classifier.list_steps(content)
-        predictions.append(Prediction(name, image, steps, classifier.rank(image[None])[0]))
+        steps = classifier.list_steps(content)
+        (ranking,) = classifier.rank([classifier.add_shapes(steps)])
+        predictions.append(Prediction(name, steps=steps, ranking=ranking))
     return draw_steps(predictions)
 
 

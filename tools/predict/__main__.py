@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from stages import plot
@@ -36,10 +35,10 @@ MAX_SHOWN = 100  # files in the figure that --show saves
 
 @dataclass
 class Prediction:
-    """The prepared image and the ranking for one file, or the reason why there is none."""
+    """The prepared images and the ranking for one file, or the reason why there is none."""
 
     file: str
-    image: Floats | None = None
+    images: Floats | None = None
     steps: dict[str, Floats] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=list)
     error: str = ""
@@ -92,21 +91,17 @@ def classify(
     predictions = []
     for name in names:
         try:
-            content = read_content(name)
-            steps = classifier.list_steps(content) if with_steps else {}
-            predictions.append(Prediction(name, classifier.prepare(content), steps))
+            steps = classifier.list_steps(read_content(name))
+            images = classifier.add_shapes(steps)
+            predictions.append(Prediction(name, images, steps if with_steps else {}))
         except ImageFileError as error:
             predictions.append(Prediction(name, error=str(error)))
         except OSError as error:
             predictions.append(Prediction(name, error=f"cannot be read: {error.strerror}"))
-    if images := [prediction.image for prediction in predictions if prediction.image is not None]:
-        found = zip(
-            classifier.rank(np.stack(images)),
-            classifier.find_refusals(np.stack(images)),
-            strict=True,
-        )
+    if every := [each.images for each in predictions if each.images is not None]:
+        found = zip(classifier.rank(every), classifier.find_refusals(every), strict=True)
         for prediction in predictions:
-            if prediction.image is not None:
+            if prediction.images is not None:
                 ranking, reason = next(found)
                 prediction.ranking = [] if reason else ranking
                 prediction.error = reason and f"{reason}; most similar to {ranking[0][0]}"
@@ -176,7 +171,7 @@ def main() -> None:
     predictions: list[Prediction] = []
     for start in range(0, len(names), size):
         for prediction in classify(classifier, names[start : start + size], bool(arguments.show)):
-            prediction.image = None  # to save memory
+            prediction.images = None  # to save memory
             if prediction.error:
                 print(f"error: {prediction.file}: {prediction.error}", file=sys.stderr)
             elif not arguments.json:
