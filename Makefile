@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# What a git hook, an IDE or a notebook left for its own programs. stages/core/environment.py says why,
+# Remove what a git hook, an IDE or a notebook left. stages/core/environment.py says why,
 # and does the same for programs that do not start here. uv does not compile packages: Python does it
 # once, unless PYTHONDONTWRITEBYTECODE is set.
 unexport $(shell git rev-parse --local-env-vars 2>/dev/null) BASH_ENV ENV PYTHONDONTWRITEBYTECODE \

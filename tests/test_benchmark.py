@@ -237,12 +237,13 @@ def test_only_changed_trials_are_measured_again(here, tmp_path):
     assert (run(), measured) == (results, [])
 
 
-def test_slow_recipes_take_two_seeds_and_growth_one():
+def test_slow_recipes_take_two_seeds_and_long_parts_one():
     def count_seeds(part, name):
         return benchmark.Trial(part, name, "", (), lambda *_: {}).count_seeds(5)
 
     assert [count_seeds("recipes", name) for name in ("fast", "page", "best")] == [5, 5, 2]
     assert count_seeds("growth", "4 times the training set") == 1
+    assert count_seeds("sweep", "2 jobs") == 1
     assert benchmark.Trial("recipes", "best", "", (), lambda *_: {}).count_seeds(1) == 1
 
 

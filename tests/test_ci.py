@@ -91,7 +91,7 @@ def test_later_reports_update_the_comment(tmp_path):
         "PLACE": "repos/o/n/issues",
         "NUMBER": "7",
     }
-    for text in ('## worse\n\n`a` $b "c"\n', "## better\n", "가" * 30_000):
+    for text in ('## worse\n\n`a` $b "c"\n', "## better\n", "a" + "가" * 30_000):
         report.write_text(text)
         subprocess.run([".ci/comment", report], env=os.environ | environment, check=True)
         kept, ours = json.loads(store.read_text())

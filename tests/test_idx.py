@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.checks import get_refusal
 from helpers.damage import damaged, many_examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +78,12 @@ def test_damaged_file_is_read_or_refused(path, content):
 def test_missing_file_is_named_with_the_fix(tmp_path):
     with pytest.raises(StageError, match="images: not found; run `dvc repro` to create it"):
         idx.read(tmp_path / "images", 3)
+
+
+def test_integer_labels_out_of_range_or_cut_off_are_named(path):
+    """The file has the header and the first bytes of QMNIST's: 2 rows of 2 integers."""
+    content = b"\0\0\x0c\2" + np.array([2, 2, 9, 0, -1, 0], ">i4").tobytes()
+    path.write_bytes(content)
+    assert get_refusal(idx.read_int_column, path).endswith("labels from 0 to 255, found -1")
+    path.write_bytes(content[:-1])
+    assert get_refusal(idx.read_int_column, path).endswith("header says 2 x 2 x 4 bytes, found 15")

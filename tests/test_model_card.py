@@ -7,7 +7,7 @@ import pytest
 from helpers.project import ROOT
 
 from stages.core.errors import StageError
-from stages.core.paths import METRICS
+from stages.core.paths import LOCK, METRICS
 from tools.model_card import CARD, count_class, escape, format_interval, make_card
 
 
@@ -28,6 +28,14 @@ def test_images_of_the_card_are_in_git(committed):
     assert len(shown) == 2
     for image in shown:
         assert (committed / CARD.parent / image).is_file()
+
+
+def test_lock_without_a_result_is_rejected(committed, tmp_path):
+    """As after `dvc repro preprocess`, before the other stages have run."""
+    text = (committed / LOCK).read_text()
+    (tmp_path / LOCK).write_text(text[: text.index("  evaluate:")])
+    with pytest.raises(StageError, match=f"{LOCK} does not record .*; run `make repro`"):
+        make_card(tmp_path)
 
 
 def test_results_of_another_run_are_rejected(committed, tmp_path):

@@ -201,14 +201,14 @@ def test_hole_of_a_thick_digit_is_not_ink():
 
 
 def test_corner_of_a_shadow_is_paper_if_the_photo_goes_on():
-    """Without `beyond`, the square of the opening does not fit into the narrow corner."""
+    """Without `padded`, the square of the opening does not fit into the narrow corner."""
     page = np.full((480, 600), 210, np.uint8)
     cv2.rectangle(page, (250, 180), (270, 300), 20, -1)
     y, x = np.mgrid[:480, :600]
     photo = encode(Image.fromarray(np.where(x + 0.5 * y < 130, page // 2, page)))
     corner = np.s_[:20, 95:105]
     assert list_steps(photo)["ink"][corner].min() > 0.4
-    assert list_steps(photo, beyond=True)["ink"][corner].max() < 0.1
+    assert list_steps(photo, padded=True)["ink"][corner].max() < 0.1
 
 
 def draw_cross(width, thickness):

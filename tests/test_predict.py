@@ -143,6 +143,17 @@ def draw_digit(page, digit, hand=0, left=60):
     return page
 
 
+def test_figure_of_unprepared_images_has_names_and_predictions():
+    """There is one column, so both are above the image."""
+    steps = {"network input": np.zeros((28, 28), np.float32)}
+    found = [
+        predict.Prediction("digits/a.png", steps=steps, ranking=[("7", 0.99)]),
+        predict.Prediction("digits/b.png", steps=steps, error="does not look like a digit"),
+    ]
+    titles = [axes.get_title() for axes in predict.draw_steps(found).axes]
+    assert titles == ["a.png\n7 (99.0%)", "b.png\nnot a digit"]
+
+
 def test_documentation_shows_real_output(here, monkeypatch, capsys):
     """Probabilities and runners-up depend on the model, so only the other text is compared."""
     Path("photos").mkdir()
@@ -303,7 +314,7 @@ def test_photos_as_people_take_them_are_classified(classifier, mnist, subtests):
 
 def test_image_files_without_a_digit_are_refused(classifier, mnist, subtests):
     some = idx.read(mnist / TEST_IMAGES, 3)[::4] / np.float32(255)
-    assert sum(classifier.is_strange(some)) <= 0.01 * len(some)
+    assert sum(classifier.is_novel(some)) <= 0.01 * len(some)
     sets = dict(picture_sets.make_others(fonts.find_text(), draw_clothes(), 20))
     for name, floor in REFUSED_FLOORS.items():
         with subtests.test(name):
@@ -333,7 +344,7 @@ def test_no_image_is_refused_with_few_validation_images(here, monkeypatch):
     """They could not show how far from the training images a digit may be."""
     monkeypatch.setattr(novelty, "CALIBRATION", 100)
     noise = np.random.default_rng(0).random((4, 28, 28), np.float32)
-    assert load_classifier().is_strange(noise) == [False] * 4
+    assert load_classifier().is_novel(noise) == [False] * 4
 
 
 def test_letter_is_refused_by_the_command(here, capsys, monkeypatch):

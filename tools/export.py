@@ -6,7 +6,7 @@ data/export/model.keras    for Keras 3.10 and later; data/model/model.keras need
 data/export/classes.txt    the class names, in the order of the probabilities
 
 All models take images (n, height, width) float32 in [0, 1] and return probabilities (n, classes)
-float32. A model is saved only if it predicts the same as the Keras model.
+float32. A model is saved only if it agrees with the Keras model within limits.
 
     python -m tools.export
 """

@@ -24,7 +24,7 @@ UV = VENV / "bin/uv"
 # Some builds of Python lack one of these modules. Without this list, a stage would fail later.
 NEEDED = ("bz2", "ctypes", "ensurepip", "lzma", "sqlite3", "ssl", "venv", "zlib")
 
-# uv does not read pip's settings. For each setting, this table has the variable of uv for the same.
+# uv does not read pip's settings. This table has uv's variable for each setting.
 UV_VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -77,7 +77,7 @@ def check_python() -> None:
     if version not in ("3.11", "3.12", "3.13"):
         sys.exit(
             f"error: {sys.executable} is Python {version}, but this project needs Python 3.11, "
-            "3.12 or 3.13. Name one: make PYTHON=python3.11"
+            "3.12 or 3.13. Name one: make repro PYTHON=python3.11"
         )
     missing = []
     for name in NEEDED:
@@ -93,7 +93,7 @@ def check_python() -> None:
     if missing:
         sys.exit(
             f"error: {sys.executable} was built without {', '.join(missing)}. Install the libraries"
-            " they need and build it again, or name another Python: make PYTHON=python3.11"
+            " they need and build it again, or name another: make repro PYTHON=python3.11"
         )
 
 
@@ -143,7 +143,7 @@ def run_pip(command: str, *arguments: str, **variables: str) -> None:
 
 
 def make_pip_environment() -> dict[str, str]:
-    """Return the variables for pip: all of this process, but of pip's only PIP_VARIABLES."""
+    """Return the variables for pip: this process's, but of pip's own only PIP_VARIABLES."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -228,4 +228,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        sys.exit("error: interrupted")

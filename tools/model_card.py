@@ -31,12 +31,15 @@ def make_card(project: Path) -> str:
     """
     lock = read_lock(project)
     outputs = list_files(lock, "outs")
+    labels = [f"{RAW}/{part}-labels-idx1-ubyte" for part in ("train", "t10k")]
+    for name in (*map(Path.as_posix, (DATASET, METRICS, PREDICTIONS, MODEL)), *labels):
+        if name not in outputs:
+            raise StageError(f"{LOCK} does not record {name}; run `make repro`")
     for path in (DATASET, METRICS, PREDICTIONS):
         check_md5(project / path, outputs[path.as_posix()].md5)
     predictions = read_csv(project / PREDICTIONS, text=("actual", "predicted"))
     mistakes = predictions[predictions["actual"] != predictions["predicted"]]
     dataset = read_json(project / DATASET)
-    labels = {part: outputs[f"{RAW}/{part}-labels-idx1-ubyte"] for part in ("train", "t10k")}
     parameters = list_parameters(lock)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -55,7 +58,7 @@ def make_card(project: Path) -> str:
         dataset=dataset,
         model=outputs[MODEL.as_posix()],
         metrics=read_json(project / METRICS),
-        counts={part: entry.size - 8 for part, entry in labels.items()},  # the header has 8 bytes
+        counts=[outputs[path].size - 8 for path in labels],  # the header has 8 bytes
         classes=[count_class(name, predictions) for name in dataset["classes"]],
         mistakes=len(mistakes),
         confident=int((mistakes["confidence"] > 0.9).sum()),

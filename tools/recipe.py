@@ -22,12 +22,11 @@ from ruamel.yaml import YAML
 
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
-from stages.core.paths import PARAMETERS
+from stages.core.paths import GRAPH, PARAMETERS
 from stages.core.settings import Section, read_yaml
 from stages.model.settings import ModelParameters, TrainParameters, check_together
 from tools.verify.repository import check_repository, run_git
 
-GRAPH = Path("dvc.yaml")
 RECIPES = Path("recipes")
 
 

@@ -26,6 +26,7 @@ from stages import plot
 from stages.core.errors import StageError, run
 from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
+from tools.benchmark.tables import format_table as format_rows
 from tools.benchmark.tables import insert_tables
 from tools.compare.revision import SEEDS, Result, resolve_commit
 from tools.recipe import RECIPES
@@ -102,7 +103,7 @@ def format_override(value: Any) -> str:
 
 
 def format_first(before: Result, after: Result) -> str:
-    """Return what `dvc metrics diff` shows for two runs: the change of the validation accuracy."""
+    """Return the change of the validation accuracy from one run to another, in points."""
     change = after.metrics["validation.accuracy"] - before.metrics["validation.accuracy"]
     return f"{100 * change:+.2f}"
 
@@ -129,7 +130,7 @@ def format_table(each: Table, results: Mapping[str, Result]) -> str:
                 f"{mean(values):.3g}" if values else ""
             )
         lines.append(line)
-    text = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
+    text = format_rows(lines)
     if each.picture:
         text += f"\n![{each.picture['title']}]({each.picture['file']})\n"
     return text
@@ -148,7 +149,7 @@ def format_summary(tables: list[Table], results: Mapping[str, Result]) -> str:
                     "loss": table.format_difference(row, "validation.loss"),
                 }
             )
-    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
+    return format_rows(lines)
 
 
 def format_machine(description: Mapping[str, Any], commit: str) -> str:
@@ -220,7 +221,8 @@ def main() -> None:
         for each in tables:
             if each.picture:
                 plot.save(draw(each, results), PAGE.parent / each.picture["file"], 120)
-    print(f"{PAGE} and its pictures have {len(runs)} runs; `git diff` shows what has changed.")
+    count = len({each.text for each in runs})
+    print(f"{PAGE} and its pictures have {count} runs; `git diff` shows what has changed.")
 
 
 if __name__ == "__main__":

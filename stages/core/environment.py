@@ -2,7 +2,7 @@
 
 Importing this module sets variables that make results independent of the processor: libraries
 choose a kernel for the processor that they find, and different kernels round differently. It also
-removes variables that other programs left. All stages, tools and tests import this module first, so
+removes variables that other programs left. Stages, tools and tests import this module first, so
 git, DVC, npm and Python get the same environment. `stages/__init__.py` imports it before NumPy and
 TensorFlow, because they read these variables only once, when they are loaded.
 """

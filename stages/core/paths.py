@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
+GRAPH = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
 # Written by download.

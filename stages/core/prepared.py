@@ -3,7 +3,7 @@
 A split is an `.npz` file that the stage preprocess writes. It holds two arrays of n images and
 their labels:
 
-    images    (n, height, width)    float32    pixels in [0, 1]; 0 is the background
+    images    (n, height, width)    float32    pixels in [0, 1]
     labels    (n, classes)          float32    one-hot: a single 1 in each row
 """
 

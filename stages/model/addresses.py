@@ -1,4 +1,4 @@
-"""The addresses of the workers: read them from TF_CONFIG, and accept connections to one alone.
+"""The addresses of the workers: read them from TF_CONFIG, and accept connections to only one.
 
 TF_CONFIG is TensorFlow's convention: a JSON text in the environment, which schedulers can set too.
 
@@ -166,7 +166,7 @@ SO_ATTACH_FILTER = 26
 def accept_destination(
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> list[tuple[int, int, int, int]]:
-    """Return the instructions that accept a packet sent to `ip`, and else go on behind them."""
+    """Return the instructions that accept a packet sent to `ip`, or else continue after them."""
     start = 16 if ip.version == 4 else 24  # of the destination in the IP header
     compare = [(LOAD_BYTE, IP_HEADER), (SHIFT_RIGHT, 4), (JUMP_IF_EQUAL, ip.version)]
     for i, word in enumerate(struct.unpack(f">{len(ip.packed) // 4}I", ip.packed)):

@@ -20,10 +20,10 @@ def compute_mean_loss(model: keras.Model, labels: Floats, probabilities: Floats)
     return float(losses.mean(dtype=np.float64))
 
 
-# Mistakes on the validation set that a calibration needs. The factor is the only coefficient of a
-# logistic regression, and such a fit is unreliable with fewer than 10 events for each coefficient:
-# Peduzzi et al., "A simulation study of the number of events per variable in logistic regression
-# analysis", 1996. Without any mistake, the best factor would be infinite.
+# The fewest mistakes on the validation set for a calibration. The factor is the only coefficient of
+# a logistic regression, and such a fit is unreliable with fewer than 10 events for each
+# coefficient: Peduzzi et al., "A simulation study of the number of events per variable in logistic
+# regression analysis", 1996. Without any mistake, the best factor would be infinite.
 MIN_MISTAKES = 10
 
 
@@ -39,7 +39,7 @@ def calibrate(model: DataParallel, images: Floats, labels: Floats, batch_size: i
     if mistakes < MIN_MISTAKES:
         print(
             f"the probabilities are not recalibrated: {mistakes} of {len(labels)} validation "
-            f"images are misclassified, and that needs at least {MIN_MISTAKES}"
+            f"images are misclassified; recalibration needs at least {MIN_MISTAKES}"
         )
         return
     logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))

@@ -50,7 +50,7 @@ class State:
     stopped: bool = False  # early stopping has ended the training
 
     def finish_member(self, weights: list[Array]) -> None:
-        """Keep the final weights of the trained member, and clear its other fields."""
+        """Keep the final weights of the trained member, and prepare for the next one."""
         self.finished.append(weights)
         self.weights, self.optimizer, self.best_weights = [], [], []
         self.stopped = False

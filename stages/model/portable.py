@@ -88,7 +88,7 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
 class PortableDense(keras.layers.Dense):
     """Keras's dense layer, with its matrices padded to full blocks of rows.
 
-    Rows left over after the last full block go through a different kernel, which rounds
+    Rows left over after the last full block go through different code, which rounds
     differently. Padding to full blocks avoids that. An output then does not depend on the other
     images in the batch, and the gradient of the weights does not depend on the processor.
     """

@@ -146,8 +146,8 @@ class TrainParameters(Seeded):
 def find_smallest_batch(replicas: int, batch_normalization: bool) -> int:
     """Return how many images a batch needs, so that every replica can learn from its share.
 
-    Batch normalisation subtracts the mean over the share. Of a single image, nothing would be left
-    behind a dense layer. PyTorch refuses that too: "Expected more than 1 value per channel".
+    Batch normalisation subtracts the mean over the share. After a dense layer, a single image would
+    become 0. PyTorch refuses that too: "Expected more than 1 value per channel".
     """
     return replicas * (2 if batch_normalization else 1)
 

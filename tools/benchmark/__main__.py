@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 from stages import download, plot
 from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
-from stages.core.paths import METRICS, PARAMETERS, RAW, REPORTS
+from stages.core.paths import GRAPH, METRICS, PARAMETERS, RAW, REPORTS
 from stages.core.settings import read_yaml
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
@@ -47,7 +47,6 @@ from tools.worker import find_free_addresses, make_tf_config
 
 RECORDS = REPORTS / "benchmark.jsonl"
 DOCS = Path("docs")
-GRAPH = Path("dvc.yaml")
 HERE = Path("tools/benchmark")
 # What can be measured, and the tables made from the results.
 PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
@@ -90,8 +89,8 @@ class Trial:
     sections: tuple[str, ...] = ()  # that it reads; empty for all
 
     def count_seeds(self, asked: int) -> int:
-        """Return the number of seeds to measure: one for larger training sets."""
-        most = 1 if self.part == "growth" else 2 if self.name in TWO_SEEDS else asked
+        """Return the number of seeds to measure: one for larger training sets and sweeps."""
+        most = 1 if self.part in ("growth", "sweep") else 2 if self.name in TWO_SEEDS else asked
         return min(asked, most)
 
     def compute_key(self, seed: int, machine: Mapping[str, Any]) -> str:
@@ -376,8 +375,8 @@ def main() -> None:
         "--recipes",
         type=split_commas,
         metavar="a,b",
-        help=f"default: every recipe except {', '.join(SLOW)}, params.yaml as it is (`default`), "
-        f"and the scripts {' and '.join(REFERENCES)}",
+        help=f"default: `default` (params.yaml as it is), {', '.join(REFERENCES)}, and every "
+        f"recipe except {' and '.join(SLOW)}",
     )
     parser.add_argument(
         "--parts", type=split_commas, metavar="a,b", help=f"default: {','.join(PARTS)}"

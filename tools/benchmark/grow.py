@@ -8,7 +8,6 @@ the disk.
 """
 
 import shutil
-import struct
 import sys
 from pathlib import Path
 
@@ -34,9 +33,7 @@ def main() -> None:
     augmentation = TrainParameters.read().augmentation
     images, labels = idx.read(RAW / TRAIN_IMAGES, 3), idx.read(RAW / TRAIN_LABELS, 1)
     with (folder / TRAIN_IMAGES).open("wb") as file:
-        # IDX's header: its first four bytes name the type, and the shape follows.
-        file.write(idx.dump(images[:0])[:4])
-        file.write(struct.pack(">3I", factor * len(images), *images.shape[1:]))
+        file.write(idx.dump_header((factor * len(images), *images.shape[1:])))
         file.write(images.tobytes())
         for copy in range(1, factor):
             for start in range(0, len(images), PIECE):

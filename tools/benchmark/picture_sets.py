@@ -1,7 +1,7 @@
 """Measure how well the model reads image files of many kinds, and update docs/predict.md.
 
-Most sets are MNIST's test images, changed as a camera, a scanner, another pen or a drawing program
-would change them. The others do not come from MNIST: fonts, scikit-learn's digits, and pen strokes.
+The sets are MNIST's test images, changed as a camera, a scanner, another pen or a drawing program
+would change them; fonts, pen strokes and scikit-learn's digits; and photos as people take them.
 
     python -m tools.benchmark.picture_sets
 """
@@ -254,9 +254,9 @@ def smooth_path(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def draw_fonts() -> LabelledFiles:
     """Yield the digits of Matplotlib's text fonts, in three sizes, black on white."""
-    names = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmr10", "cmss10", "cmti10")
+    names = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb", "cmr", "cmss", "cmti", "cmtt")
     for path in sorted(Path(matplotlib.get_data_path(), "fonts/ttf").glob("*.ttf")):
-        if not path.name.startswith((*names, "cmtt10")) or "Display" in path.name:
+        if not path.name.startswith(names) or "Display" in path.name:
             continue
         for size in (24, 60, 300):
             font = ImageFont.truetype(str(path), size)
@@ -384,7 +384,7 @@ def make_others(fonts: list[Path], fashion: Bytes, count: int) -> Iterator[tuple
 
 @dataclass
 class Score:
-    """How many of `count` image files were classified correctly, refused, or surely but wrongly."""
+    """How many of `count` image files were classified correctly, refused, or wrong and sure."""
 
     count: int
     right: int

@@ -18,7 +18,7 @@ Random = np.random.Generator
 Colour = tuple[float, float, float]
 
 PENS: list[Colour] = [(30, 34, 44), (28, 44, 120), (40, 40, 40), (20, 60, 50), (130, 30, 36)]
-MARGIN = 1.4  # the page's size divided by the part that the photo shows
+ZOOM = 1.4  # the page's size divided by the part that the photo shows
 LINES: list[Colour] = [(150, 175, 215), (120, 120, 125), (90, 120, 180), (225, 150, 150)]
 MARGINS: list[Colour] = [(215, 90, 90), (100, 130, 200), (60, 60, 60)]
 
@@ -99,7 +99,7 @@ def view(page: Array, random: Random, turn: float = 5, slant: float = 0.04) -> A
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * middle
     turned = corners @ np.array([(cosine, sine), (-sine, cosine)])
     turned += random.uniform(-slant, slant, (4, 2)) * (width, height)
-    size = np.round(2 * middle / MARGIN).astype(int)
+    size = np.round(2 * middle / ZOOM).astype(int)
     matrix = cv2.getPerspectiveTransform(
         (corners + middle).astype(np.float32), (turned + size / 2).astype(np.float32)
     )
@@ -204,7 +204,7 @@ def on_desk(hand: Array, random: Random) -> Bytes:
 def start(hand: Array, random: Random, largest: float = 0.42) -> tuple[Array, Array, float]:
     """Return a page, the ink at a place of it, and the ink's height."""
     height, width = choose_shape(random)
-    page = make_paper((round(MARGIN * height), round(MARGIN * width)), random)
+    page = make_paper((round(ZOOM * height), round(ZOOM * width)), random)
     ink, tall = place_anywhere(hand, page.shape[:2], random, 0.2, largest)
     return page, ink, tall
 
@@ -256,7 +256,7 @@ def dotted(hand: Array, random: Random) -> Bytes:
 
 
 def margin(hand: Array, random: Random) -> Bytes:
-    """Photograph a margin line beside, below or through the digit."""
+    """Photograph a margin line beside or through the digit."""
     page, ink, height = start(hand, random)
     where = np.nonzero(ink.max(axis=0) > 0.5)[0]
     at = random.choice([where[0] - 0.15 * height, where[0] + 0.1 * height, page.shape[1] * 0.2])
@@ -290,7 +290,7 @@ def shadowed(hand: Array, random: Random, softness: tuple[float, float]) -> Byte
     draw(page, ink, choose(random, PENS), 0.92)
     photo = view(page, random)
     y, x = np.nonzero(ink > 0.5)
-    through = MARGIN * (2 * y.mean() / ink.shape[0] - 1), MARGIN * (2 * x.mean() / ink.shape[1] - 1)
+    through = ZOOM * (2 * y.mean() / ink.shape[0] - 1), ZOOM * (2 * x.mean() / ink.shape[1] - 1)
     if random.random() < 0.4:
         through = random.uniform(-0.6, 0.6), random.uniform(-0.6, 0.6)
     edge = make_shadow_edge(photo.shape, random, through)
@@ -458,7 +458,7 @@ def empty_page(random: Random) -> Bytes:
             light(lay_on_desk(make_paper(choose_page(random), random), random), random), random
         )
     height, width = choose_shape(random)
-    page = make_paper((round(MARGIN * height), round(MARGIN * width)), random)
+    page = make_paper((round(ZOOM * height), round(ZOOM * width)), random)
     colour, thickness = choose_line_ink(random)
     for axis in (0, 1)[: int(random.integers(1, 3))]:
         rule(page, random.uniform(50, 500), colour, thickness, axis, random.uniform(0, 100))

@@ -43,7 +43,7 @@ def format_table(rows: list[Row]) -> str:
 
 
 def insert_tables(path: Path, tables: Mapping[str, str], mark: str = "benchmark") -> None:
-    """Replace each table in a Markdown file, which has two comments around it.
+    """Replace tables in a Markdown file. Each is between two comments.
 
     The first one is `mark` and the table's name.
 

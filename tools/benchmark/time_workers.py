@@ -39,7 +39,7 @@ def count_sent() -> int:
 
 
 def main() -> None:
-    """Replace the report of the progress by one that measures, and run the stage."""
+    """Replace the progress callbacks by one that measures, and run the stage."""
     # Not at the top, because TensorFlow takes seconds to load.
     import keras
     import tensorflow as tf

@@ -141,10 +141,12 @@ def draw_steps(predictions: Iterable[Prediction]) -> Figure:
         for (name, step), axis in zip(others, row, strict=False):
             axis.imshow(step, "gray", vmin=0, vmax=1)
             axis.set_title(name, fontsize=8)
-        row[0].set_title(Path(prediction.file).name[-24:], fontsize=8)
+        title = Path(prediction.file).name[-24:]
+        row[0].set_title(title, fontsize=8)
         row[-1].imshow(network_input, "gray", vmin=0, vmax=1)
         best = [f"{name} ({share:.1%})" for name, share in prediction.ranking[:1]]
-        row[-1].set_title(*best or ["not a digit"], fontsize=8)
+        lines = [*([title] if columns == 1 else []), *(best or ["not a digit"])]
+        row[-1].set_title("\n".join(lines), fontsize=8)
     return figure
 
 

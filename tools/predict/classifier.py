@@ -9,7 +9,6 @@ from functools import partial
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_json
@@ -23,8 +22,10 @@ from stages.sources.folder import read_grey
 from tools.predict.picture import (
     ImageFileError,
     ImageStyle,
+    is_from_camera,
     is_own_image,
     list_steps,
+    open_image,
     read_image_file,
 )
 from tools.verify.lockfile import compute_md5, list_files, read_lock
@@ -32,7 +33,7 @@ from tools.verify.lockfile import compute_md5, list_files, read_lock
 # What is tried in turn if a photo leads to no digit: options of `list_steps`. The first ones change
 # the strokes that were found, the others find other strokes.
 OTHER_SHAPES = {"widen": True, "thin": True}
-OTHER_STROKES = {"beyond": True, "inverted": True, "flatten": False}
+OTHER_STROKES = {"padded": True, "inverted": True, "flatten": False}
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
 # Other shapes in which the digit of a photo is also classified: shear and width.
@@ -52,7 +53,7 @@ class Classifier:
     classes: list[str]
     style: ImageStyle  # of the dataset's images
     predict_probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
-    is_strange: Callable[[Floats], list[bool]]  # which of the prepared images look like no digit
+    is_novel: Callable[[Floats], list[bool]]  # which of the prepared images look like no digit
 
     def prepare(self, content: bytes) -> Floats:
         """Return the images (n, height, width) for the network that an image file becomes.
@@ -76,6 +77,7 @@ class Classifier:
         Each step is (height, width) or (height, width, 3) in [0, 1]; its key says what it shows.
         An image of the dataset's own kind becomes exactly what the pipeline makes of it, in one
         step.
+
         If a photo leads to no digit, it may show a narrow or thick one, or a shadow, paper or a
         sheet was confused with it. Then other ways are tried, and the first result that looks like
         a digit is kept.
@@ -84,15 +86,16 @@ class Classifier:
         if own is not None:
             return {"network input": own}
         photo = read_image_file(content)
+        other_strokes = OTHER_STROKES if is_from_camera(photo) else {}
         try:
             steps = list_steps(photo, self.style)
         except ImageFileError:
-            other = self._list_other_steps(photo, OTHER_STROKES)
+            other = self._list_other_steps(photo, other_strokes)
             if other is None:
                 raise
             return other
-        if self.is_strange(steps["network input"][None])[0]:
-            return self._list_other_steps(photo, OTHER_SHAPES | OTHER_STROKES) or steps
+        if self.is_novel(steps["network input"][None])[0]:
+            return self._list_other_steps(photo, OTHER_SHAPES | other_strokes) or steps
         return steps
 
     def _list_other_steps(self, photo: Floats, ways: dict[str, bool]) -> dict[str, Floats] | None:
@@ -102,7 +105,7 @@ class Classifier:
         for name, value in ways.items():
             with suppress(ImageFileError):
                 steps = list_steps(photo, self.style, **{name: value})
-                if not self.is_strange(steps["network input"][None])[0]:
+                if not self.is_novel(steps["network input"][None])[0]:
                     return steps
         return None
 
@@ -119,8 +122,8 @@ class Classifier:
 
     def find_refusals(self, files: Sequence[Floats]) -> list[str]:
         """Return the reason why each file gets no class, or an empty string."""
-        strange = self.is_strange(np.stack([images[0] for images in files]))
-        return ["does not look like a digit" if each else "" for each in strange]
+        novel = self.is_novel(np.stack([images[0] for images in files]))
+        return ["does not look like a digit" if each else "" for each in novel]
 
 
 def change_shape(image: Floats, shear: float, width: float, background: float) -> Floats:
@@ -137,7 +140,7 @@ def change_shape(image: Floats, shear: float, width: float, background: float) -
 def combine(rows: Floats) -> Floats:
     """Return the probabilities (classes) of a file from those of its images (n, classes).
 
-    The mean over the shapes of a digit is divided by the temperature as logits would be (C. Guo,
+    The mean over the shapes is raised to the power 1 / TEMPERATURE: temperature scaling (C. Guo,
     G. Pleiss, Y. Sun, K. Weinberger, "On calibration of modern neural networks", ICML 2017). The
     probabilities of a single image stay as they are.
     """
@@ -148,7 +151,7 @@ def combine(rows: Floats) -> Floats:
 
 
 def accept_all(images: Floats) -> list[bool]:
-    """Return that none of the images is strange."""
+    """Return that none of the images is novel."""
     return [False] * len(images)
 
 
@@ -158,7 +161,7 @@ def read_own_image(content: bytes, style: ImageStyle) -> Floats | None:
     See `is_own_image` for the files that count as the dataset's own.
     """
     try:
-        with Image.open(io.BytesIO(content)) as photo:
+        with open_image(content) as photo:
             possible = {photo.height, photo.width} == set(style.shape)  # it may be turned
         image = normalise(read_grey(io.BytesIO(content))) if possible else None
     except Exception:  # a damaged file: read_image_file says what is wrong with it
@@ -198,9 +201,9 @@ def load_classifier() -> Classifier:
             f"{MODEL}: was trained on {count} classes of {shape} pixels, but {RAW} holds "
             f"{len(classes)} of {style.shape}; run `make repro` to train a new model"
         )
-    is_strange: Callable[[Floats], list[bool]] = accept_all
+    is_novel: Callable[[Floats], list[bool]] = accept_all
     if style.digits and TRAIN.exists() and VALIDATION.exists():
-        is_strange = novelty.fit(model, parameters.batch_size, style.background or 0)
+        is_novel = novelty.fit(model, parameters.batch_size, style.background or 0)
     elif style.digits:
         print(
             f"warning: {TRAIN} and {VALIDATION} are needed to refuse images without a digit; run "
@@ -212,5 +215,5 @@ def load_classifier() -> Classifier:
         classes,
         style,
         partial(portable.predict_probabilities, batch_size=parameters.batch_size),
-        is_strange,
+        is_novel,
     )

@@ -34,10 +34,10 @@ RESIDUAL_WEIGHT = 0.5
 REFUSED = 0.0075  # share of the validation images that are refused because of their score
 
 Classes = npt.NDArray[np.integer]
-IsStrange = Callable[[Floats], list[bool]]
+IsNovel = Callable[[Floats], list[bool]]
 
 
-def fit(model: keras.Model, batch_size: int, background: float) -> IsStrange:
+def fit(model: keras.Model, batch_size: int, background: float) -> IsNovel:
     """Return a function that says which images (n, height, width) look like no training image.
 
     `background` is the level of the pixels without strokes, 0 to 1. The limit of the score is
@@ -62,13 +62,13 @@ def fit(model: keras.Model, batch_size: int, background: float) -> IsStrange:
     thickest = np.zeros(labels.shape[1])
     np.maximum.at(thickest, classes, measure_thickness(images, background))
 
-    def is_strange(images: Floats) -> list[bool]:
+    def is_novel(images: Floats) -> list[bool]:
         parts, predicted = compute_parts(images)
         thick = measure_thickness(images, background) > thickest[predicted]
-        strange: list[bool] = ((weights @ parts > limit) | thick).tolist()
-        return strange
+        novel: list[bool] = ((weights @ parts > limit) | thick).tolist()
+        return novel
 
-    return is_strange
+    return is_novel
 
 
 def measure_thickness(images: Floats, background: float) -> Floats:

@@ -13,7 +13,8 @@ array (height, width, 3). An image is what the network takes.
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,7 +55,7 @@ DOT_FRACTION = 0.2  # of the largest part's size: many smaller parts are a patte
 MIN_DOTS = 6
 SECOND_DIGIT_FRACTION = 0.5  # of the tallest part's height: a taller part beside it is a digit too
 FAR = 0.25  # of the tallest part's height: small parts that are farther away are something else
-SMALL = 0.7  # of the tallest part's height
+SMALL_PART = 0.7  # of the tallest part's height
 MIN_GAP = 0.06  # of the tallest part's height: closer parts are one digit, drawn with a break
 WIDE = 0.6  # width divided by height, of a digit that is made wider
 MIN_STROKE = 1.6  # of MNIST's pixels: thinner strokes are made wider
@@ -105,10 +106,6 @@ def read_image_file(content: bytes) -> Floats:
     transparent, it gets a background that contrasts with it. Raises ImageFileError if the content
     cannot be read or is too large.
     """
-    if not content:
-        raise ImageFileError("is empty")
-    if len(content) > MAX_BYTES:
-        raise ImageFileError(f"is larger than {MAX_BYTES // 2**20} MB")
     array = np.asarray(decode(content), np.float32) / np.float32(255)
     colours, alpha = array[:, :, :3], array[:, :, 3:]
     if alpha.size == 0:
@@ -117,17 +114,31 @@ def read_image_file(content: bytes) -> Floats:
     return colours * alpha + (1 - alpha if dark else 0)
 
 
+@contextmanager
+def open_image(content: bytes) -> Iterator[Image.Image]:
+    """Open an image file in one of FORMATS. Only its header is read.
+
+    Raises ImageFileError if it is empty or too large. The number of pixels may be any.
+    """
+    if not content:
+        raise ImageFileError("is empty")
+    if len(content) > MAX_BYTES:
+        raise ImageFileError(f"is larger than {MAX_BYTES // 2**20} MB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata, and sizes that the caller refuses
+        with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+            yield photo
+
+
 def decode(content: bytes) -> Image.Image:
     """Return the photo in an image file as RGB or RGBA; check the number of pixels first."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, and sizes that are refused below
-            with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
-                if photo.width * photo.height > MAX_PIXELS:
-                    size = f"{photo.width}x{photo.height}"
-                    raise ImageFileError(f"has {size} pixels; at most {MAX_PIXELS:,} are allowed")
-                photo.draft("RGB", (WORKING_SIZE, WORKING_SIZE))  # JPEG can skip detail
-                return convert_and_shrink(photo)
+        with open_image(content) as photo:
+            if photo.width * photo.height > MAX_PIXELS:
+                size = f"{photo.width}x{photo.height}"
+                raise ImageFileError(f"has {size} pixels; at most {MAX_PIXELS:,} are allowed")
+            photo.draft("RGB", (WORKING_SIZE, WORKING_SIZE))  # JPEG can skip detail
+            return convert_and_shrink(photo)
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS:
             raise ImageFileError("is a HEIC file; save or export it as JPEG first") from None
@@ -176,7 +187,7 @@ def list_steps(
     photo: Floats,
     style: ImageStyle,
     *,
-    beyond: bool = False,
+    padded: bool = False,
     inverted: bool = False,
     flatten: bool = True,
     widen: bool = False,
@@ -186,7 +197,7 @@ def list_steps(
 
     Each is (height, width) or (height, width, 3). A step that changes nothing is left out.
 
-    The first three options are for photos from a camera. With `beyond`, what touches the photo's
+    The first three options are for photos from a camera. With `padded`, what touches the photo's
     edge is paper. With `inverted`, ink and paper change places, unless the photo's edges show which
     is which. Without `flatten`, no sheet is searched for. With `widen`, a digit narrower than WIDE
     gets this width. With `thin`, strokes become thinner if they are thicker than most of MNIST's.
@@ -204,7 +215,7 @@ def list_steps(
             if sheet is None:
                 break
             steps["sheet"] = photo = sheet
-        ink = measure_local_ink(photo, inverted, beyond)
+        ink = measure_local_ink(photo, inverted, padded)
         steps["ink"] = show_ink(ink)
         cleaned = remove_lines(ink, find_otsu_threshold(ndimage.gaussian_filter(ink, 1)))
         if cleaned is not None:
@@ -287,7 +298,7 @@ def measure_ink(photo: Floats) -> tuple[Floats, Floats]:
     return (ink, level) if (ink * ink * ink).sum() > 0 else (-ink, -level)
 
 
-def measure_local_ink(photo: Floats, inverted: bool = False, beyond: bool = False) -> Floats:
+def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = False) -> Floats:
     """Return the ink relative to the paper beside it, so that shadows do not count as ink.
 
     A morphological opening fills strokes with the paper beside them, and keeps steps of brightness.
@@ -298,7 +309,7 @@ def measure_local_ink(photo: Floats, inverted: bool = False, beyond: bool = Fals
     side = 2 * round(local * max(level.shape) / 2) + 1
     sign = 1
     if uneven >= EVEN_EDGES:
-        # The level grows with the ink for all of the photo's pixels; does it at the strokes?
+        # The level grows with the ink over the whole photo. Does it at the strokes too?
         small = shrink(level, 256)
         sign = 1 if 1 + vote_narrow(small) + vote_long(small) > 0 else -1
     if inverted and uneven >= PAPER_EDGES:
@@ -306,13 +317,13 @@ def measure_local_ink(photo: Floats, inverted: bool = False, beyond: bool = Fals
     hats = []
     for values in (sign * difference, sign * level):
         smooth = smoothen(values)
-        hat = values - cv2.GaussianBlur(open_wide(smooth, side, beyond), (0, 0), 1)
+        hat = values - cv2.GaussianBlur(open_wide(smooth, side, padded), (0, 0), 1)
         hats.append(hat - np.median(hat))
-    # The better paper leaves less ink.
+    # Use the paper that leaves less ink.
     hat = min(hats, key=lambda hat: float(np.abs(hat).mean()))
     bright = photo @ np.array([0.299, 0.587, 0.114], np.float32)
     if float(((bright - bright.mean()) * (hat - hat.mean())).sum()) < 0:
-        # Dark ink: where there is less light on the paper, it makes less difference.
+        # Dark ink differs less from paper that gets less light.
         paper = -open_wide(-smoothen(bright), side)
         hat = hat / np.maximum(cv2.GaussianBlur(paper, (0, 0), 1), 0.1)
     return np.asarray(hat, np.float32)
@@ -326,7 +337,7 @@ def measure_edges(difference: Floats) -> float:
 
 
 def smoothen(values: Floats) -> Floats:
-    """Return the values without noise, more of it in larger photos."""
+    """Return the values, smoothed more in larger photos."""
     longest = max(values.shape)
     if longest > 100:
         values = cv2.medianBlur(values, 5 if longest > 400 else 3)
@@ -340,12 +351,12 @@ def shrink(values: Floats, longest: int) -> Floats:
     return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
 
 
-def open_wide(values: Floats, side: int, beyond: bool = False) -> Floats:
+def open_wide(values: Floats, side: int, padded: bool = False) -> Floats:
     """Return the morphological opening with a square.
 
-    With `beyond`, the square may leave the photo, so what touches the photo's edge stays.
+    With `padded`, the square may leave the photo, so what touches the photo's edge stays.
     """
-    margin = side // 2 if beyond else 0
+    margin = side // 2 if padded else 0
     wide = np.pad(values, margin, constant_values=values.max())
     opened = cv2.morphologyEx(wide, cv2.MORPH_OPEN, np.ones((side, side)))
     height, width = values.shape
@@ -380,7 +391,7 @@ def vote_long(level: Floats) -> int:
 def measure_relative_width(ink: Floats) -> float:
     """Return the largest width of the largest part, divided by its size; 1 if there is none.
 
-    Parts at the edges do not count. If they are most of the ink, they are rather paper.
+    Parts at the edges do not count. If they have most of the ink, the result is 1.
     """
     mask = np.asarray(ink > find_otsu_threshold(ink), np.uint8)
     inside = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -466,7 +477,7 @@ def choose_parts(
 ) -> list[int]:
     """Return the connected parts that are strokes of the drawing.
 
-    Specks and dots are not, nor are parts at the edge of a camera's photo. With `digits`, neither
+    Specks are not, nor are dots and parts at the edge of a camera's photo. With `digits`, neither
     are a ring around other parts, a line under the tallest part, a full stop after it, and small
     parts far from it in a camera's photo.
     """
@@ -498,7 +509,7 @@ def choose_parts(
     tallest = boxes[max(parts, key=lambda part: get_size(boxes[part])[0])]
     parts = [part for part in parts if not is_mark(boxes[part], tallest)]
     if camera:
-        small, far = (fraction * get_size(tallest)[0] for fraction in (SMALL, FAR))
+        small, far = (fraction * get_size(tallest)[0] for fraction in (SMALL_PART, FAR))
         parts = [
             part
             for part in parts

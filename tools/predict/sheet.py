@@ -24,7 +24,7 @@ def flatten_sheet(photo: Floats) -> Floats | None:
     """Return what is inside the largest quadrilateral with something on it, or None.
 
     The quadrilateral may be a sheet on a desk, a form's box or a cell of a table. It becomes a
-    rectangle, and turned less than 45 degrees.
+    rectangle, turned by less than 45 degrees.
     """
     scale = min(1.0, SMALL / max(photo.shape[:2]))
     size = [max(1, round(side * scale)) for side in photo.shape[1::-1]]
@@ -41,7 +41,7 @@ def flatten_sheet(photo: Floats) -> Floats | None:
 
 
 def find_quadrilaterals(photo: Bytes) -> Iterator[Points]:
-    """Yield the corners (4, 2) of regions without edges inside that have four straight sides."""
+    """Yield the corners (4, 2) of regions with four straight sides."""
     area = photo.shape[0] * photo.shape[1]
     for mask in segment(photo):
         contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -177,7 +177,7 @@ def intersect(one: tuple[Corner, Corner], other: tuple[Corner, Corner]) -> Corne
 
 
 def warp(photo: Floats, corners: Points) -> Floats:
-    """Return the quadrilateral of the photo as a rectangle, a little smaller than it is."""
+    """Return the quadrilateral of the photo as a rectangle, without its edges."""
     sides = np.hypot(*(np.roll(corners, -1, axis=0) - corners).T)
     width, height = (max(16, round(float(sides[i] + sides[i + 2]) / 2)) for i in (0, 1))
     inset = INSET * min(width, height) + 2

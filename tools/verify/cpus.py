@@ -39,8 +39,8 @@ from stages.model.settings import ModelParameters, TrainParameters
 CPUS = ("Haswell", "EPYC-Milan")  # one of Intel and one of AMD
 REPORT = REPORTS / "cpus.md"
 BATCHES = 1.5  # in an epoch: a full batch and a smaller one
-# The starting values of every case except the first. Every optimizer accepts them, and an emulator
-# needs half a minute for a batch.
+# The starting values of every case except the first. Every optimizer accepts them. Batches are
+# small, because an emulator is slow.
 PLAIN = {"batch_size": 64, "momentum": 0.0, "nesterov": False, "label_smoothing": 0.0}
 
 # The changes to params.yaml in each case. Together they use every architecture, API, optimizer,
@@ -131,7 +131,7 @@ def probe() -> None:
 
 
 def hash_reports() -> str:
-    """Return the hash of the metrics and plots of random predictions and a random history."""
+    """Return the hash of metrics and four plots of random predictions and a random history."""
     rng = np.random.default_rng(1)
     actual, predicted = rng.integers(0, 10, 500), rng.integers(0, 10, 500)
     classes = list(map(str, range(10)))

@@ -25,7 +25,7 @@ def check_dataset(parameters: DownloadParameters) -> Path | None:
     """Raise StageError unless every clone of the last commit finds the custom dataset.
 
     Returns the .dvc file that tracks it, or None if there is nothing to bring into a clone: git
-    tracks the dataset, it lies outside the project, or the dataset is another one.
+    tracks the dataset, it lies outside the project, or the dataset is not a custom one.
     """
     if parameters.dataset != "custom" or parameters.folder is None:
         return None

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 from pathspec import GitIgnoreSpec
 
 from stages.core.errors import StageError
-from stages.core.paths import LOCK, PARAMETERS
+from stages.core.paths import GRAPH, LOCK, PARAMETERS
 from stages.core.settings import read_yaml
 from tools.verify.repository import ask_git, run_git
 
 Lock = dict[str, Any]  # what dvc.lock records of each stage, by the stage's name
 
-GRAPH = Path("dvc.yaml")
 IGNORED = Path(".dvcignore")
 ALWAYS_IGNORED = (".git", ".hg/", ".dvc/")  # by DVC itself
 

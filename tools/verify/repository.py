@@ -1,6 +1,6 @@
 """Use git in the project's repository. A repository that cannot be used gets one line with the fix.
 
-No other module starts git. `stages/core/environment.py` has removed the variables that git sets for
+`stages/core/environment.py` has removed the variables that git sets for
 its hooks.
 """
 
@@ -15,7 +15,7 @@ NOT_A_REPOSITORY = (
     "this folder is not a git repository, as after 'Download ZIP' or a copy without .git; use "
     "`git clone`, or make it one: git init && git add --all && git commit -m start"
 )
-COMPLETE = "git fetch --refetch --no-filter"  # what a partial clone lacks
+COMPLETE = "git fetch --refetch --no-filter"  # gets what a partial clone lacks
 
 # The user's hooks, from core.hooksPath or a template, would run in a clone too.
 NO_HOOKS = ("-c", "core.hooksPath=/dev/null")
