@@ -151,6 +151,13 @@ def with_shadow(photo):
     return np.where((x + 0.6 * y > 430)[:, :, None], photo, photo // 2)
 
 
+def with_reflection(photo):
+    """Add a smooth reflection, which differs from dim paper as much as the ink does."""
+    y, x = np.mgrid[:480, :600]
+    spot = np.exp(-(((x - 400) / 120) ** 2) - ((y - 200) / 80) ** 2)
+    return np.uint8(photo * 0.5 + 128 * spot[:, :, None])
+
+
 def with_box(photo):
     """Draw a box around the digit."""
     return cv2.rectangle(photo, (140, 60), (470, 440), (30, 30, 90), 3)
@@ -178,6 +185,7 @@ def with_dash(photo):
         (on_desk, "sheet"),
         (with_lines, "lines removed"),
         (with_shadow, "ink"),
+        (with_reflection, "ink"),
         (with_box, "sheet"),
         (with_ring, "strokes"),
         (with_underline, "strokes"),

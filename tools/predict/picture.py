@@ -46,6 +46,8 @@ EVEN_EDGES = 0.25  # of the ink's contrast: larger differences at the edges may 
 PAPER_EDGES = 0.15  # of the ink's contrast: with smaller ones, the edges certainly show paper
 LOCAL = 0.25  # of the photo's longer side: strokes are narrower
 EVEN_LOCAL = 0.4  # the same if the photo's edges show nothing but paper
+SMOOTH_EDGE = 0.12  # of the ink's contrast, on 1/250 of the photo's longer side: a lower slope
+SURROUNDINGS = 0.04  # of the photo's longer side: about the width of a thick stroke
 BACKGROUND_TOLERANCE = 0.1  # of the way from black to white: still background
 MIN_CONTRAST = 0.06  # of the way from black to white: minimum contrast of ink
 MIN_CONTRAST_TO_NOISE = 4  # minimum ratio of ink contrast to paper noise
@@ -307,11 +309,13 @@ def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = Fals
     uneven = measure_edges(difference)
     local = LOCAL if uneven >= PAPER_EDGES else EVEN_LOCAL
     side = 2 * round(local * max(level.shape) / 2) + 1
-    sign = 1
+    # The level grows with the ink over the whole photo. Does it at the strokes too?
+    sign = vote_sharp(difference)
     if uneven >= EVEN_EDGES:
-        # The level grows with the ink over the whole photo. Does it at the strokes too?
         small = shrink(level, 256)
-        sign = 1 if 1 + vote_narrow(small) + vote_long(small) > 0 else -1
+        sign = 1 if sign + vote_narrow(small) + vote_long(small) > 0 else -1
+    elif not is_reflection(difference):
+        sign = 1
     if inverted and uneven >= PAPER_EDGES:
         sign = -sign
     hats = []
@@ -361,6 +365,24 @@ def open_wide(values: Floats, side: int, padded: bool = False) -> Floats:
     opened = cv2.morphologyEx(wide, cv2.MORPH_OPEN, np.ones((side, side)))
     height, width = values.shape
     return np.asarray(opened[margin : margin + height, margin : margin + width])
+
+
+def vote_sharp(level: Floats) -> int:
+    """Return 1 if narrow or sharp parts have a higher level than what is around them, else -1."""
+    surroundings = cv2.GaussianBlur(level, (0, 0), SURROUNDINGS * max(level.shape))
+    sharp = (level - surroundings).astype(np.float64)
+    return 1 if (sharp**3).sum() >= 0 else -1
+
+
+def is_reflection(difference: Floats) -> bool:
+    """Return whether what differs from the paper has mostly smooth edges, as a reflection has."""
+    smooth = smoothen(difference)
+    mask = np.asarray(smooth > find_otsu_threshold(smooth), np.uint8)
+    edge = (mask > 0) & (cv2.erode(mask, np.ones((3, 3))) == 0)
+    if not edge.any():
+        return False
+    slope = np.hypot(*np.gradient(smooth))[edge]
+    return bool(np.median(slope) < SMOOTH_EDGE * smooth.max() * 250 / max(smooth.shape))
 
 
 def vote_narrow(level: Floats) -> int:
