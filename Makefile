@@ -64,7 +64,7 @@ verify: $(if $(PERTURB),.venv/development,.venv/runtime) ## Reproduce the last c
 verify-cpus: .venv/runtime ## Train briefly on other processors, emulated by QEMU, and compare.
 	@$(BIN)/python -m tools.verify.cpus
 
-lock-check: .venv/runtime ## Check in a second that dvc.lock belongs to the last commit.
+lock-check: .venv/runtime ## Check in seconds that dvc.lock belongs to the last commit.
 	@$(BIN)/python -m tools.verify --lock
 
 doctor: .venv/runtime ## Check environment, data and cache, and print fixes.

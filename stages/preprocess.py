@@ -70,7 +70,8 @@ def split(labels: Bytes, parameters: PreprocessParameters, classes: int) -> tupl
         if not counts.all():
             raise StageError(
                 f"preprocess.validation_fraction is {fraction}: after the split of {len(labels)} "
-                f"images, the {name} set has no image of class {int(counts.argmin())}"
+                f"images, the {name} set has no image of class {int(counts.argmin())}; "
+                "change the fraction, or add images"
             )
     return train, validation
 

@@ -38,7 +38,7 @@ settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items):
     """Mark tests by the fixtures that they use, and run the slow ones first.
 
-    The quick ones at the end keep all processes busy until the last one has finished.
+    The quick ones then keep all processes busy until the last slow one has finished.
     """
     for item in items:
         fixtures = set(item.fixturenames)
@@ -177,7 +177,7 @@ def first_run(shared):
 def small_project(first_run, tmp_path_factory):
     """A small project after its first run, for the tests of one module.
 
-    A test module changes it as its tests need, in a fixture that is called `project`.
+    A module changes it as its tests need, most often in a fixture `project`.
     """
     return Project(first_run / "project").copy(tmp_path_factory.mktemp("small") / "project")
 

@@ -1,5 +1,7 @@
 import itertools
 import math
+import re
+import sys
 import typing
 import weakref
 
@@ -369,6 +371,20 @@ def test_training_step_is_traced_once(
     model = architectures.build(model_with(architecture=architecture), (28, 28), 10)
     training.fit(portable.make_portable(model, 1), small_split, small_split, train_with(epochs=2))
     assert len(traced) == 1
+
+
+def test_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(
+    model_with, train_with, small_split, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    model = architectures.build(model_with(architecture="dense", hidden_units=[4]), (28, 28), 10)
+    training.fit(portable.make_portable(model, 1), small_split, small_split, train_with(epochs=2))
+    printed = capsys.readouterr().out
+    assert " batches/s]" in printed
+    assert re.findall(r"^(?:.*\r)?(epoch \d of 2): \d+ s, ", printed, re.M) == [
+        "epoch 1 of 2",
+        "epoch 2 of 2",
+    ]
 
 
 def literal(model, field):

@@ -197,7 +197,7 @@ for number in replicas:
 
 
 def test_only_instructions_and_replicas_change_the_bytes(original):
-    """The number of threads does not. This shows that the tests above can find a difference."""
+    """The number of threads does not. So `cpus.probe` can find a difference."""
 
     def train(*arguments):
         (original.folder / "control.py").write_text(CONTROL)

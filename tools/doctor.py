@@ -1,4 +1,4 @@
-"""Check environment, data and cache. Prints a line for each problem, with a command that fixes it.
+"""Check environment, data and cache. Prints a line for each check, or for each problem and its fix.
 
 Checks the versions of packages and where they come from, variables that change results or keep DVC
 from working, the processor, the git repository, the disk, params.yaml and what dvc.yaml lists of
@@ -28,7 +28,7 @@ from stages.core.paths import LOCK
 REQUIREMENTS = (Path("requirements.txt"), Path("requirements-tools.txt"))
 REINSTALL = "rm .venv/runtime && make .venv/runtime"
 REMAKE = "rm -rf .venv && make .venv/runtime"
-DISK_SPACE = 1_000_000_000  # bytes of raw and prepared data, twice if the cache holds copies
+DISK_SPACE = 1_000_000_000  # bytes: raw and prepared data, and copies of them in the cache
 
 
 class CheckError(Exception):
@@ -85,7 +85,7 @@ def is_beside(first: str, second: str) -> bool:
 
 
 def check_variables() -> str:
-    """Look for variables that are removed here, but not from a `dvc` that you start yourself."""
+    """Look for variables that a `dvc` gets which you start yourself; `make` hides most of them."""
     problems = []
     for name, value in REMOVED.items():
         unusable = Path(value).name in ("nologin", "false") or not os.access(value, os.X_OK)
@@ -193,7 +193,7 @@ def check_parameters() -> str:
 
 
 def check_pipeline() -> str:
-    """Let DVC read its files, and list the stages that have to run."""
+    """Let DVC read its files, and list the stages whose inputs have changed."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -205,7 +205,7 @@ def check_pipeline() -> str:
         if LOCK.name in reason:
             reason += f": git checkout HEAD -- {LOCK} && dvc repro"
         raise CheckError(reason) from error
-    return f"to run: {', '.join(changed)} (`make repro`)" if changed else "up to date"
+    return f"changed: {', '.join(changed)} (`make repro`)" if changed else "up to date"
 
 
 def check_cache() -> str:
@@ -285,7 +285,7 @@ def check_lock() -> str:
     with tempfile.TemporaryDirectory() as folder:
         clone = clone_commit(find_last_commit(), Path(folder) / "clone")
         if not (clone / LOCK).exists():
-            return f"the last commit has no {LOCK}"
+            return f"not checked: the last commit has no {LOCK}"
         found = find_stale(clone, read_lock(clone)).values()
     if notes := dict.fromkeys(note for stage in found for note in stage):
         raise CheckError("\n".join(f"{note}: make repro && git commit --all" for note in notes))

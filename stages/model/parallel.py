@@ -1,6 +1,6 @@
 """Split each batch over replicas, on one worker or several, and add their results in a fixed order.
 
-A replica computes an equal share of every batch. A worker is a process that computes one or more
+A replica computes its share of every batch. A worker is a process that computes one or more
 replicas. The result depends on the number of replicas, but not on the number of workers.
 """
 
@@ -83,7 +83,7 @@ def get_traced_step() -> ReplicaStep | None:
 
 
 class DataParallel(keras.Model):
-    """A network that splits each batch into equal shares, one for each replica.
+    """A network that splits each batch into shares, one for each replica.
 
     This is faster than splitting each operation, because threads would wait for each other after
     every layer. Batch normalisation uses the statistics of the share, which Hoffer, Hubara and
@@ -195,7 +195,7 @@ class DataParallel(keras.Model):
     def _join(
         self, every: dict[int, Tensors], shares: dict[int, Any], size: tf.Tensor, count: tf.Tensor
     ) -> Any:
-        """Return the first `count` outputs of a batch of `size` images, in the form of a share."""
+        """Return the outputs of the first `count` of `size` images, nested as those of a share."""
         bounds = pairwise(size * i // self.replicas for i in range(self.replicas + 1))
         parts = [[tensor[: j - i] for tensor in every[k]] for k, (i, j) in enumerate(bounds)]
         joined = [tf.concat(each, 0)[:count] for each in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Show a training while it runs: on the terminal, in a log file, and in TensorBoard."""
+"""Show a training while it runs: a progress bar, a line for each epoch, and TensorBoard."""
 
 import importlib.util
 import os
@@ -19,14 +19,14 @@ def make_progress(member: str, epochs: int) -> list[keras.callbacks.Callback]:
     callbacks: list[keras.callbacks.Callback] = [ShowProgress(member, epochs)]
     folder = os.environ.get("TENSORBOARD_LOGDIR")
     if folder and importlib.util.find_spec("tensorboard") is None:
-        print("TENSORBOARD_LOGDIR is set, but tensorboard is not installed", flush=True)
+        print("TENSORBOARD_LOGDIR needs tensorboard: pip install tensorboard", flush=True)
     elif folder:
         callbacks.append(WriteTensorBoard(Path(folder, member.replace(" ", "_"))))
     return callbacks
 
 
 class ShowProgress(keras.callbacks.Callback):
-    """Show a progress bar for each epoch on a terminal; elsewhere, print a line for each epoch."""
+    """Print a line for each epoch; on a terminal, also show a progress bar meanwhile."""
 
     def __init__(self, member: str, epochs: int) -> None:
         """Show `member`, the name of an ensemble's member or "", and the number of `epochs`."""
@@ -40,7 +40,9 @@ class ShowProgress(keras.callbacks.Callback):
         self.title, self.start = f"{name}epoch {epoch + 1} of {self.epochs}", time.monotonic()
         if sys.stdout.isatty():
             steps = self.params["steps"]
-            self.bar = tqdm(total=steps, desc=self.title, unit=" batches", file=sys.stdout)
+            self.bar = tqdm(
+                total=steps, desc=self.title, unit=" batches", file=sys.stdout, leave=False
+            )
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:  # noqa: ARG002
         """Update the progress bar."""
@@ -48,13 +50,11 @@ class ShowProgress(keras.callbacks.Callback):
             self.bar.update()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:  # noqa: ARG002  # Keras's signature
-        """Show the loss, the metrics and the learning rate of the epoch."""
+        """Print the loss, the metrics and the learning rate of the epoch."""
         values = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
         if self.bar is not None:
-            self.bar.set_postfix_str(values)
             self.bar.close()
-        else:
-            print(f"{self.title}: {time.monotonic() - self.start:.0f} s, {values}", flush=True)
+        print(f"{self.title}: {time.monotonic() - self.start:.0f} s, {values}", flush=True)
 
 
 class WriteTensorBoard(keras.callbacks.Callback):

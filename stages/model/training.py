@@ -88,9 +88,10 @@ def fit(
     save: Callable[[State], object] = lambda _: None,
     name: str = "",
 ) -> pd.DataFrame:
-    """Train `model` in place and return its history.
+    """Train `model` in place and return the history of all members so far.
 
-    Raises StageError if there are too few training images for one step, or if the loss becomes NaN.
+    Raises StageError if there are too few training images for one step, or if the loss is NaN or
+    infinite.
     """
     state = state or State()
     if len(state.rows) == len(state.finished):

@@ -1,4 +1,4 @@
-"""Load the trained model, and prepare photos for it as its dataset's images."""
+"""Load the trained model, and prepare photos like its dataset's images."""
 
 import io
 import sys
@@ -36,10 +36,11 @@ OTHER_SHAPES = {"widen": True, "thin": True}
 OTHER_STROKES = {"padded": True, "inverted": True, "flatten": False}
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
-# Other shapes in which the digit of a photo is also classified: shear and width.
+# Shear and width of the four other versions of a photo that are classified.
 SHAPES = ((0.2, 1.0), (-0.2, 1.0), (0.0, 1.2), (0.0, 0.85))
-# The probabilities of photos are too high, because they were calibrated on images like the training
-# images. With this temperature, fewer than 1 % of photos were wrong and more than 90 % sure.
+# The highest probability of a photo is too high, because the network was calibrated on images like
+# the training images. With this temperature, fewer than 1 % of photos were wrong and more than 90 %
+# sure.
 TEMPERATURE = 1.5
 
 Ranking = list[tuple[str, float]]  # class names and their probabilities, most likely first
@@ -78,8 +79,8 @@ class Classifier:
         An image of the dataset's own kind becomes exactly what the pipeline makes of it, in one
         step.
 
-        If a photo leads to no digit, it may show a narrow or thick one, or a shadow, paper or a
-        sheet was confused with it. Then other ways are tried, and the first result that looks like
+        If no digit is found, it may be narrow or thick, or a shadow, paper or a sheet was confused
+        with it. Then other ways are tried, and the first result that looks like
         a digit is kept.
         """
         own = read_own_image(content, self.style)
@@ -173,7 +174,7 @@ def load_classifier() -> Classifier:
     """Return the model in data/model, which computes as in the evaluate stage.
 
     Prints a warning if it is not the model that dvc.lock records. Raises StageError if there is no
-    model, or if it was trained on another dataset than the one in data/raw.
+    model, or if the number of classes or the size of the images differs from those in data/raw.
     """
     if not MODEL.exists():
         raise StageError(f"{MODEL}: not found; run `make repro` to train it")

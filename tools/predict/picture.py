@@ -46,7 +46,7 @@ EVEN_EDGES = 0.25  # of the ink's contrast: larger differences at the edges may 
 PAPER_EDGES = 0.15  # of the ink's contrast: with smaller ones, the edges certainly show paper
 LOCAL = 0.25  # of the photo's longer side: strokes are narrower
 EVEN_LOCAL = 0.4  # the same if the photo's edges show nothing but paper
-SMOOTH_EDGE = 0.12  # of the ink's contrast, on 1/250 of the photo's longer side: a lower slope
+SMOOTH_EDGE = 0.12  # of the ink's contrast in 1/250 of the longer side: reflections rise less
 SURROUNDINGS = 0.04  # of the photo's longer side: about the width of a thick stroke
 BACKGROUND_TOLERANCE = 0.1  # of the way from black to white: still background
 MIN_CONTRAST = 0.06  # of the way from black to white: minimum contrast of ink
@@ -309,7 +309,7 @@ def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = Fals
     uneven = measure_edges(difference)
     local = LOCAL if uneven >= PAPER_EDGES else EVEN_LOCAL
     side = 2 * round(local * max(level.shape) / 2) + 1
-    # The level grows with the ink over the whole photo. Does it at the strokes too?
+    # `measure_ink` chose a sign for the whole photo. Do its sharp parts agree?
     sign = vote_sharp(difference)
     if uneven >= EVEN_EDGES:
         small = shrink(level, 256)
@@ -375,7 +375,7 @@ def vote_sharp(level: Floats) -> int:
 
 
 def is_reflection(difference: Floats) -> bool:
-    """Return whether what differs from the paper has mostly smooth edges, as a reflection has."""
+    """Return whether what `measure_ink` found has mostly smooth edges, as a reflection has."""
     smooth = smoothen(difference)
     mask = np.asarray(smooth > find_otsu_threshold(smooth), np.uint8)
     edge = (mask > 0) & (cv2.erode(mask, np.ones((3, 3))) == 0)
