@@ -22,7 +22,7 @@ from stages.sources.catalogue import DIGITS, TRAIN_IMAGES
 from tools import draw
 from tools.benchmark.picture_sets import STROKES, encode_jpeg, encode_png
 from tools.benchmark.scenes import SCENES
-from tools.predict.picture import MAX_BYTES, ImageStyle, prepare, read_image_file
+from tools.predict.picture import MAX_BYTES, ImageStyle, list_steps, read_image_file
 
 PHONE = {"width": 390, "height": 844}
 
@@ -120,7 +120,7 @@ def test_newest_drawing_is_shown(page, mnist):
     drawn = page.evaluate("() => document.getElementById('drawing').toDataURL()")
     photo = read_image_file(base64.b64decode(drawn.partition(",")[2]))
     style = ImageStyle.measure(idx.read(mnist / TRAIN_IMAGES, 3, 1000), DIGITS)
-    expected = 255 * prepare(photo, style)
+    expected = 255 * list_steps(photo, style)["network input"]
     shown = page.evaluate(
         "() => [...document.getElementById('image').getContext('2d')"
         ".getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"

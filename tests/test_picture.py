@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TEST_IMAGES, TRAIN_IMAGES
 from tools.predict import picture
-from tools.predict.picture import ImageFileError, ImageStyle, prepare, read_image_file
+from tools.predict.picture import ImageFileError, ImageStyle, read_image_file
 
 MNIST = ImageStyle((28, 28), 0.0, (20, 20), digits=True)
 
@@ -42,6 +42,10 @@ def draw_seven(image, ink=0, left=60, top=30):
 @pytest.fixture
 def seven():
     return prepare_file(encode(draw_seven(make_page())))
+
+
+def prepare(photo, style):
+    return picture.list_steps(photo, style)["network input"]
 
 
 def prepare_file(content):

@@ -30,7 +30,7 @@ from tools.benchmark.scenes import SCENES
 from tools.predict import __main__ as predict
 from tools.predict import novelty
 from tools.predict.classifier import change_shape, load_classifier
-from tools.predict.picture import prepare
+from tools.predict.picture import list_steps
 from tools.verify.lockfile import compute_md5
 
 # The smallest share of correct predictions in each set. docs/predict.md has the shares of the
@@ -224,7 +224,7 @@ def test_classes_and_size_come_from_the_dataset(another_dataset, model_with):
     classifier = load_classifier()
     page = np.ones((90, 90, 3), np.float32)
     page[20:60, 30:60] = 0.2
-    image = prepare(page, classifier.style)
+    image = list_steps(page, classifier.style)["network input"]
     assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
     assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
     (ranking,) = classifier.rank([image[None]])

@@ -85,7 +85,7 @@ def is_beside(first: str, second: str) -> bool:
 
 
 def check_variables() -> str:
-    """Look for variables that a `dvc` gets which you start yourself; `make` hides most of them."""
+    """Look for variables that disturb a `dvc` you start yourself. `make` removes most of them."""
     problems = []
     for name, value in REMOVED.items():
         unusable = Path(value).name in ("nologin", "false") or not os.access(value, os.X_OK)

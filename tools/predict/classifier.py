@@ -80,8 +80,7 @@ class Classifier:
         step.
 
         If no digit is found, it may be narrow or thick, or a shadow, paper or a sheet was confused
-        with it. Then other ways are tried, and the first result that looks like
-        a digit is kept.
+        with it. Then other ways are tried, and the first result that looks like a digit is kept.
         """
         own = read_own_image(content, self.style)
         if own is not None:
@@ -111,7 +110,7 @@ class Classifier:
         return None
 
     def rank(self, files: Sequence[Floats]) -> list[Ranking]:
-        """Return every class with its probability, for what `prepare` returned for each file."""
+        """Rank the classes by probability for each file. Takes the result of `prepare` for each."""
         every = self.predict_probabilities(np.concatenate(files))
         ends = np.cumsum([len(images) for images in files])
         return [

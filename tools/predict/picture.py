@@ -171,15 +171,6 @@ def convert_and_shrink(photo: Image.Image) -> Image.Image:
     return photo
 
 
-def prepare(photo: Floats, style: ImageStyle) -> Floats:
-    """Return the photo (height, width, 3) as an image in the dataset's style, in [0, 1].
-
-    Raises ImageFileError if the dataset's images are drawings and the photo is blank or shows
-    several digits.
-    """
-    return list_steps(photo, style)["network input"]
-
-
 def is_from_camera(photo: Floats) -> bool:
     """Return whether a photo is large enough to be from a camera, with other things in it."""
     return bool(max(photo.shape) > SMALL_PHOTO)
@@ -195,9 +186,11 @@ def list_steps(
     widen: bool = False,
     thin: bool = False,
 ) -> dict[str, Floats]:
-    """Return what `prepare` makes of the photo step by step, by the steps' names, in [0, 1].
+    """Return what is made of the photo (height, width, 3) step by step, by the steps' names.
 
-    Each is (height, width) or (height, width, 3). A step that changes nothing is left out.
+    Each is (height, width) or (height, width, 3) in [0, 1]. A step that changes nothing is left
+    out. The last one is an image in the dataset's style. Raises ImageFileError if the dataset's
+    images are drawings and the photo is blank or shows several digits.
 
     The first three options are for photos from a camera. With `padded`, what touches the photo's
     edge is paper. With `inverted`, ink and paper change places, unless the photo's edges show which

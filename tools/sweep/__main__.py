@@ -1,7 +1,7 @@
 """Run a grid of parameters, each combination with several seeds; compare the results.
 
 Every run is a DVC experiment of the last commit, with the bytes that `dvc exp run` would give. What
-has run before is not run again, so you can interrupt a grid or extend it. -S has
+has run before is not run again, so a grid can be interrupted or extended. -S has
 DVC's syntax; values with commas between them are a grid. Prints a table that compares each
 combination with the committed parameters, and writes it to reports/sweep.md and .csv, and a plot to
 reports/sweep.png.

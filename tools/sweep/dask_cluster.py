@@ -76,9 +76,9 @@ def connect(place: Place) -> Iterator[Client]:
 
 
 def send_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that does the same, and that Dask sends with its code.
+    """Return a function that does the same. Dask sends its code, so workers need no copy of it.
 
-    Of a function that can be imported here, Dask would send only the name.
+    If a function can be imported here, Dask sends only its name.
     """
     return lambda *arguments: function(*arguments)
 
