@@ -308,6 +308,17 @@ def test_doctor_fixes_a_damaged_lock(project, damage):
     assert data(project) == before
 
 
+def test_doctor_fixes_a_damaged_rwlock(project):
+    """DVC opens this file for writing, and is killed or finds the disk full before it writes."""
+    (project.folder / ".dvc/tmp/rwlock").write_text("")
+    assert "rwlock" in run_failing(project, "dvc", "repro")
+    wrong = doctor(project)
+    assert list(wrong) == ["pipeline"]
+    _, command = wrong["pipeline"]
+    project.run("sh", "-c", command)
+    assert project.repro() == []
+
+
 def flip(path):
     """Flip a bit in the middle of a file and keep its date, as a failing disk does."""
     before = path.stat()

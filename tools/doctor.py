@@ -196,10 +196,13 @@ def check_pipeline() -> str:
     """Let DVC read its files, and list the stages whose inputs have changed."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError
 
     try:
         with Repo() as repo:
             changed = repo.status()
+    except RWLockFileCorruptedError as error:  # DVC was killed while it wrote this file
+        raise CheckError(f"{error}: rm .dvc/tmp/rwlock") from error
     except DvcException as error:
         reason = " ".join(str(error).split())
         if LOCK.name in reason:
