@@ -31,11 +31,11 @@ from tools.benchmark.scenes import SCENES, empty_page, texture
 from tools.benchmark.tables import Row, format_table, insert_tables
 from tools.predict.__main__ import Prediction, draw_steps
 from tools.predict.classifier import Classifier, load_classifier
+from tools.predict.letters import LETTERS
 from tools.predict.picture import ImageFileError
 
 COUNT = 500  # image files in each set made from MNIST
 SCENE_COUNT = 200  # photos in each set of photos as people take them
-LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefhjkmnprtuvwxy"  # without those that look like digits
 SURE = 0.9  # a wrong prediction with more probability misleads
 PAGE, FIGURE = Path("docs/predict.md"), Path("docs/preparation.png")
 EXAMPLES = ("a sheet on a desk", "squared paper", "a hard shadow", "circled")

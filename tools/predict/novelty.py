@@ -1,14 +1,16 @@
 """Tell images that look like the training images from images of something else.
 
-The score of an image is the sum of three distances from the training images, each divided by its
-standard deviation:
+The score of an image is computed from three numbers, each divided by its standard deviation:
 
-- in the features of two layers, the distance from the nearest training images of the predicted
-  class (Y. Sun, Y. Ming, X. Zhu, Y. Li, "Out-of-distribution detection with deep nearest
-  neighbors", ICML 2022). Letters are far away.
+- in the features of a layer, the distance from the nearest training images of the predicted class
+  (Y. Sun, Y. Ming, X. Zhu, Y. Li, "Out-of-distribution detection with deep nearest neighbors",
+  ICML 2022);
+- in the same features, the distance from the nearest of a few letters. It is subtracted. Examples
+  of what is not a digit make the score much better (D. Hendrycks, M. Mazeika, T. Dietterich, "Deep
+  anomaly detection with outlier exposure", ICLR 2019);
 - in the pixels, the share of the image that the principal components of the training images cannot
   reconstruct (H. Hoffmann, "Kernel PCA for novelty detection", Pattern Recognition 40 (3), 2007).
-  Clothes are far away.
+  Clothes have a large share.
 
 An image is also refused if its strokes are thicker than those of all training images of the
 predicted class. A reflection or a blot has such strokes.
@@ -25,31 +27,32 @@ from scipy import linalg
 from stages.core.files import Floats
 from stages.core.paths import TRAIN, VALIDATION
 from stages.core.prepared import read_split
+from tools.predict.letters import draw_letters
+from tools.predict.picture import ImageStyle
 
 REFERENCES = 20_000  # training images
 CALIBRATION = 6_000  # validation images
 NEIGHBOURS = 3
 COMPONENTS = 0.25  # of the number of pixels
-RESIDUAL_WEIGHT = 0.5
-REFUSED = 0.0075  # share of the validation images that are refused because of their score
+WEIGHTS = (1, -2, 0.5)  # of the distance from digits, the distance from letters and the residual
+REFUSED = 0.003  # share of the validation images that are refused because of their score
 
 Classes = npt.NDArray[np.integer]
 IsNovel = Callable[[Floats], list[bool]]
 
 
-def fit(model: keras.Model, batch_size: int, background: float) -> IsNovel:
+def fit(model: keras.Model, batch_size: int, style: ImageStyle) -> IsNovel:
     """Return a function that says which images (n, height, width) look like no training image.
 
-    `background` is the level of the pixels without strokes, 0 to 1. The limit of the score is
-    chosen on validation images; the test set is not read. With too few validation images to choose
-    it, no image is refused.
+    The limit of the score is chosen on validation images; the test set is not read. With too few
+    validation images to choose it, no image is refused.
     """
     validation = read_split(VALIDATION)[0][:CALIBRATION]
     if len(validation) * REFUSED < 1:
         return lambda images: [False] * len(images)
     images, labels = (array[:REFERENCES] for array in read_split(TRAIN))
     classes = labels.argmax(axis=1)
-    compute_distances = fit_distances(model, batch_size, images, classes)
+    compute_distances = fit_distances(model, batch_size, images, classes, draw_letters(style))
     compute_residual = fit_residual(images)
 
     def compute_parts(images: Floats) -> tuple[Floats, Classes]:
@@ -57,8 +60,9 @@ def fit(model: keras.Model, batch_size: int, background: float) -> IsNovel:
         return np.stack([*distances, compute_residual(images)]), predicted
 
     expected, _ = compute_parts(validation)
-    weights = np.array([1, 1, RESIDUAL_WEIGHT]) / np.maximum(expected.std(axis=1), 1e-6)
+    weights = np.array(WEIGHTS) / np.maximum(expected.std(axis=1), 1e-6)
     limit = np.quantile(weights @ expected, 1 - REFUSED)
+    background = style.background or 0
     thickest = np.zeros(labels.shape[1])
     np.maximum.at(thickest, classes, measure_thickness(images, background))
 
@@ -79,40 +83,45 @@ def measure_thickness(images: Floats, background: float) -> Floats:
 
 
 def fit_distances(
-    model: keras.Model, batch_size: int, images: Floats, classes: Classes
+    model: keras.Model, batch_size: int, images: Floats, classes: Classes, letters: Floats
 ) -> Callable[[Floats], tuple[Floats, Classes]]:
-    """Return a function that computes the distances of images from the nearest of these images."""
+    """Return a function that computes how far images are from these training images and letters."""
     network = build_features(model)
 
-    def compute_features(images: Floats) -> list[Floats]:
-        """Return the features of each layer, as vectors of length 1, and the probabilities."""
+    def compute_features(images: Floats) -> tuple[Floats, Classes]:
+        """Return the features, as vectors of length 1, and the predicted classes."""
         parts = [
             network.predict_on_batch(images[start : start + batch_size])
             for start in range(0, len(images), batch_size)
         ]
-        *layers, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-        lengths = [np.linalg.norm(layer, axis=1, keepdims=True) for layer in layers]
-        pairs = zip(layers, lengths, strict=True)
-        return [*(layer / np.maximum(length, 1e-6) for layer, length in pairs), probabilities]
+        features, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+        lengths = np.linalg.norm(features, axis=1, keepdims=True)
+        return features / np.maximum(lengths, 1e-6), probabilities.argmax(axis=1)
 
-    *references, _ = compute_features(images)
+    known, (unknown, _) = compute_features(images)[0], compute_features(letters)
 
     def compute_distances(images: Floats) -> tuple[Floats, Classes]:
-        """Return the squared Euclidean distances (layers, n) and the predicted classes (n)."""
-        *layers, probabilities = compute_features(images)
-        predicted = probabilities.argmax(axis=1)
-        distances = np.full((len(layers), len(images)), 4, np.float32)  # the largest distance
+        """Return two squared Euclidean distances (2, n) and the predicted classes (n).
+
+        The first distance is from training images of the predicted class, the second from letters.
+        """
+        features, predicted = compute_features(images)
+        distances = np.full((2, len(images)), 4, np.float32)  # the largest distance
+        distances[1] = find_nearest(features, unknown)
         for label in np.unique(predicted):
-            chosen, known = predicted == label, classes == label
-            count = min(NEIGHBOURS, int(known.sum()))
-            for layer, features in enumerate(layers):
-                if count:
-                    every = 2 - 2 * features[chosen] @ references[layer][known].T
-                    nearest = np.partition(every, count - 1)[:, :count]
-                    distances[layer, chosen] = nearest.mean(axis=1)
+            chosen, others = predicted == label, known[classes == label]
+            if len(others):
+                distances[0, chosen] = find_nearest(features[chosen], others)
         return distances, predicted
 
     return compute_distances
+
+
+def find_nearest(features: Floats, others: Floats) -> Floats:
+    """Return the mean squared distance (n) of features (n, size) from the nearest of others."""
+    every = 2 - 2 * features @ others.T
+    count = min(NEIGHBOURS, len(others))
+    return np.asarray(np.partition(every, count - 1)[:, :count].mean(axis=1))
 
 
 def fit_residual(images: Floats) -> Callable[[Floats], Floats]:
@@ -134,7 +143,7 @@ def fit_residual(images: Floats) -> Callable[[Floats], Floats]:
 
 
 def build_features(model: keras.Model) -> keras.Model:
-    """Return a network with three outputs: two layers' features, and the probabilities.
+    """Return a network with two outputs: the flattened features, and the probabilities.
 
     Of a network that averages others, the first one is used.
     """
@@ -143,4 +152,4 @@ def build_features(model: keras.Model) -> keras.Model:
         return build_features(nested[0])
     last = next(layer for layer in reversed(model.layers) if layer.name == "main")
     flat = next(layer for layer in model.layers if isinstance(layer, keras.layers.Flatten))
-    return keras.Model(model.inputs, [flat.output, last.input, last.output])
+    return keras.Model(model.inputs, [flat.output, last.output])
