@@ -58,7 +58,7 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
             with one_at_a_time:
                 found = classifier.list_steps(request.get_data())
                 image = found["network input"]
-                images = classifier.add_shapes(found)
+                images = classifier.add_widths(found)
                 (ranking,) = classifier.rank([images])
                 (reason,) = classifier.find_refusals([images])
         except ImageFileError as error:

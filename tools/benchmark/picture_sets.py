@@ -428,7 +428,7 @@ def draw_examples(classifier: Classifier, fonts: list[Path]) -> Figure:
     for name in EXAMPLES:
         content, _ = next(iter(sets[name]))
         steps = classifier.list_steps(content)
-        (ranking,) = classifier.rank([classifier.add_shapes(steps)])
+        (ranking,) = classifier.rank([classifier.add_widths(steps)])
         predictions.append(Prediction(name, steps=steps, ranking=ranking))
     return draw_steps(predictions)
 

@@ -92,7 +92,7 @@ def classify(
     for name in names:
         try:
             steps = classifier.list_steps(read_content(name))
-            images = classifier.add_shapes(steps)
+            images = classifier.add_widths(steps)
             predictions.append(Prediction(name, images, steps if with_steps else {}))
         except ImageFileError as error:
             predictions.append(Prediction(name, error=str(error)))

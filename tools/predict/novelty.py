@@ -32,10 +32,11 @@ from tools.predict.picture import ImageStyle
 
 REFERENCES = 20_000  # training images
 CALIBRATION = 6_000  # validation images
+MIN_CALIBRATION = 300  # with fewer validation images, no image is refused
 NEIGHBOURS = 3
 COMPONENTS = 0.25  # of the number of pixels
 WEIGHTS = (1, -2, 0.5)  # of the distance from digits, the distance from letters and the residual
-REFUSED = 0.003  # share of the validation images that are refused because of their score
+REFUSED = 0.001  # share of the validation images that are refused because of their score
 
 Classes = npt.NDArray[np.integer]
 IsNovel = Callable[[Floats], list[bool]]
@@ -48,7 +49,7 @@ def fit(model: keras.Model, batch_size: int, style: ImageStyle) -> IsNovel:
     validation images to choose it, no image is refused.
     """
     validation = read_split(VALIDATION)[0][:CALIBRATION]
-    if len(validation) * REFUSED < 1:
+    if len(validation) < MIN_CALIBRATION:
         return lambda images: [False] * len(images)
     images, labels = (array[:REFERENCES] for array in read_split(TRAIN))
     classes = labels.argmax(axis=1)

@@ -16,6 +16,7 @@ SMALL = 256  # longer side in pixels at which quadrilaterals are searched for
 MIN_AREA = 0.03  # of the photo: smaller quadrilaterals are not a sheet
 MIN_STEP = 14  # of 255: minimum change of colour at the sides
 MAX_AREA = 0.97  # of the photo: larger ones are the photo itself
+MIN_FILL = 0.92  # area divided by that of the convex hull: the outline of an 8 is less convex
 MIN_INK_HEIGHT = 0.12  # of the sheet's height: smaller parts are not a digit
 INSET = 0.015  # of the sheet's size: this much of its edges is left out
 
@@ -50,7 +51,7 @@ def find_quadrilaterals(photo: Bytes) -> Iterator[Points]:
             size = cv2.contourArea(hull)
             if not MIN_AREA * area <= size <= MAX_AREA * area:
                 continue
-            if cv2.contourArea(contour) < 0.7 * size:
+            if cv2.contourArea(contour) < MIN_FILL * size:
                 continue
             corners = fit_quadrilateral(hull, photo.shape[:2])
             if corners is not None and has_edges(photo, corners):
