@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from stages.sources import idx
-from stages.sources.catalogue import DIGITS, TEST_IMAGES, TRAIN_IMAGES
+from stages.sources.catalogue import DIGITS, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
+from tools.benchmark import picture_sets
 from tools.predict import picture
 from tools.predict.picture import ImageFileError, ImageStyle, read_image_file
+from tools.predict.sheet import flatten_sheet
 
 MNIST = ImageStyle((28, 28), 0.0, (20, 20), digits=True)
 
@@ -201,6 +203,14 @@ def test_what_is_around_a_digit_is_not_part_of_it(seven, change, step):
     assert step in steps
     # Perspective and the ends of removed lines move edges a little.
     assert np.abs(steps["network input"] - seven).mean() < 0.03
+
+
+def test_outline_of_an_8_is_not_a_sheet(mnist):
+    """Its four corners and its holes look like a sheet with something on it."""
+    images, labels = idx.read(mnist / TEST_IMAGES, 3, 500), idx.read(mnist / TEST_LABELS, 1, 500)
+    for image in images[labels == 8]:
+        page = np.pad(picture_sets.enlarge(image, 14), 100) / np.float32(510) + np.float32(0.3)
+        assert flatten_sheet(np.repeat(page[:, :, None], 3, axis=2)) is None
 
 
 def test_hole_of_a_thick_digit_is_not_ink():

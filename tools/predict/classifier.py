@@ -38,8 +38,8 @@ STYLE_IMAGES = 1000  # training images from which the dataset's style is measure
 
 WIDTHS = (1.2, 0.85, 0.75)  # of the other versions of a photo's digit that are classified
 # The highest probability of a photo is too high, because the network was calibrated on images like
-# the training images. With this temperature, at most 1 of 1,000 validation photos was wrong and more
-# than 90 % sure.
+# the training images. With this temperature, at most 1 of 1,000 validation photos is wrong and
+# more than 90 % sure.
 TEMPERATURE = 2
 
 Ranking = list[tuple[str, float]]  # class names and their probabilities, most likely first
