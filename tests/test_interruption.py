@@ -99,7 +99,7 @@ def project(small_project):
 
 
 def repair(project):
-    """Repair the file that DVC wrote when it was killed, as `make doctor` says."""
+    """Repair the file that DVC was writing when it was killed, as `make doctor` says."""
     status = subprocess.run(
         ["dvc", "status"], cwd=project.folder, check=False, capture_output=True, text=True
     )

@@ -206,7 +206,7 @@ def test_what_is_around_a_digit_is_not_part_of_it(seven, change, step):
 
 
 def test_outline_of_an_8_is_not_a_sheet(mnist):
-    """Its four corners and its holes look like a sheet with something on it."""
+    """The outline has four corners, and the holes look like ink on a sheet."""
     images, labels = idx.read(mnist / TEST_IMAGES, 3, 500), idx.read(mnist / TEST_LABELS, 1, 500)
     for image in images[labels == 8]:
         page = np.pad(picture_sets.enlarge(image, 14), 100) / np.float32(510) + np.float32(0.3)

@@ -201,7 +201,7 @@ def check_pipeline() -> str:
     try:
         with Repo() as repo:
             changed = repo.status()
-    except RWLockFileCorruptedError as error:  # DVC was killed while it wrote this file
+    except RWLockFileCorruptedError as error:  # DVC was killed while it wrote the file
         raise CheckError(f"{error}: rm .dvc/tmp/rwlock") from error
     except DvcException as error:
         reason = " ".join(str(error).split())

@@ -36,7 +36,7 @@ OTHER_SHAPES = {"widen": True, "thin": True}
 OTHER_STROKES = {"padded": True, "inverted": True, "flatten": False}
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
-WIDTHS = (1.2, 0.85, 0.75)  # of the other versions of a photo's digit that are classified
+WIDTHS = (1.2, 0.85, 0.75)  # a prepared photo is also classified this many times as wide
 # The highest probability of a photo is too high, because the network was calibrated on images like
 # the training images. With this temperature, at most 1 of 1,000 validation photos is wrong and
 # more than 90 % sure.

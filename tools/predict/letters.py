@@ -1,4 +1,4 @@
-"""Draw letters, prepared as photos of digits are: examples of what is not a digit."""
+"""Draw letters as examples of what is not a digit. They are prepared like photos of digits."""
 
 import itertools
 

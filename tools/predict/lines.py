@@ -16,6 +16,7 @@ import numpy.typing as npt
 from stages.core.files import Floats
 
 Values = npt.NDArray[np.float64]
+Path = tuple[Values, Values]  # x and y of points on a line
 
 SMALL = 320  # longer side in pixels at which lines are searched for
 MIN_COVERAGE = 0.75  # of a line from edge to edge must be ink
@@ -52,7 +53,7 @@ def find_lines(ink: Floats, threshold: float) -> list[Line]:
     thick = cv2.morphologyEx(small, cv2.MORPH_OPEN, np.ones((9, 9)))
     thin = small & ~cv2.dilate(thick, np.ones((3, 3)))
     found = cv2.HoughLines(thin, 1, np.pi / 720, round(0.3 * min(size)))
-    lines: list[Line] = []
+    lines: dict[Line, Path] = {}
     near = cv2.dilate(small, np.ones((3, 3)))
     tried = 0
     for rho, theta in [] if found is None else found[:1500, 0].tolist():
@@ -60,20 +61,21 @@ def find_lines(ink: Floats, threshold: float) -> list[Line]:
         if min(abs(normal[0]), abs(normal[1])) > 0.35:  # turned more than 20 degrees
             continue
         line = Line(normal, rho / scale)
-        if any(is_near(line, other, ink.shape, 0.012 * max(ink.shape)) for other in lines):
+        limit = 0.012 * max(ink.shape)
+        if any(is_near(line, other, path, limit) for other, path in lines.items()):
             continue
         tried += 1
         x, y = walk(Line(normal, rho), small.shape)
         if len(x) < 0.5 * min(small.shape):
             continue
         if near[y.round().astype(int), x.round().astype(int)].mean() >= MIN_COVERAGE:
-            lines.append(line)
+            lines[line] = walk(line, ink.shape)
         if len(lines) == MAX_LINES or tried > 400:
             break
-    return lines
+    return list(lines)
 
 
-def walk(line: Line, shape: tuple[int, ...]) -> tuple[Values, Values]:
+def walk(line: Line, shape: tuple[int, ...]) -> Path:
     """Return x and y of points on the line, one pixel apart, inside an array of this shape."""
     a, b = line.normal
     length = sum(shape)
@@ -83,11 +85,14 @@ def walk(line: Line, shape: tuple[int, ...]) -> tuple[Values, Values]:
     return x[inside], y[inside]
 
 
-def is_near(line: Line, other: Line, shape: tuple[int, ...], limit: float) -> bool:
-    """Return whether two lines have about one direction and come closer than `limit`."""
+def is_near(line: Line, other: Line, path: Path, limit: float) -> bool:
+    """Return whether two lines have about one direction and come closer than `limit`.
+
+    `path` is what `walk` returned for the other line.
+    """
     if abs(np.dot(line.normal, other.normal)) < 0.95:
         return False
-    x, y = walk(other, shape)
+    x, y = path
     if len(x) == 0:
         return True
     distances = np.abs(line.normal[0] * x + line.normal[1] * y - line.distance)

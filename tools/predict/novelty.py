@@ -5,8 +5,8 @@ The score of an image is computed from three numbers, each divided by its standa
 - in the features of a layer, the distance from the nearest training images of the predicted class
   (Y. Sun, Y. Ming, X. Zhu, Y. Li, "Out-of-distribution detection with deep nearest neighbors",
   ICML 2022);
-- in the same features, the distance from the nearest of a few letters. It is subtracted. Examples
-  of what is not a digit make the score much better (D. Hendrycks, M. Mazeika, T. Dietterich, "Deep
+- in the same features, the distance from the nearest letters, which is subtracted. With examples
+  of letters, the score finds many more letters (D. Hendrycks, M. Mazeika, T. Dietterich, "Deep
   anomaly detection with outlier exposure", ICLR 2019);
 - in the pixels, the share of the image that the principal components of the training images cannot
   reconstruct (H. Hoffmann, "Kernel PCA for novelty detection", Pattern Recognition 40 (3), 2007).
@@ -99,7 +99,8 @@ def fit_distances(
         lengths = np.linalg.norm(features, axis=1, keepdims=True)
         return features / np.maximum(lengths, 1e-6), probabilities.argmax(axis=1)
 
-    known, (unknown, _) = compute_features(images)[0], compute_features(letters)
+    references, _ = compute_features(images)
+    letter_features, _ = compute_features(letters)
 
     def compute_distances(images: Floats) -> tuple[Floats, Classes]:
         """Return two squared Euclidean distances (2, n) and the predicted classes (n).
@@ -108,18 +109,21 @@ def fit_distances(
         """
         features, predicted = compute_features(images)
         distances = np.full((2, len(images)), 4, np.float32)  # the largest distance
-        distances[1] = find_nearest(features, unknown)
+        distances[1] = measure_nearest(features, letter_features)
         for label in np.unique(predicted):
-            chosen, others = predicted == label, known[classes == label]
-            if len(others):
-                distances[0, chosen] = find_nearest(features[chosen], others)
+            chosen, same_class = predicted == label, references[classes == label]
+            if len(same_class):
+                distances[0, chosen] = measure_nearest(features[chosen], same_class)
         return distances, predicted
 
     return compute_distances
 
 
-def find_nearest(features: Floats, others: Floats) -> Floats:
-    """Return the mean squared distance (n) of features (n, size) from the nearest of others."""
+def measure_nearest(features: Floats, others: Floats) -> Floats:
+    """Return the mean squared distance (n) of features (n, size) from the nearest of `others`.
+
+    All features are vectors of length 1.
+    """
     every = 2 - 2 * features @ others.T
     count = min(NEIGHBOURS, len(others))
     return np.asarray(np.partition(every, count - 1)[:, :count].mean(axis=1))

@@ -364,7 +364,7 @@ def vote_sharp(level: Floats) -> int:
     """Return 1 if narrow or sharp parts have a higher level than what is around them, else -1."""
     surroundings = cv2.GaussianBlur(level, (0, 0), SURROUNDINGS * max(level.shape))
     sharp = (level - surroundings).astype(np.float64)
-    return 1 if (sharp**3).sum() >= 0 else -1
+    return 1 if (sharp * sharp * sharp).sum() >= 0 else -1  # faster than sharp**3
 
 
 def is_reflection(difference: Floats) -> bool:

@@ -16,7 +16,7 @@ SMALL = 256  # longer side in pixels at which quadrilaterals are searched for
 MIN_AREA = 0.03  # of the photo: smaller quadrilaterals are not a sheet
 MIN_STEP = 14  # of 255: minimum change of colour at the sides
 MAX_AREA = 0.97  # of the photo: larger ones are the photo itself
-MIN_FILL = 0.92  # area divided by that of the convex hull: the outline of an 8 is less convex
+MIN_FILL = 0.92  # of the area of the convex hull: the outline of an 8 fills less of it
 MIN_INK_HEIGHT = 0.12  # of the sheet's height: smaller parts are not a digit
 INSET = 0.015  # of the sheet's size: this much of its edges is left out
 
