@@ -1,11 +1,13 @@
 """Exported models, run by ONNX Runtime and LiteRT."""
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from stages.core.errors import StageError
@@ -13,6 +15,7 @@ from stages.core.files import write_json, write_npz
 from stages.model import portable
 from tools.export import FORMATS, check_agreement, main, select_main_output, write_keras
 
+SHARING = Path(__file__).parents[1] / "docs/sharing.md"
 RANDOM = np.random.default_rng(0)
 
 
@@ -49,6 +52,16 @@ def test_every_format_predicts_the_same(
         found = predict(tmp_path / name, images)
         assert (found.shape, found.dtype) == ((7, classes), np.float32)
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (images,), (probabilities,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.shape) == ("images", ["n", *shape])
+    assert (probabilities.name, probabilities.shape) == ("probabilities", ["n", classes])
+    if shape == (28, 28):  # the example in the documentation
+        (example,) = re.findall(r"^```python\n(.*?)^```$", SHARING.read_text(), re.M | re.S)
+        example = example.replace("data/export", str(tmp_path))
+        command = [sys.executable, "-c", example]
+        ended = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert int(ended.stdout.strip("[]\n")) == model.predict(np.zeros((1, 28, 28))).argmax()
 
 
 OPEN = """

@@ -59,12 +59,23 @@ def select_main_output(model: Any) -> Any:
 
 
 def write_onnx(model: Any, path: Path) -> None:
-    """Write `model` as ONNX, using tf2onnx."""
+    """Write `model` as ONNX, using tf2onnx: `images` (n, height, width) to `probabilities`."""
+    import onnx
+
     with warnings.catch_warnings():
         # Keras checks for the removed `np.object` on behalf of tf2onnx.
         warnings.filterwarnings("ignore", message=r"In the future `np\.object`")
         model.export(path, format="onnx", input_signature=make_signature(model), verbose=False)
     os.environ.update(PINS)  # tf2onnx changes one of these variables
+    exported = onnx.load(path)
+    graph = exported.graph
+    found = graph.output[0].name  # tf2onnx calls it `Identity:0`
+    for names in [names for node in graph.node for names in (node.input, node.output)]:
+        names[:] = ["probabilities" if name == found else name for name in names]
+    graph.output[0].name = "probabilities"
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(exported, path)
 
 
 def write_tflite(model: Any, path: Path) -> None:
@@ -121,7 +132,7 @@ def predict_onnx(path: Path, images: Floats) -> Floats:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(None, {"images": images})
+    (probabilities,) = session.run(["probabilities"], {"images": images})
     return np.asarray(probabilities, np.float32)
 
 
