@@ -42,7 +42,7 @@ seeds: .venv/runtime ## Train the last commit with N different seeds (default 5)
 	@$(BIN)/python -m tools.seeds $(or $(N),5) $(if $(JOBS),--jobs $(JOBS)) $(if $(PER_CLASS),--per-class)
 
 techniques: .venv/runtime ## Measure docs/techniques.md again: its tables and pictures. JOBS=2
-	@$(BIN)/python -m tools.techniques $(if $(JOBS),--jobs $(JOBS))
+	@$(BIN)/python -m benchmarks.techniques $(if $(JOBS),--jobs $(JOBS))
 
 model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lock.
 	@$(BIN)/python -m tools.model_card
@@ -54,7 +54,7 @@ draw: .venv/runtime ## Serve a local web page that recognises the digit you draw
 	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT)) $(if $(HOST_NAME),--host-name '$(HOST_NAME)')
 
 benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b DOCS=1
-	@$(BIN)/python -m tools.benchmark $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	@$(BIN)/python -m benchmarks $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(PARTS),--parts $(PARTS)) $(if $(DOCS),--docs)
 
 # Only PERTURB uses a package for tests, libfaketime.
@@ -62,7 +62,7 @@ verify: $(if $(PERTURB),.venv/development,.venv/runtime) ## Reproduce the last c
 	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb) $(if $(WORKERS),--workers $(WORKERS))
 
 verify-cpus: .venv/runtime ## Train briefly on other processors, emulated by QEMU, and compare.
-	@$(BIN)/python -m tools.verify.cpus
+	@$(BIN)/python -m benchmarks.cpus
 
 lock-check: .venv/runtime ## Check in seconds that dvc.lock belongs to the last commit.
 	@$(BIN)/python -m tools.verify --lock

@@ -11,13 +11,13 @@ import pytest
 from helpers.checks import get_refusal
 from helpers.project import ROOT, STAGES, Project
 
+from benchmarks import __main__ as benchmark
+from benchmarks import tables
 from stages.core.errors import StageError
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
-from tools.benchmark import __main__ as benchmark
-from tools.benchmark import tables
 
-TIME_COMMAND = ROOT / "tools/benchmark/time_command.py"
+TIME_COMMAND = ROOT / "benchmarks/time_command.py"
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_growth_trains_on_a_larger_training_set(here):
 @pytest.mark.slow
 @pytest.mark.xdist_group("test_benchmark")
 def test_real_run_writes_the_tables_and_continues(project):
-    command = ("python", "-m", "tools.benchmark", "--seeds", "1", "--recipes", "page,default")
+    command = ("python", "-m", "benchmarks", "--seeds", "1", "--recipes", "page,default")
     project.run(*command, "--parts", "recipes", "--docs")
     records = (project.folder / "reports/benchmark.jsonl").read_text()
     report = (project.folder / "reports/benchmark.md").read_text()

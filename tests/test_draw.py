@@ -16,12 +16,12 @@ import requests
 from helpers.project import ROOT, allow_interrupts
 from PIL import Image, ImageDraw
 
+from benchmarks.picture_sets import STROKES, encode_jpeg, encode_png
+from benchmarks.scenes import SCENES
 from stages.core.errors import StageError
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TRAIN_IMAGES
 from tools import draw
-from tools.benchmark.picture_sets import STROKES, encode_jpeg, encode_png
-from tools.benchmark.scenes import SCENES
 from tools.predict.picture import MAX_BYTES, ImageStyle, list_steps, read_image_file
 
 PHONE = {"width": 390, "height": 844}

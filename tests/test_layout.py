@@ -1,4 +1,4 @@
-"""Which modules of stages may import which others, and what may happen at import."""
+"""Which modules may import which others, and what may happen at import."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -6,36 +6,51 @@ from graphlib import TopologicalSorter
 import pytest
 from helpers.project import ROOT, read_graph
 
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_bytes())
-    for path in (ROOT / "stages").rglob("*.py")
+# What each top-level folder may import of the project, and each folder of stages of stages.
+PACKAGES = {
+    "stages": {"stages"},
+    "dvc_verify": {"dvc_verify"},
+    "tools": {"stages", "dvc_verify", "tools"},
+    "benchmarks": {"stages", "dvc_verify", "tools", "benchmarks"},
 }
-ALLOWED = {"core": {"core"}, "sources": {"core", "sources"}, "model": {"core", "model"}}
+FOLDERS = {"core": {"core"}, "sources": {"core", "sources"}, "model": {"core", "model"}}
+ALL = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_bytes())
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+}
+MODULES = {name: tree for name, tree in ALL.items() if name.startswith("stages.")}
 
 
 def list_imports(module: str) -> set[str]:
-    """Return the modules of stages that a module imports, at the top or in a function."""
+    """Return the project's modules that a module imports, at the top or in a function."""
     names = set()
-    for node in ast.walk(MODULES[module]):
+    for node in ast.walk(ALL[module]):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names & MODULES.keys()
+    return names & ALL.keys()
+
+
+@pytest.mark.parametrize("module", sorted(ALL))
+def test_package_imports_only_what_is_below_it(module):
+    found = {name.split(".")[0] for name in list_imports(module)}
+    assert found <= PACKAGES[module.split(".")[0]]
 
 
 def test_imports_have_no_cycle():
-    order = list(TopologicalSorter({name: list_imports(name) for name in MODULES}).static_order())
+    order = list(TopologicalSorter({name: list_imports(name) for name in ALL}).static_order())
     assert order.index("stages.core.files") < order.index("stages.sources.fetch")
 
 
-@pytest.mark.parametrize("folder", ALLOWED)
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_folder_imports_only_what_is_below_it(folder):
     modules = [name for name in MODULES if name.startswith(f"stages.{folder}.")]
     assert modules
     for module in modules:
         found = {name.split(".")[1] for name in list_imports(module)}
-        assert found <= ALLOWED[folder], module
+        assert found <= FOLDERS[folder], module
 
 
 def test_scripts_do_not_import_each_other():

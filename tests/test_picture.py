@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from benchmarks import picture_sets
 from stages.sources import idx
 from stages.sources.catalogue import DIGITS, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
-from tools.benchmark import picture_sets
 from tools.predict import picture
 from tools.predict.picture import ImageFileError, ImageStyle, read_image_file
 from tools.predict.sheet import flatten_sheet

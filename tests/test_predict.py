@@ -18,6 +18,8 @@ from helpers.project import ROOT
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
+from benchmarks import fonts, picture_sets
+from benchmarks.scenes import SCENES
 from stages import download, evaluate, preprocess
 from stages.core.files import read_csv, write_csv, write_json
 from stages.core.paths import DATASET, HISTORY, LOCK, MODEL, PREDICTIONS, PROCESSED, RAW, TEST
@@ -25,8 +27,6 @@ from stages.model import architectures, portable, storage
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from tools import draw
-from tools.benchmark import fonts, picture_sets
-from tools.benchmark.scenes import SCENES
 from tools.predict import __main__ as predict
 from tools.predict import novelty
 from tools.predict.classifier import change_width, load_classifier

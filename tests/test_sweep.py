@@ -20,9 +20,9 @@ from helpers.checks import get_refusal
 from helpers.parameters import DEFAULTS, change_file
 from helpers.project import AUTHOR, ROOT, Project, allow_interrupts
 
+from benchmarks import techniques
 from stages.core.errors import StageError
 from stages.core.settings import read_yaml
-from tools import techniques
 from tools.sweep import __main__ as sweep
 from tools.sweep import job, table
 from tools.sweep.dask_cluster import Place, connect, explain, format_time
@@ -381,7 +381,7 @@ def page(project):
     """The project with a page that needs two short runs, committed; undone afterwards."""
     files = {
         "recipes/tiny.yaml": "plot:\n  dpi: 61\n",
-        "docs/techniques.yaml": "recipe: tiny\nseeds: 1\ntables:\n  mistakes:\n"
+        "benchmarks/techniques.yaml": "recipe: tiny\nseeds: 1\ntables:\n  mistakes:\n"
         "    base: plot.samples=5\n    rows: [plot.mistakes=3]\n    metrics: [train.epochs]\n"
         "    picture: {file: m.png, title: Curves, columns: [loss, val_loss]}\n",
         "docs/techniques.md": "".join(
@@ -398,7 +398,7 @@ def page(project):
 
 @pytest.mark.slow
 def test_page_is_written_from_its_description(page):
-    printed = page.run(sys.executable, "-m", "tools.techniques", "--jobs", "2").stdout
+    printed = page.run(sys.executable, "-m", "benchmarks.techniques", "--jobs", "2").stdout
     assert "2 of 2 done, 0 running, 0 failed" in printed
     text = (page.folder / "docs/techniques.md").read_text()
     assert re.search(r"^\| base +\| 65.33 +\| +\| 1.0832 +\| +\| +\| 2 ", text, re.M)

@@ -4,7 +4,7 @@ The added images are copies, augmented as params.yaml says. The test set and the
 classes stay as they are. The images are written piece by piece, so their number is limited only by
 the disk.
 
-    python -m tools.benchmark.grow FOLDER FACTOR
+    python -m benchmarks.grow FOLDER FACTOR
 """
 
 import shutil

@@ -9,7 +9,7 @@ and plots.
 Writes the hashes to reports/cpus.md. Exits with status 1 if one differs from this machine's. Takes
 about half an hour for each processor.
 
-    python -m tools.verify.cpus [CPU ...]
+    python -m benchmarks.cpus [CPU ...]
 """
 
 import argparse
@@ -166,7 +166,7 @@ def run_probe(cpu: str | None) -> dict[str, str]:
     command = [
         str(Path(sys.executable).resolve()),
         "-c",
-        "from tools.verify.cpus import probe; probe()",
+        "from benchmarks.cpus import probe; probe()",
     ]
     if cpu:
         command = [find_emulator(), "-cpu", cpu, *command]

@@ -3,7 +3,7 @@
 The clock starts when TensorFlow is loaded and the data is read, and stops before the model is
 saved. The images are counted as often as they are seen, in every epoch and by every member.
 
-    python -m tools.benchmark.time_training RECORD
+    python -m benchmarks.time_training RECORD
 """
 
 import sys
@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.time_command import append_record
 from stages import train as stage
 from stages.core.errors import run
-from tools.benchmark.time_command import append_record
 
 
 def main() -> None:

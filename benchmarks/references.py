@@ -9,7 +9,7 @@ kernels. An import of `stages` would fix the threads and kernels, so this script
 and reads the IDX files itself. It appends the seconds of `fit`, the number of images seen in all
 epochs, and the accuracy on the test set to RECORD, a file of JSON lines.
 
-    python tools/benchmark/references.py {page,mnist_convnet} RAW SEED RECORD
+    python benchmarks/references.py {page,mnist_convnet} RAW SEED RECORD
 """
 
 import io

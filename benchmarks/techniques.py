@@ -1,10 +1,10 @@
 """Measure every technique of docs/techniques.md, and write its tables and pictures.
 
-docs/techniques.yaml lists the runs. They are DVC experiments of the last commit, which tools.sweep
-runs, so an interrupted measurement goes on where it stopped. Their names say what they change, as
-in `dropout-0.3-seed1`.
+benchmarks/techniques.yaml lists the runs. They are DVC experiments of the last commit, which
+tools.sweep runs, so an interrupted measurement goes on where it stopped. Their names say what they
+change, as in `dropout-0.3-seed1`.
 
-    python -m tools.techniques [--jobs 2 | --cluster tcp://host:8786]
+    python -m benchmarks.techniques [--jobs 2 | --cluster tcp://host:8786]
 """
 
 import argparse
@@ -22,12 +22,12 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.tables import format_table as format_rows
+from benchmarks.tables import insert_tables
 from stages import plot
 from stages.core.errors import StageError, run
 from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
-from tools.benchmark.tables import format_table as format_rows
-from tools.benchmark.tables import insert_tables
 from tools.compare.revision import SEEDS, Result, resolve_commit
 from tools.recipe import RECIPES
 from tools.sweep import table
@@ -38,7 +38,7 @@ from tools.verify.fingerprint import collect_fingerprint
 from tools.verify.lockfile import flatten
 from tools.verify.repository import ask_git
 
-DESCRIPTION = Path("docs/techniques.yaml")
+DESCRIPTION = Path("benchmarks/techniques.yaml")
 PAGE = Path("docs/techniques.md")
 
 

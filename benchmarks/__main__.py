@@ -7,7 +7,7 @@ stopped. A result is measured again if code, parameters, libraries or machine ha
 delete that file to measure everything again. Writes the tables to reports/benchmark.md and the plot
 to reports/growth.png; with --docs, also into docs/.
 
-    python -m tools.benchmark [--seeds N] [--recipes a,b] [--parts a,b] [--docs]
+    python -m benchmarks [--seeds N] [--recipes a,b] [--parts a,b] [--docs]
 """
 
 import argparse
@@ -29,6 +29,9 @@ from typing import Any
 import matplotlib
 from ruamel.yaml import YAML
 
+from benchmarks import tables
+from benchmarks.references import REFERENCES
+from benchmarks.tables import Result, Results
 from stages import download, plot
 from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
@@ -36,9 +39,6 @@ from stages.core.paths import GRAPH, METRICS, PARAMETERS, RAW, REPORTS
 from stages.core.settings import read_yaml
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
-from tools.benchmark import tables
-from tools.benchmark.references import REFERENCES
-from tools.benchmark.tables import Result, Results
 from tools.recipe import RECIPES, check, merge_recipe
 from tools.verify.__main__ import clean_environment
 from tools.verify.fingerprint import collect_fingerprint
@@ -47,7 +47,7 @@ from tools.worker import find_free_addresses, make_tf_config
 
 RECORDS = REPORTS / "benchmark.jsonl"
 DOCS = Path("docs")
-HERE = Path("tools/benchmark")
+HERE = Path("benchmarks")
 # What can be measured, and the tables made from the results.
 PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
     "recipes": {
@@ -62,8 +62,8 @@ PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
 CLUSTER = ("workers machine", "workers", "networks")  # tables that are in docs/cluster.md
 RECORD = "../record.jsonl"  # beside each copy of the project
 TIME = ("python", f"{HERE}/time_command.py", RECORD)
-TIME_TRAINING = ("python", "-m", "tools.benchmark.time_training", RECORD)
-TIME_WORKERS = ("python", "-m", "tools.benchmark.time_workers", RECORD)
+TIME_TRAINING = ("python", "-m", "benchmarks.time_training", RECORD)
+TIME_WORKERS = ("python", "-m", "benchmarks.time_workers", RECORD)
 PREPROCESS = ("python", "-m", "stages.preprocess")
 SLOW = ("best", "small")  # measured only on request; small would take hours on MNIST
 TWO_SEEDS = (*SLOW, "mnist_convnet")  # trainings of several minutes: two seeds at most
@@ -191,7 +191,7 @@ def measure_reference(name: str, project: Path, seed: int) -> Result:
 
 def measure_growth(factor: int, project: Path, _: int) -> Result:
     """Measure `dvc repro` with `factor` times the training set, trained for one epoch."""
-    run_timed(project, "grow", "python", "-m", "tools.benchmark.grow", GROWN, str(factor))
+    run_timed(project, "grow", "python", "-m", "benchmarks.grow", GROWN, str(factor))
     changes = {"download": {"dataset": "custom", "folder": GROWN}, "train": {"epochs": 1}}
     parameters = project / PARAMETERS
     write_text(parameters, merge_recipe(parameters.read_text(encoding="utf-8"), changes))
@@ -362,7 +362,7 @@ def make_tables(results: Results, machine: Mapping[str, Any], seeds: int) -> dic
 def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--seeds",
@@ -393,7 +393,7 @@ def main() -> None:
     download.main()
     results = measure_trials(wanted, seeds, machine, RECORDS)
     made = make_tables(results, machine, seeds)
-    command = " ".join(["python -m tools.benchmark", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     report = "\n".join([f"# `{command}`\n", *made.values()])
     write_text(REPORTS / "benchmark.md", report)
     folders = [REPORTS]

@@ -3,7 +3,7 @@
 The sets are MNIST's test images, changed as a camera, a scanner, another pen or a drawing program
 would change them; fonts, pen strokes and scikit-learn's digits; and photos as people take them.
 
-    python -m tools.benchmark.picture_sets
+    python -m benchmarks.picture_sets
 """
 
 import io
@@ -19,6 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
+from benchmarks.fonts import draw_character, find_handwriting, find_text
+from benchmarks.scenes import SCENES, empty_page, texture
+from benchmarks.tables import Row, format_table, insert_tables
 from stages import plot
 from stages.core.errors import run
 from stages.core.paths import RAW, REPORTS
@@ -26,9 +29,6 @@ from stages.download import download
 from stages.evaluate import compute_accuracy_interval
 from stages.sources import idx
 from stages.sources.catalogue import CATALOGUE, TEST_IMAGES, TEST_LABELS
-from tools.benchmark.fonts import draw_character, find_handwriting, find_text
-from tools.benchmark.scenes import SCENES, empty_page, texture
-from tools.benchmark.tables import Row, format_table, insert_tables
 from tools.predict.__main__ import Prediction, draw_steps
 from tools.predict.classifier import Classifier, load_classifier
 from tools.predict.letters import LETTERS

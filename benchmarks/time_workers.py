@@ -3,7 +3,7 @@
 The first steps are not measured, because TensorFlow traces the step in them. Several workers then
 exchange gradients of larger networks. Only worker 0 writes. Linux only.
 
-    python -m tools.benchmark.time_workers RECORD
+    python -m benchmarks.time_workers RECORD
 """
 
 import os
@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.time_command import append_record
 from stages import train as stage
 from stages.core.errors import run
-from tools.benchmark.time_command import append_record
 
 STEPS = range(20, 120)  # of the training
 EXCHANGES = range(2, 12)

@@ -3,7 +3,7 @@
 A process starts with the peak memory of the process it was forked from. So commands are started
 from this script, which imports almost nothing, and not from DVC or from a tool with large imports.
 
-    python tools/benchmark/time_command.py RECORD NAME COMMAND [ARGUMENT ...]
+    python benchmarks/time_command.py RECORD NAME COMMAND [ARGUMENT ...]
 """
 
 import json

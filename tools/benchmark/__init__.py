@@ -1,1 +1,0 @@
-"""The command `python -m tools.benchmark`: measure accuracy over seeds, speed and memory."""
