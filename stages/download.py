@@ -21,6 +21,7 @@ from stages.core.errors import StageError, run
 from stages.core.files import write_atomically, write_json
 from stages.core.paths import DATASET, RAW
 from stages.core.settings import Section
+from stages.core.terminal import print_line
 from stages.sources.catalogue import CATALOGUE, Dataset
 from stages.sources.fetch import Source, SourceError, fetch_file, list_missing, remove_other_dataset
 from stages.sources.folder import convert_folder, expand
@@ -77,13 +78,13 @@ def download(dataset: Dataset, folder: str | None, raw: Path) -> None:
                     missing.pop(0)
             except SourceError as error:
                 reasons.append(f"{name}: {error}")
-                print(f"{reasons[-1]}; trying the next source", file=sys.stderr)
+                print_line(f"{reasons[-1]}; trying the next source", sys.stderr)
             else:
                 return
     raise StageError(
         f"{missing[0].name} of {dataset.title}: no source has it. Copy the four IDX files to a "
-        "folder and set download.folder in params.yaml to it, or fix one of these sources:"
-        + "".join(f"\n  {reason}" for reason in reasons)
+        "folder and set download.folder in params.yaml to it, or fix one of these sources: "
+        + "; ".join(reasons)
     )
 
 
@@ -127,7 +128,7 @@ def main() -> None:
         remove_other_dataset(dataset, describe(parameters.dataset, dataset), RAW)
         download(dataset, parameters.folder, RAW)
     write_json(DATASET, describe(parameters.dataset, dataset))
-    print(f"{dataset.title}: {len(dataset.files)} files with the right SHA-256 in {RAW}")
+    print_line(f"{dataset.title}: {len(dataset.files)} files with the right SHA-256 in {RAW}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The project's exceptions, and how a command ends after one."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,13 @@ from stages.core import errors
 from stages.core.errors import StageError, run
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def streams(monkeypatch):
+    """`run` replaces them."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
 
 
 @pytest.mark.parametrize("error", [StageError("raw: bad"), OSError("raw: bad")])

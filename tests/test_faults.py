@@ -379,7 +379,7 @@ def test_doctor_warns_of_a_nearly_full_disk(project):
 def test_every_listed_fault_has_a_test():
     text = (ROOT / "docs/faults.md").read_text()
     rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.M)
-    assert [int(number) for number, _ in rows] == list(range(1, 81))
+    assert {int(number) for number, _ in rows} >= set(range(1, 81))
     assert all("::" in tests for _, tests in rows)
     listed = set(re.findall(r"`(\w+\.py)::(\w+)`", text))
     assert {

@@ -21,7 +21,9 @@ import tempfile
 from pathlib import Path
 
 from stages.core.environment import PINS, REMOVED
+from stages.core.errors import run
 from stages.core.paths import LOCK
+from stages.core.terminal import print_line
 
 # Other modules are imported inside the checks, so that a missing package is reported, too.
 
@@ -326,9 +328,9 @@ def main() -> None:
             verdict, findings, code = "wrong", str(error), 1
             broken |= name == "repository"
         for line in findings.splitlines():
-            print(f"{verdict:<6} {name}: {line}", flush=True)
+            print_line(f"{verdict:<6} {name}: {line}")
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

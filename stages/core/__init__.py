@@ -1,1 +1,1 @@
-"""What every stage uses: environment, errors, settings, files, prepared splits, paths."""
+"""What every stage uses: environment, terminal, errors, settings, files, prepared splits, paths."""

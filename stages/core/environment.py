@@ -18,6 +18,8 @@ PINS = {
     "KERAS_BACKEND": "tensorflow",
     # A notebook sets a backend of its own, which is not installed here.
     "MPLBACKEND": "agg",
+    # Python 3.13 colours tracebacks, and stages/core/terminal.py would show the codes as text.
+    "PYTHON_COLORS": "0",
     "TF_CPP_MIN_LOG_LEVEL": "2",  # errors and warnings only
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "ONEDNN_MAX_CPU_ISA": "AVX2",

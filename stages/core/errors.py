@@ -19,6 +19,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from stages.core.terminal import make_printable, protect_output
+
 
 class StageError(Exception):
     """A mistake or fault outside the code. Its message is the one line that the user reads."""
@@ -26,15 +28,16 @@ class StageError(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`. After a fault outside the code, print one line and exit with status 1."""
+    protect_output()
     gc.freeze()  # the garbage collector skips what was imported, so the process ends faster
     try:
         main()
     except StageError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {make_printable(error)}")
     except OSError as error:
         # OSError has no file name when the disk is full. All other writes report theirs as a
         # StageError, so this one is in the folder for temporary files.
         full = error.errno == errno.ENOSPC and not error.filename
-        sys.exit(f"error: {error}" + (f": {tempfile.gettempdir()}" if full else ""))
+        sys.exit(f"error: {make_printable(error)}" + (f": {tempfile.gettempdir()}" if full else ""))
     except KeyboardInterrupt:
         sys.exit("error: interrupted")

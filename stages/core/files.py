@@ -90,8 +90,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 and keep its line ends."""
-    write_bytes(path, text.encode())
+    """Write `text` as UTF-8 and keep its line ends. What UTF-8 cannot hold is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from stages.core.errors import StageError
 from stages.core.files import read_json, write_atomically
+from stages.core.terminal import print_line
 from stages.sources.catalogue import Dataset, IdxFile
 from stages.sources.idx import LFS_POINTER
 
@@ -81,7 +82,7 @@ def fetch_file(
             if attempt == attempts:
                 raise SourceError(f"{error} (tried {attempts} times)") from error
             wait = pause * 2 ** (attempt - 1)
-            print(f"{label}: {error}; trying again in {wait:g} s", file=sys.stderr)
+            print_line(f"{label}: {error}; trying again in {wait:g} s", sys.stderr)
             time.sleep(wait)
         else:
             return

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from stages.core.errors import StageError
 from stages.core.files import Bytes, Pieces, write_atomically
+from stages.core.terminal import print_line
 from stages.sources import idx
 from stages.sources.catalogue import (
     TEST_IMAGES,
@@ -179,7 +180,7 @@ def read_idx(folder: Path) -> tuple[list[str], dict[str, Part]]:
     classes = [names[label] for label in used]
     check_classes(folder, list(names.values()))
     if unused := [repr(name) for label, name in names.items() if label not in used]:
-        print(f"{folder}: left out {', '.join(unused)}, of which there are no images")
+        print_line(f"{folder}: left out {', '.join(unused)}, of which there are no images")
     positions = np.zeros(256, np.uint8)
     positions[used] = np.arange(len(used))
     return classes, {

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from stages import plot
 from stages.core.errors import StageError, run
 from stages.core.files import Floats
+from stages.core.terminal import print_line
 from stages.evaluate import EvaluateParameters
 from tools.predict.classifier import Classifier, Ranking, load_classifier
 from tools.predict.picture import MAX_BYTES, ImageFileError
@@ -175,9 +176,9 @@ def main() -> None:
         for prediction in classify(classifier, names[start : start + size], bool(arguments.show)):
             prediction.images = None  # to save memory
             if prediction.error:
-                print(f"error: {prediction.file}: {prediction.error}", file=sys.stderr)
+                print_line(f"error: {prediction.file}: {prediction.error}", sys.stderr)
             elif not arguments.json:
-                print(format_text(prediction))
+                print_line(format_text(prediction))
             predictions.append(prediction)
     if arguments.json:
         print(json.dumps([format_json(prediction) for prediction in predictions], indent=2))

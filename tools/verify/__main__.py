@@ -34,6 +34,7 @@ from stages.core.environment import PINS
 from stages.core.errors import StageError, run
 from stages.core.files import write_json, write_text
 from stages.core.paths import LOCK, PARAMETERS, RAW, REPORTS
+from stages.core.terminal import print_line
 from stages.download import DownloadParameters, download
 from stages.model.addresses import check_count
 from stages.model.settings import TrainParameters
@@ -227,7 +228,7 @@ def check_lock(clone: Path) -> None:
         note for found in find_stale(clone, read_lock(clone)).values() for note in found
     )
     for note in notes:
-        print(note)
+        print_line(note)
     if notes:
         raise StageError(f"{LOCK} is out of date; run `make repro` and commit the result")
     print(f"{LOCK} belongs to this commit")
