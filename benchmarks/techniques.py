@@ -47,6 +47,7 @@ class Table:
     """A table of the page, and its picture."""
 
     name: str
+    base: tuple[str, ...]  # what every row changes, besides the recipe
     combinations: tuple[Combination, ...]  # the first is what the others are compared with
     changes: tuple[tuple[str, ...], ...]  # what each row changes, besides the base
     labels: tuple[str, ...]  # of the rows
@@ -91,7 +92,9 @@ def read_tables(description: Mapping[str, Any]) -> list[Table]:
             rows.append(changes)
             labels.append(label if keys == SEEDS else f"only {' and '.join(keys)} varies")
         metrics, picture = tuple(content.get("metrics", ())), content.get("picture", {})
-        found.append(Table(name, tuple(combinations), tuple(rows), tuple(labels), metrics, picture))
+        found.append(
+            Table(name, shared, tuple(combinations), tuple(rows), tuple(labels), metrics, picture)
+        )
     return found
 
 
@@ -108,6 +111,13 @@ def format_first(before: Result, after: Result) -> str:
     return f"{100 * change:+.2f}"
 
 
+def format_loss_difference(label: str, row: Mapping[str, Any]) -> str:
+    """Return how far the loss is from the base's, unless the two are of different kinds."""
+    if "train.loss=" in label:
+        return "not comparable"
+    return table.format_difference(row, "validation.loss")
+
+
 def format_table(each: Table, results: Mapping[str, Result]) -> str:
     """Return a table of the page, and the link to its picture, as Markdown."""
     rows = table.compute_rows(each.combinations, results)
@@ -120,7 +130,7 @@ def format_table(each: Table, results: Mapping[str, Result]) -> str:
             "accuracy, %": table.format_value(row, "validation.accuracy"),
             "difference, points": table.format_difference(row, "validation.accuracy"),
             "loss": table.format_value(row, "validation.loss"),
-            "difference": table.format_difference(row, "validation.loss"),
+            "difference": format_loss_difference(label, row),
             "seed 1": "" if first is base else format_first(base, first),
         }
         found = table.list_results(combination, results)
@@ -145,8 +155,9 @@ def format_summary(tables: list[Table], results: Mapping[str, Result]) -> str:
             lines.append(
                 {
                     "change": each.labels[1],
+                    "base, besides the recipe": " ".join(f"`{change}`" for change in each.base),
                     "accuracy, points": table.format_difference(row, "validation.accuracy"),
-                    "loss": table.format_difference(row, "validation.loss"),
+                    "loss": format_loss_difference(each.labels[1], row),
                 }
             )
     return format_rows(lines)
