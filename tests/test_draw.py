@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,6 +262,19 @@ def test_other_host_names_are_allowed_by_name():
     # Relative, so that it also works below a path, as behind JupyterHub's proxy.
     addresses = re.findall(r'"(/?predict\b[^"]*)"', client.get("/", headers={"Host": name}).text)
     assert addresses == ["predict", "predict?steps=1"]
+
+
+def test_client_that_stalls_does_not_block_others(served):
+    """It is disconnected after a time."""
+    port = int(served.rsplit(":", 1)[1])
+    head = "POST /predict HTTP/1.0\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())
+        started = time.monotonic()
+        assert post(served, data=b"not an image").status_code == 200
+        assert time.monotonic() - started < draw.TIMEOUT / 2
+        assert b" 400 " in connection.recv(4096).splitlines()[0]
+        assert time.monotonic() - started < 2 * draw.TIMEOUT
 
 
 def test_too_large_a_request_is_rejected_unread(served):

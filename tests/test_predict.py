@@ -15,6 +15,7 @@ import pytest
 from helpers import datasets
 from helpers.checks import get_refusal
 from helpers.project import ROOT
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
@@ -101,17 +102,22 @@ def test_bad_file_does_not_affect_others(labels, here):
     (here / "digits/notes.txt").write_text("not an image file")
     Image.new("L", (50, 50), 255).save(here / "blank.png")
     (here / "page.png").write_text("<!doctype html>")
+    Image.new("L", (28, 28)).save(here / "digits/black.png")
     first = (here / "digits/0.png").read_bytes()
     code, printed, errors = run("blank.png", "digits", "page.png", "-", "--json", content=first)
     assert code == 1
-    for name, error in (("blank.png", "is blank"), ("page.png", "is not an image file")):
+    for name, error in (
+        *(("blank.png", "is blank"), ("digits/black.png", "is blank")),
+        ("page.png", "is not an image file"),
+    ):
         assert f"error: {name}: {error}" in errors
     assert "Traceback" not in errors
 
     entries = json.loads(printed)
     files = [f"digits/{number}.png" for number in range(8)]
-    assert [entry["file"] for entry in entries] == ["blank.png", *files, "page.png", "-"]
-    assert ["error" in entry for entry in entries] == [True, *[False] * 8, True, False]
+    others = ["blank.png", "digits/black.png", "page.png"]
+    assert [entry["file"] for entry in entries] == [others[0], *files, *others[1:], "-"]
+    assert [entry["file"] for entry in entries if "error" in entry] == others
     found = [entry["predicted"] for entry in entries if "error" not in entry]
     assert found == [*labels, labels[0]]
 
@@ -143,15 +149,48 @@ def draw_digit(page, digit, hand=0, left=60):
     return page
 
 
-def test_figure_of_unprepared_images_has_names_and_predictions():
-    """There is one column, so both are above the image."""
+def test_figure_has_a_row_for_each_file():
+    """With one column, the name and the prediction are both above the image."""
     steps = {"network input": np.zeros((28, 28), np.float32)}
     found = [
         predict.Prediction("digits/a.png", steps=steps, ranking=[("7", 0.99)]),
-        predict.Prediction("digits/b.png", steps=steps, error="does not look like a digit"),
+        predict.Prediction("digits/b.png", steps=steps, error="is blank"),
+        predict.Prediction("digits/c\udcff.png", error="not found"),
     ]
     titles = [axes.get_title() for axes in predict.draw_steps(found).axes]
-    assert titles == ["a.png\n7 (99.0%)", "b.png\nnot a digit"]
+    assert titles == ["a.png\n7 (99.0%)", "b.png\nis blank", "c\\udcff.png\nnot found"]
+
+
+def test_figure_shows_the_steps_before_an_error(here, monkeypatch):
+    draw_digit(draw_digit(Image.new("L", (480, 320), 255), 3, left=20), 8, left=270).save("two.png")
+    shown = []
+    monkeypatch.setattr(predict, "draw_steps", lambda found: shown.extend(found) or Figure())
+    monkeypatch.setattr("sys.argv", ["predict", "two.png", "--show", "images.png"])
+    with pytest.raises(SystemExit):
+        predict.main()
+    assert [list(each.steps) for each in shown] == [["photo", "ink"]]
+
+
+def test_show_does_not_overwrite_other_files(labels, here, monkeypatch, capsys):
+    """Its figure is saved again, but no image that it did not save and no image to classify."""
+    Path("link.png").symlink_to("digits/0.png")
+    Path("notes.txt").write_text("text")
+    os.mkfifo("pipe.png")
+    before = Path("digits/0.png").read_bytes()
+
+    def show(*arguments):
+        monkeypatch.setattr("sys.argv", ["predict", "--show", *arguments])
+        predict.main()
+
+    for name in ("digits/0.png", "link.png", "notes.txt", "pipe.png", "digits"):
+        refused = get_refusal(show, name, "digits/1.png", "digits/2.png")
+        assert refused.startswith(f"--show {name}: would overwrite this file")
+    show("new/images.png", "digits/1.png")
+    show("new/images.png", "digits/1.png")
+    assert "would overwrite" in get_refusal(show, "new/images.png", "digits/1.png", "new")
+    assert Path("digits/0.png").read_bytes() == before
+    assert Path("notes.txt").read_text() == "text"
+    assert not list(here.glob("**/*.part"))
 
 
 def test_documentation_shows_real_output(here, monkeypatch, capsys):
@@ -186,12 +225,30 @@ def test_missing_model_names_the_command(here):
     assert run("digit.png") == (1, "", expected)
 
 
-def test_missing_files_are_named(project):
+def test_files_that_are_not_there_do_not_stop_the_others(labels, here):
+    """Nor do named pipes, which would be read for ever, and names that are not UTF-8."""
     Path("folder").mkdir()
-    assert get_refusal(predict.find_files, ["-", "nothing.png"]) == "nothing.png: not found"
-    assert get_refusal(predict.find_files, ["folder"]).startswith(
-        "folder: contains no image files (.avif"
+    os.mkfifo("digits/pipe.png")
+    Path("digits/folder.png").mkdir()
+    Path("gone.png").symlink_to("nothing.png")
+    name = b"digits/caf\xe9\x1b[31m.png"
+    Path("digits/7.png").rename(os.fsdecode(name))
+    code, printed, errors = run(
+        *("misspelt.png", "x" * 300, "folder", "gone.png", "digits/pipe.png", "digits", "/dev/zero")
     )
+    assert code == 1
+    files = [line.partition(":")[0] for line in printed.splitlines()]
+    assert files == [*(f"digits/{n}.png" for n in range(7)), r"digits/caf\udce9\x1b[31m.png"]
+    found = dict(line.split(": ", 2)[1:] for line in errors.splitlines() if line[:6] == "error:")
+    pipe = "is not a regular file; use - to read from standard input"
+    assert found.pop("folder").startswith("contains no image files (.avif")
+    assert found == {
+        "misspelt.png": "not found",
+        "x" * 300: "not found",
+        "gone.png": "cannot be read: No such file or directory",
+        "digits/pipe.png": pipe,
+        "/dev/zero": pipe,
+    }
 
 
 def test_probabilities_are_those_of_the_evaluate_stage(here, mnist):
@@ -276,7 +333,8 @@ def test_own_test_images_get_the_predictions_of_the_evaluate_stage(
     # The classes alternate in the test set.
     files = sorted(Path("mine/test").rglob("*.png"), key=lambda path: (path.name, path.parent.name))
     assert expected["actual"].tolist() == [path.parent.name for path in files]
-    predictions = predict.classify(classifier, list(map(str, files)))
+    predictions = [predict.Prediction(str(path)) for path in files]
+    predict.classify(classifier, predictions)
     found = [prediction.ranking[0] for prediction in predictions]
     confidences = expected["confidence"].astype(np.float32).tolist()
     assert found == list(zip(expected["predicted"], confidences, strict=True))
@@ -385,5 +443,5 @@ def test_all_image_files_of_a_folder_are_found_but_hidden_ones(project):
         path = Path("folder", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert predict.find_files(["folder"]) == [f"folder/{name}" for name in names]
-    assert predict.find_files(["folder/._f.png"]) == ["folder/._f.png"]
+    found = [entry.file for entry in predict.find_files(["folder", "folder/._f.png"])]
+    assert found == [*(f"folder/{name}" for name in names), "folder/._f.png"]

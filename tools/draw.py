@@ -10,15 +10,15 @@ Codespaces forwards it under another name, add that name.
 import argparse
 import base64
 import io
-import logging
 import socket
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
 from PIL import Image
 from werkzeug.exceptions import HTTPException
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from stages.core.errors import StageError, run
 from stages.core.files import Floats
@@ -27,6 +27,7 @@ from tools.predict.picture import MAX_BYTES, ImageFileError
 
 HOST = "127.0.0.1"
 STEP_SIZE = 240  # pixels
+TIMEOUT = 10  # seconds until a client that sends nothing is disconnected
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,15 +55,16 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
         # Against CSRF: other sites cannot send image/* without a CORS preflight.
         if not request.mimetype.startswith("image/"):
             abort(415)
+        content = request.get_data()  # others are answered while a slow client sends it
         try:
             with one_at_a_time:
-                found = classifier.list_steps(request.get_data())
+                found = classifier.list_steps(content)
                 image = found["network input"]
                 images = classifier.add_widths(found)
                 (ranking,) = classifier.rank([images])
                 (reason,) = classifier.find_refusals([images])
         except ImageFileError as error:
-            return jsonify(error=f"This {error}.")
+            return jsonify(error=f"This {error}.", steps=encode_steps(error.steps))
         steps = encode_steps(found) if request.args.get("steps") else []
         if reason:
             return jsonify(error=f"This {reason}.", image=to_levels(image), steps=steps)
@@ -79,7 +81,16 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
     return app
 
 
-def encode_steps(found: dict[str, Floats]) -> list[dict[str, str]]:
+class Handler(WSGIRequestHandler):
+    """Answers a request, and ends the connection of a client that stalls."""
+
+    timeout = TIMEOUT
+
+    def log(self, *_: object) -> None:
+        """Print nothing: each stroke is a request."""
+
+
+def encode_steps(found: Mapping[str, Floats]) -> list[dict[str, str]]:
     """Return the name of each step of the preparation, and its image as a data URL."""
     steps = []
     for name, step in found.items():
@@ -115,8 +126,9 @@ def main() -> None:
         raise StageError(f"port {port}: {error}; choose another: make draw PORT=8001") from error
     with listening:
         app = create_app(load_classifier(), tuple(arguments.host_name))
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no log line for each stroke
-        server = make_server(HOST, port, app, threaded=True, fd=listening.fileno())
+        server = make_server(
+            HOST, port, app, threaded=True, request_handler=Handler, fd=listening.fileno()
+        )
         address = f"http://{HOST}:{listening.getsockname()[1]}"
         print(f"Open {address} to draw; press Ctrl-C to stop", flush=True)
         server.serve_forever()

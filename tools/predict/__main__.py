@@ -7,20 +7,26 @@ image file, its probability and the two next classes. Exits with 1 if a file can
 """
 
 import argparse
+import io
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from PIL import Image
 
 from stages import plot
 from stages.core.errors import StageError, run
-from stages.core.files import Floats
-from stages.core.terminal import print_line
+from stages.core.files import Floats, write_atomically
+from stages.core.terminal import make_printable, print_line
 from stages.evaluate import EvaluateParameters
 from tools.predict.classifier import Classifier, Ranking, load_classifier
 from tools.predict.picture import MAX_BYTES, ImageFileError
@@ -32,6 +38,7 @@ SUFFIXES = (
 )
 RUNNERS_UP = 2
 MAX_SHOWN = 100  # files in the figure that --show saves
+SOFTWARE = "python -m tools.predict --show"  # in the metadata of that figure
 
 
 @dataclass
@@ -40,31 +47,34 @@ class Prediction:
 
     file: str
     images: Floats | None = None
-    steps: dict[str, Floats] = field(default_factory=dict)
+    steps: Mapping[str, Floats] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=list)
     error: str = ""
 
 
-def find_files(arguments: Iterable[str]) -> list[str]:
-    """Return the names of all files to classify; a folder stands for the image files in it.
+def find_files(arguments: Iterable[str]) -> list[Prediction]:
+    """Return an entry for each file to classify; a folder stands for the image files in it.
 
-    Raises StageError if a file or folder does not exist, and if a folder has no image files.
+    The entry of a file or folder that does not exist, or has no image files, says so.
     """
-    names = []
+    entries = []
     for argument in arguments:
         path = Path(argument)
-        if argument == "-" or path.is_file():
-            names.append(argument)
+        if argument != "-" and not os.path.lexists(path):
+            entries.append(Prediction(argument, error="not found"))
         elif path.is_dir():
             found = sorted(
-                str(file) for file in path.rglob("*") if is_image(file.relative_to(path))
+                str(file)
+                for file in path.rglob("*")
+                if is_image(file.relative_to(path)) and not file.is_dir()
             )
+            entries += map(Prediction, found)
             if not found:
-                raise StageError(f"{path}: contains no image files ({' '.join(SUFFIXES)})")
-            names += found
+                error = f"contains no image files ({' '.join(SUFFIXES)})"
+                entries.append(Prediction(argument, error=error))
         else:
-            raise StageError(f"{path}: not found")
-    return names
+            entries.append(Prediction(argument))
+    return entries
 
 
 def is_image(path: Path) -> bool:
@@ -78,35 +88,45 @@ def is_image(path: Path) -> bool:
 
 
 def read_content(name: str) -> bytes:
-    """Return the bytes of a file, or of standard input for -, up to one more than is allowed."""
+    """Return the bytes of a file, or of standard input for -, up to one more than is allowed.
+
+    Other things than files are refused unread, because a named pipe may never have an end.
+    """
     if name == "-":
         return sys.stdin.buffer.read(MAX_BYTES + 1)
-    with Path(name).open("rb") as stream:
+    with open(name, "rb", opener=open_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ImageFileError("is not a regular file; use - to read from standard input")
         return stream.read(MAX_BYTES + 1)
 
 
+def open_without_waiting(name: str, flags: int) -> int:
+    """Open a file. A named pipe is opened even if nothing writes to it."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
 def classify(
-    classifier: Classifier, names: Sequence[str], with_steps: bool = False
-) -> list[Prediction]:
-    """Return a prediction for each of the named files, with the steps of the preparation or not."""
-    predictions = []
-    for name in names:
+    classifier: Classifier, predictions: Sequence[Prediction], with_steps: bool = False
+) -> None:
+    """Classify each of the named files, and keep the steps of the preparation or not."""
+    for prediction in predictions:
         try:
-            steps = classifier.list_steps(read_content(name))
-            images = classifier.add_widths(steps)
-            predictions.append(Prediction(name, images, steps if with_steps else {}))
+            prediction.steps = classifier.list_steps(read_content(prediction.file))
+            prediction.images = classifier.add_widths(prediction.steps)
         except ImageFileError as error:
-            predictions.append(Prediction(name, error=str(error)))
+            prediction.steps, prediction.error = error.steps, str(error)
         except OSError as error:
-            predictions.append(Prediction(name, error=f"cannot be read: {error.strerror}"))
-    if every := [each.images for each in predictions if each.images is not None]:
+            prediction.error = f"cannot be read: {error.strerror}"
+        if not with_steps:  # to save memory
+            prediction.steps = {}
+    prepared = [(each, each.images) for each in predictions if each.images is not None]
+    if prepared:
+        every = [images for _, images in prepared]
         found = zip(classifier.rank(every), classifier.find_refusals(every), strict=True)
-        for prediction in predictions:
-            if prediction.images is not None:
-                ranking, reason = next(found)
-                prediction.ranking = [] if reason else ranking
-                prediction.error = reason and f"{reason}; most similar to {ranking[0][0]}"
-    return predictions
+        for (prediction, _), (ranking, reason) in zip(prepared, found, strict=True):
+            prediction.ranking = [] if reason else ranking
+            prediction.error = reason and f"{reason}; most similar to {ranking[0][0]}"
+            prediction.images = None  # to save memory
 
 
 def format_text(prediction: Prediction) -> str:
@@ -129,26 +149,48 @@ def format_json(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def draw_steps(predictions: Iterable[Prediction]) -> Figure:
-    """Return a figure with a row of steps and the prediction for each file."""
-    shown = [prediction for prediction in predictions if prediction.steps]
-    columns = max(len(prediction.steps) for prediction in shown)
-    figure = Figure((1.6 * columns, 1.9 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), columns, squeeze=False)
-    for row, prediction in zip(axes, shown, strict=True):
+def draw_steps(predictions: Sequence[Prediction]) -> Figure:
+    """Return a figure with a row for each file: its steps, and its prediction or error."""
+    columns = max(1, *(len(prediction.steps) for prediction in predictions))
+    figure = Figure((1.6 * columns, 1.9 * len(predictions)), layout="constrained")
+    axes = figure.subplots(len(predictions), columns, squeeze=False)
+    for row, prediction in zip(axes, predictions, strict=True):
         for axis in row:
             axis.axis("off")
-        *others, (_, network_input) = prediction.steps.items()
-        for (name, step), axis in zip(others, row, strict=False):
+        places = [*row[: max(0, len(prediction.steps) - 1)], row[-1]]
+        for (name, step), axis in zip(prediction.steps.items(), places, strict=False):
             axis.imshow(step, "gray", vmin=0, vmax=1)
             axis.set_title(name, fontsize=8)
-        title = Path(prediction.file).name[-24:]
-        row[0].set_title(title, fontsize=8)
-        row[-1].imshow(network_input, "gray", vmin=0, vmax=1)
+        title = make_printable(Path(prediction.file).name)[-24:]
         best = [f"{name} ({share:.1%})" for name, share in prediction.ranking[:1]]
-        lines = [*([title] if columns == 1 else []), *(best or ["not a digit"])]
-        row[-1].set_title("\n".join(lines), fontsize=8)
+        result = textwrap.fill((best or [prediction.error])[0], 24)
+        row[0].set_title(title, fontsize=8)
+        row[-1].set_title(f"{title}\n{result}" if columns == 1 else result, fontsize=8)
     return figure
+
+
+def check_figure(path: Path, names: Iterable[str]) -> None:
+    """Raise StageError if --show would overwrite a file that it did not save, or one of `names`."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with Image.open(io.BytesIO(read_content(str(path)))) as figure:
+            ours = figure.info.get("Software") == SOFTWARE
+    except Exception:  # not an image file: Pillow raises many types of errors
+        ours = False
+    if not ours or any(Path(name).exists() and path.samefile(name) for name in names):
+        raise StageError(
+            f"--show {path}: would overwrite this file; name the figure to save first, as in "
+            "--show steps.png photos/"
+        )
+
+
+def report(prediction: Prediction, as_json: bool) -> None:
+    """Print the line of a file that is classified or has an error."""
+    if prediction.error:
+        print_line(f"error: {prediction.file}: {prediction.error}", sys.stderr)
+    elif prediction.ranking and not as_json:
+        print_line(format_text(prediction))
 
 
 def main() -> None:
@@ -166,26 +208,33 @@ def main() -> None:
         type=Path,
         help="save the steps of the preparation of each file, with its prediction",
     )
-    arguments = parser.parse_args()
-    names = find_files(arguments.files)
-    if arguments.show and len(names) > MAX_SHOWN:
-        raise StageError(f"--show: at most {MAX_SHOWN} files can be shown, not {len(names)}")
-    classifier, size = load_classifier(), EvaluateParameters.read().batch_size
-    predictions: list[Prediction] = []
-    for start in range(0, len(names), size):
-        for prediction in classify(classifier, names[start : start + size], bool(arguments.show)):
-            prediction.images = None  # to save memory
-            if prediction.error:
-                print_line(f"error: {prediction.file}: {prediction.error}", sys.stderr)
-            elif not arguments.json:
-                print_line(format_text(prediction))
-            predictions.append(prediction)
+    arguments = parser.parse_intermixed_args()  # options may follow files
+    predictions = find_files(arguments.files)
+    waiting = [prediction for prediction in predictions if not prediction.error]
+    if arguments.show:
+        check_figure(arguments.show, [each.file for each in waiting])
+        if len(predictions) > MAX_SHOWN:
+            raise StageError(
+                f"--show: at most {MAX_SHOWN} files can be shown, not {len(predictions)}"
+            )
+    for prediction in predictions:
+        report(prediction, arguments.json)
+    if waiting:
+        classifier, size = load_classifier(), EvaluateParameters.read().batch_size
+        for start in range(0, len(waiting), size):
+            some = waiting[start : start + size]
+            classify(classifier, some, bool(arguments.show))
+            for prediction in some:
+                report(prediction, arguments.json)
     if arguments.json:
         print(json.dumps([format_json(prediction) for prediction in predictions], indent=2))
-    if arguments.show and any(prediction.steps for prediction in predictions):
+    if arguments.show:
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
-        with matplotlib.rc_context(plot.STYLE):
-            plot.save(draw_steps(predictions), arguments.show, 120)
+        with matplotlib.rc_context(plot.STYLE), write_atomically(arguments.show) as part:
+            warnings.filterwarnings("ignore", "Glyph")  # file names in scripts without a font
+            draw_steps(predictions).savefig(
+                part, format="png", dpi=120, metadata={"Software": SOFTWARE}
+            )
     if any(prediction.error for prediction in predictions):
         sys.exit(1)
 

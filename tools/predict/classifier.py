@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,8 @@ from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
 from stages.sources.folder import read_grey
 from tools.predict.picture import (
+    BACKGROUND_TOLERANCE,
+    BLANK,
     ImageFileError,
     ImageStyle,
     is_from_camera,
@@ -63,7 +65,7 @@ class Classifier:
         """
         return self.add_widths(self.list_steps(content))
 
-    def add_widths(self, steps: dict[str, Floats]) -> Floats:
+    def add_widths(self, steps: Mapping[str, Floats]) -> Floats:
         """Return the last of the steps and, for a photo of a digit, the digit in other widths."""
         image = steps["network input"]
         if "photo" not in steps or not self.style.digits:
@@ -83,6 +85,8 @@ class Classifier:
         """
         own = read_own_image(content, self.style)
         if own is not None:
+            if self.style.box and np.ptp(own) < BACKGROUND_TOLERANCE:
+                raise ImageFileError(BLANK)
             return {"network input": own}
         photo = read_image_file(content)
         other_strokes = OTHER_STROKES if is_from_camera(photo) else {}

@@ -13,9 +13,10 @@ array (height, width, 3). An image is what the network takes.
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 import cv2
@@ -69,6 +70,8 @@ BLANK = "is blank: nothing stands out from the background"
 
 class ImageFileError(StageError):
     """An image file that cannot be classified; the message is the rest of a sentence about it."""
+
+    steps: Mapping[str, Floats] = MappingProxyType({})  # of the preparation, before the failure
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,11 @@ def list_steps(
         if cleaned is not None:
             ink = cleaned
             steps["lines removed"] = show_ink(ink)
-    mask = find_strokes(ink, style.digits, camera)
+    try:
+        mask = find_strokes(ink, style.digits, camera)
+    except ImageFileError as error:
+        error.steps = steps
+        raise
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
     found = np.where(mask, ink, 0)[rows, columns]
     if widen:
