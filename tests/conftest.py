@@ -1,6 +1,5 @@
 """Fixtures that several test modules use."""
 
-import copy
 import fcntl
 import json
 import os
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from helpers import fork_server
 from helpers.parameters import read_defaults
 from helpers.project import Project, spy_on_repro
 from helpers.server import Server, running
 from hypothesis import settings
-from ruamel.yaml import YAML
 
 import stages  # first: it sets variables that NumPy and TensorFlow read when they are loaded
 
@@ -29,9 +28,22 @@ ROOT = Path(stages.__file__).parents[1]
 # Tests and DVC run the programs of this environment: dvc, python, ruff.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
+SERVER = pytest.StashKey[subprocess.Popen | None]()
+
 # Hypothesis tries the same examples in every run, and a slow machine exceeds no time limit.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config):
+    """Start one server for all processes of a test run."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[SERVER] = fork_server.start()
+
+
+def pytest_unconfigure(config):
+    if server := config.stash.get(SERVER, None):
+        fork_server.stop(server)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,7 +78,7 @@ def run_python(tmp_path):
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, *arguments],
+            [fork_server.find("python"), *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -196,19 +208,13 @@ def mnist(shared):
 
 
 @pytest.fixture(scope="session")
-def trained(mnist, shared, parameters):
+def trained(mnist, shared):
     """A project's folder in which the real stages trained the recipe `fast` on MNIST."""
 
     def make(folder: Path) -> None:
-        values = copy.deepcopy(parameters)
-        values["download"]["folder"] = str(mnist)
-        for section, changes in YAML(typ="safe").load(ROOT / "recipes/fast.yaml").items():
-            values[section] |= changes
-        YAML().dump(values, folder / "params.yaml")
-        for stage in ("download", "preprocess", "train"):
-            command = [sys.executable, "-m", f"stages.{stage}"]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            subprocess.run(command, cwd=folder, env=environment, check=True)
+        project = Project.create(folder, {"download.folder": str(mnist)})
+        project.run("python", "-m", "tools.recipe", "fast")
+        project.run_stages("download", "preprocess", "train")
 
     return prepare(shared / "trained", make)
 

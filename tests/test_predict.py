@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from contextlib import chdir, suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 from helpers import datasets
 from helpers.checks import get_refusal
+from helpers.fork_server import find
 from helpers.project import ROOT
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -53,7 +53,7 @@ REFUSED_FLOORS = {
 @pytest.fixture
 def here(trained, tensorflow, project):
     """The current folder, with the trained model in it."""
-    large = shutil.ignore_patterns("processed")
+    large = shutil.ignore_patterns("processed", ".git")
     shutil.copytree(trained, project, ignore=large, dirs_exist_ok=True)
     (project / PROCESSED).symlink_to(trained / PROCESSED)
     return project
@@ -88,7 +88,7 @@ def labels(mnist, here):
 def run(*arguments, content=b""):
     """Run the command as a user does; return its exit code, standard output and standard error."""
     result = subprocess.run(
-        [sys.executable, "-m", "tools.predict", *arguments],
+        [find("python"), "-m", "tools.predict", *arguments],
         input=content,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

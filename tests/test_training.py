@@ -329,6 +329,51 @@ def test_metrics_count_every_image_once(train_with, model_with, small_split):
         assert history["loss"] == pytest.approx(total, rel=1e-5)
 
 
+def literal(model, field):
+    """Return the values that an enumerated key may take."""
+    annotation = model.model_fields[field].annotation
+    if typing.get_origin(annotation) is list:
+        (annotation,) = typing.get_args(annotation)
+    return typing.get_args(annotation)
+
+
+@pytest.mark.parametrize("loss", literal(TrainParameters, "loss"))
+@pytest.mark.parametrize("architecture", literal(ModelParameters, "architecture"))
+def test_step_of_replicas_equals_that_of_keras(
+    architecture, loss, model_with, train_with, small_split
+):
+    """Without batch normalisation, which each replica does by itself. 63 images: 31 and 32."""
+    images, labels = (array[:63] for array in small_split)
+    parameters = train_with(
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=64,
+        loss=loss,
+        label_smoothing=0.1 * (loss == "categorical_crossentropy"),
+    )
+    network = architectures.build(
+        model_with(architecture=architecture, batch_normalization=False), (28, 28), 10
+    )
+    start = network.get_weights()
+    replicas = portable.make_portable(network, 2)
+    history = training.fit(replicas, (images, labels), small_split, parameters)
+    one = training.make_loss(parameters)
+    losses, targets = (
+        [dict.fromkeys(("main", "auxiliary"), each) for each in (one, labels)]
+        if architecture == "branched"
+        else (one, labels)
+    )
+    weights = {"main": 1.0, "auxiliary": 0.3} if architecture == "branched" else None
+    network.compile(keras.optimizers.SGD(0.1), losses, loss_weights=weights)
+    expected = network.fit(images, targets, batch_size=64, shuffle=False, verbose=0).history
+    steps = [
+        np.concatenate([(after - before).ravel() for after, before in zip(end, start, strict=True)])
+        for end in (replicas.network.get_weights(), network.get_weights())
+    ]
+    np.testing.assert_allclose(*steps, atol=1e-3 * abs(steps[1]).max(), rtol=1e-3)
+    assert history["loss"].tolist() == pytest.approx(expected["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (60, 8)])
 def test_muon_step_is_nearly_orthogonal(shape):
     rule = optimizer.Muon(0.1, weight_decay=None, adam_weight_decay=None)
@@ -385,14 +430,6 @@ def test_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(
         "epoch 1 of 2",
         "epoch 2 of 2",
     ]
-
-
-def literal(model, field):
-    """Return the values that an enumerated key may take."""
-    annotation = model.model_fields[field].annotation
-    if typing.get_origin(annotation) is list:
-        (annotation,) = typing.get_args(annotation)
-    return typing.get_args(annotation)
 
 
 CHOICES = {

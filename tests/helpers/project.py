@@ -6,13 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from . import fork_server
 from .checks import read_contents
 from .parameters import DEFAULTS, change_file
 
@@ -68,13 +68,13 @@ class Project:
     ) -> subprocess.CompletedProcess:
         """Run a command, which must end with the exit code `code`, and return what it printed.
 
-        It finds the programs in the folder `programs` first.
+        It finds the programs in the folder `programs` first, and then those of the fork server.
         """
-        path = os.environ["PATH"]
+        folders = (programs, Path(fork_server.find("python")).parent, os.environ["PATH"])
         result = subprocess.run(
             command,
             cwd=cwd or self.folder,
-            env=os.environ | {"PATH": f"{programs}{os.pathsep}{path}" if programs else path},
+            env=os.environ | {"PATH": os.pathsep.join(map(str, filter(None, folders)))},
             check=False,
             capture_output=True,
             text=True,
@@ -165,7 +165,8 @@ def spy_on_repro(project: Project, programs: Path) -> tuple[dict[str, dict[str, 
     """
     programs.mkdir()
     script = programs / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.helpers.spy "$@"\n')
+    python = fork_server.find("python")
+    script.write_text(f'#!/bin/sh\nexec {python} -m tests.helpers.spy "$@"\n')
     script.chmod(0o755)
     printed = project.run("dvc", "repro", programs=programs).stdout
     return _used(project, printed), printed
