@@ -121,7 +121,8 @@ def test_origin_names_everything_that_the_result_depends_on(project, model_with,
     zero, one = np.float32([0]), np.float32([1])
     origin = describe(zero)
     assert {"stages/train.py", "stages/model/training.py", "stages/core/files.py"} <= set(origin)
-    assert {"model.seed", "train.schedule", "keras", "numpy", "Python", "processor"} <= set(origin)
+    assert {"model.seed", "train.schedule", "keras", "numpy", "Python"} <= set(origin)
+    assert {"processor", "environment"} <= set(origin)
     assert describe(zero) == origin
     assert checkpoint.find_differences(origin, describe(zero, seed=5)) == "train.seed"
     assert checkpoint.find_differences(origin, describe(one)) == f"{TRAIN}, {VALIDATION}"

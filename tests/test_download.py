@@ -11,9 +11,11 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -33,8 +35,8 @@ from stages.sources.catalogue import (
     TRAIN_LABELS,
     IdxFile,
 )
-from stages.sources.fetch import CHUNK, SourceError, fetch_file, store
-from stages.sources.mirror import open_mirror
+from stages.sources.fetch import CHUNK, SourceError, fetch_file, remove_other_dataset, store
+from stages.sources.mirror import ResponseBody, open_mirror
 from stages.sources.npm import MAX_UNPACKED, open_member
 
 RANDOM = np.random.default_rng(0)
@@ -168,6 +170,18 @@ def test_mirror_that_is_too_slow_fails(server, raw):
     assert "tried" not in str(caught.value)  # because the next source may be faster
     assert server.requests == [PATH]
     assert read_contents(raw) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "fast_enough"),
+    [(99_999, 10, False), (100_000, 10, True), (1, 5, True), (10_001, 5.1, False)],
+)
+def test_speed_is_an_average_after_a_patience_of_5_s(monkeypatch, size, seconds, fast_enough):
+    response = SimpleNamespace(url="u", raw=SimpleNamespace(read1=bytes))
+    body = ResponseBody(response, 1_000_000, patience=5)
+    monkeypatch.setattr(time, "monotonic", lambda: body.start + seconds)
+    with nullcontext() if fast_enough else pytest.raises(SourceError, match=f"only {size} bytes"):
+        assert body.readinto(memoryview(bytearray(size))) == size
 
 
 def send_empty_blocks(handler):
@@ -314,6 +328,14 @@ def test_wrong_bytes_show_both_hashes(server, raw, capsys):
     found = hashlib.sha256(WRONG).hexdigest()
     message = f"{server.url}a/: {FILE.name} has SHA-256 {found}, expected {FILE.sha256}"
     assert f"{message}; trying the next source" in capsys.readouterr().err
+
+
+def test_files_of_another_dataset_are_removed(raw):
+    """And dataset.json, until the caller writes it. Right files stay."""
+    write_files(raw, dict.fromkeys(PAYLOADS, b"other") | {FILE.name: PAYLOAD})
+    (raw / "dataset.json").write_text('{"dataset": "other"}')
+    remove_other_dataset(DATASET, {"dataset": "mnist"}, raw)
+    assert read_contents(raw) == {FILE.name: PAYLOAD}
 
 
 def test_right_files_need_no_request(server, raw):

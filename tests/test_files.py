@@ -91,6 +91,12 @@ def test_compressed_split_is_refused(path):
         read_split(path)
 
 
+def test_other_order_of_the_pixels_is_refused(path):
+    np.savez(path, images=np.asfortranarray(IMAGES), labels=LABELS)
+    with pytest.raises(StageError, match=r"the header of images\.npy does not match"):
+        read_split(path)
+
+
 def test_missing_array_is_named(path):
     write_npz(path, {"images": IMAGES})
     with pytest.raises(StageError, match=f"{path}: expected the arrays images.*labels.npy"):
