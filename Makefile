@@ -1,6 +1,15 @@
 # Start with `make repro` and `make test`. `make help` lists everything.
 
-PYTHON ?= python3
+# Arguments of make, and those that are on if they are not 0. They come from its command line only:
+# the user's shell may have variables of the same names, such as gunicorn's WORKERS.
+SWITCHES := DOCS FRESH PERTURB PER_CLASS STRICT
+ARGUMENTS := $(SWITCHES) BASE HEAD HOST_NAME JOBS MAX_DROP N PARTS PORT PYTHON RECIPE RECIPES SEEDS WORKERS
+drop = $(eval override $(1) :=)
+$(foreach name,$(ARGUMENTS),$(if $(filter command,$(origin $(name))),,$(call drop,$(name))))
+$(foreach name,$(SWITCHES),$(if $(filter 0,$($(name))),$(call drop,$(name))))
+unexport $(ARGUMENTS) MAKEFLAGS
+
+override PYTHON := $(or $(PYTHON),python3)
 BIN := .venv/bin
 # DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -14,91 +23,88 @@ export MPLBACKEND := agg
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
-.PHONY: help repro test test-quick compare seeds techniques model-card export draw benchmark verify verify-cpus \
-	lock-check doctor lint requirements moved
+.PHONY: help repro test test-quick compare seeds draw export verify doctor lint lock-check model-card techniques \
+	benchmark verify-cpus requirements ready moved
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^## / { print "\n" substr($$0, 4) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
+		$(MAKEFILE_LIST)
 
-repro: .venv/runtime ## Run the stages that changed. RECIPE=name WORKERS=2; FRESH=1: do not resume a training.
+repro: ready ## Run the stages that changed. RECIPE=name WORKERS=2. FRESH=1 does not resume a training.
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@$(if $(FRESH),rm -rf data/checkpoint)
-	@before=$$(git hash-object dvc.lock 2>&1); \
-		$(if $(WORKERS),$(BIN)/python -m tools.worker --local $(WORKERS),$(BIN)/dvc repro) && \
-		if [ "$$(git hash-object dvc.lock)" != "$$before" ]; then $(BIN)/python -m tools.verify.fingerprint; fi
+	@$(if $(WORKERS),$(BIN)/python -m tools.worker --local $(WORKERS),$(BIN)/dvc repro)
+	@$(BIN)/python -m tools.verify.fingerprint
 
 test: lint ## Run `make lint`, then all tests.
 	@$(BIN)/pytest
 
-test-quick: .venv/development ## Run the tests that are quick and need neither network nor browser.
+test-quick: ready .venv/development ## Run the tests that are quick and need neither network nor browser.
 	@$(BIN)/pytest -m 'not slow and not network and not browser'
 
-compare: .venv/runtime ## Compare the results with another revision. BASE=main HEAD=revision MAX_DROP=0.001 PER_CLASS=1
+compare: ready ## Compare the results with another revision. BASE=main HEAD=revision MAX_DROP=0.001 PER_CLASS=1
 	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP)) \
 		$(if $(PER_CLASS),--per-class)
 
-seeds: .venv/runtime ## Train the last commit with N different seeds (default 5) and report the spread. JOBS=2 PER_CLASS=1
+seeds: ready ## Train the last commit with N different seeds (default 5) and report the spread. JOBS=2 PER_CLASS=1
 	@$(BIN)/python -m tools.seeds $(or $(N),5) $(if $(JOBS),--jobs $(JOBS)) $(if $(PER_CLASS),--per-class)
 
-techniques: .venv/runtime ## Measure docs/techniques.md again: its tables and pictures. JOBS=2
-	@$(BIN)/python -m benchmarks.techniques $(if $(JOBS),--jobs $(JOBS))
-
-model-card: .venv/runtime ## Write docs/model-card.md from the results in dvc.lock.
-	@$(BIN)/python -m tools.model_card
-
-export: .venv/development ## Convert the trained network to ONNX and TFLite in data/export, and check both.
-	@$(BIN)/python -m tools.export
-
-draw: .venv/runtime ## Serve a local web page that recognises the digit you draw. PORT=8000 HOST_NAME=name
+draw: ready ## Serve a local web page that recognises the digit you draw. PORT=8000 HOST_NAME=name
 	@$(BIN)/python -m tools.draw $(if $(PORT),--port $(PORT)) $(if $(HOST_NAME),--host-name '$(HOST_NAME)')
 
-benchmark: .venv/runtime ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b DOCS=1
-	@$(BIN)/python -m benchmarks $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(PARTS),--parts $(PARTS)) $(if $(DOCS),--docs)
+export: ready .venv/development ## Convert the trained network to ONNX and TFLite in data/export, and check both.
+	@$(BIN)/python -m tools.export
 
 # Only PERTURB uses a package for tests, libfaketime.
-verify: $(if $(PERTURB),.venv/development,.venv/runtime) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1 WORKERS=2
-	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb) $(if $(WORKERS),--workers $(WORKERS))
+verify: ready $(if $(PERTURB),.venv/development) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1 WORKERS=2
+	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) \
+		$(if $(PERTURB),--perturb) $(if $(WORKERS),--workers $(WORKERS))
 
-verify-cpus: .venv/runtime ## Train briefly on other processors, emulated by QEMU, and compare.
-	@$(BIN)/python -m benchmarks.cpus
-
-lock-check: .venv/runtime ## Check in seconds that dvc.lock belongs to the last commit.
-	@$(BIN)/python -m tools.verify --lock
-
-doctor: .venv/runtime ## Check environment, data and cache, and print fixes.
+doctor: ready ## Check environment, data and cache, and print fixes.
 	@$(BIN)/python -m tools.doctor
 
-lint: .venv/development ## Check style and types of the code, and GitHub's workflow files.
+## For maintainers
+
+lint: ready .venv/development ## Check style and types of the code, and GitHub's workflow files.
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 	@$(BIN)/actionlint
 	@$(BIN)/zizmor --offline -qq .github
 
-# The first command finds versions that fit together. The others split them into three files, each
-# with all that its packages need. One set of versions serves every supported system and Python.
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
-	--generate-hashes --no-annotate --no-header --no-emit-index-url
-TOGETHER := .venv/together.txt
+lock-check: ready ## Check in seconds that dvc.lock belongs to the last commit.
+	@$(BIN)/python -m tools.verify --lock
 
-requirements: .venv/runtime ## Pin the newest versions of all packages in the three requirements files.
-	$(LOCK) --upgrade pyproject.toml --group tools --group dev --output-file $(TOGETHER)
-	$(LOCK) --constraints $(TOGETHER) pyproject.toml --output-file requirements.txt
-	$(LOCK) --constraints $(TOGETHER) --group tools --output-file requirements-tools.txt
-	$(LOCK) --constraints $(TOGETHER) --group dev --output-file requirements-dev.txt
+model-card: ready ## Write docs/model-card.md from the results in dvc.lock.
+	@$(BIN)/python -m tools.model_card
+
+techniques: ready ## Measure docs/techniques.md again: its tables and pictures. JOBS=2
+	@$(BIN)/python -m benchmarks.techniques $(if $(JOBS),--jobs $(JOBS))
+
+benchmark: ready ## Measure accuracy and speed. RECIPES=a,b SEEDS=3 PARTS=a,b DOCS=1
+	@$(BIN)/python -m benchmarks $(if $(RECIPES),--recipes $(RECIPES)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(PARTS),--parts $(PARTS)) $(if $(DOCS),--docs)
+
+verify-cpus: ready ## Train briefly on other processors, emulated by QEMU, and compare.
+	@$(BIN)/python -m benchmarks.cpus
+
+requirements: ## Pin the newest versions of all packages that are at least a week old.
+	@$(PYTHON) tools/install.py --pin
 
 .venv/runtime: requirements.txt requirements-tools.txt
 	@$(PYTHON) tools/install.py $^
-	@echo "$$(realpath .venv) $$(realpath $(BIN)/python)" > $@
+	@$(BIN)/python -c 'from os.path import realpath as r; print(r(".venv"), r("$(BIN)/python"))' > $@
 
 .venv/development: requirements-dev.txt .venv/runtime
 	@$(PYTHON) tools/install.py $<
 	@touch $@
 
+ready: .venv/runtime
+	@$(BIN)/python tools/install.py --check
+
 # The commands in .venv start with its path and work only there, with the Python that made it.
-MADE := $(file < .venv/runtime)
+MADE := $(shell cat .venv/runtime 2>&-)
 ifneq "$(MADE)" ""
 ifneq "$(MADE)" "$(realpath .venv) $(realpath $(BIN)/python)"
 .venv/runtime: moved

@@ -127,6 +127,21 @@ def test_accepted_results_are_no_failure(tmp_path, code, accepted):
     assert ("accept-results" in report) == (code > 0 and accepted == "true")
 
 
+def test_failed_installation_is_reported(tmp_path):
+    """Even with the label, and in place of the report of an earlier run."""
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "reports").mkdir()
+    report = tmp_path / "reports/compare.md"
+    report.write_text("better")
+    script = shutil.copy(".ci/compare", tmp_path / ".ci")
+    (tmp_path / "make").write_text("#!/bin/sh\necho no network >&2\nexit 2\n")
+    (tmp_path / "make").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ACCEPTED": "true"}
+    ended = subprocess.run([script, "origin/main"], env=os.environ | environment, check=False)
+    assert ended.returncode == 2
+    assert report.read_text() == "## The results were not compared\n\n    no network\n"
+
+
 @pytest.mark.xdist_group("kept")
 def test_tests_of_a_group_stay_together(request):
     """Otherwise every process prepares what the group shares."""

@@ -361,7 +361,7 @@ def test_doctor_names_every_fault_and_its_fix(project):
         project.run("sh", "-c", wrong[check][1])
     project.run("git", "reset", "-q", "--hard", "HEAD~")
     ended = project.run("python", "-m", "tools.doctor").stdout.splitlines()
-    assert [line.split()[0] for line in ended] == ["ok"] * 11
+    assert [line.split()[0] for line in ended] == ["ok"] * 12
     assert data(project) == before
 
 

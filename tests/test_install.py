@@ -2,12 +2,18 @@
 
 import ast
 import importlib.util
+import io
 import os
+import py_compile
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
@@ -15,7 +21,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools.install import FOREIGN, make_uv_environment, read_pip_settings
+from dvc_verify.packages import find_changed_packages, find_extra_files
+from tools import install
 
 INSTALL = Path("tools/install.py").resolve()
 FILES = ("requirements.txt", "requirements-tools.txt", "requirements-dev.txt")
@@ -50,25 +57,43 @@ def find_needed(requirements):
     return {name for name, *_ in found}
 
 
-def test_dependencies_are_what_stages_import():
+def find_imported(folder):
+    """Return the packages that the modules in a folder import, each with its possible names."""
     imported = set()
-    for path in Path("stages").rglob("*.py"):
+    for path in Path(folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-    imported -= {*sys.stdlib_module_names, "stages"}
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    listed = {
-        canonicalize_name(requirement.name)
-        for requirement in map(Requirement, project["dependencies"])
-        if requirement.marker is None or requirement.marker.evaluate()
-    }
+    imported -= {*sys.stdlib_module_names, "stages", "tools", "benchmarks", "dvc_verify", "tests"}
     packages = packages_distributions()
-    used = {name: listed & set(map(canonicalize_name, packages[name])) for name in imported}
-    assert all(used.values()), used
-    assert set.union(*used.values()) == listed
+    return [set(map(canonicalize_name, packages[name])) for name in imported]
+
+
+def read_listed():
+    """Return the names that pyproject.toml lists: for stages, for tools and for tests."""
+    content = tomllib.loads(Path("pyproject.toml").read_text())
+    groups = content["dependency-groups"]
+    return [
+        {
+            canonicalize_name(requirement.name)
+            for requirement in map(Requirement, listed)
+            if requirement.marker is None or requirement.marker.evaluate()
+        }
+        for listed in (content["project"]["dependencies"], groups["tools"], groups["dev"])
+    ]
+
+
+def test_dependencies_are_what_is_imported():
+    stages, tools, dev = read_listed()
+    used = [names & stages for names in find_imported("stages")]
+    assert all(used)
+    assert set.union(*used) == stages
+    for folder in ("tools", "benchmarks", "dvc_verify"):
+        assert [
+            names for names in find_imported(folder) if not names & (stages | tools | dev)
+        ] == []
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -99,24 +124,32 @@ def test_file_has_a_hash_for_every_package_and_no_address(file):
 
 
 def test_pip_settings_become_variables_of_uv(monkeypatch):
-    settings = read_pip_settings(
+    settings = install.read_pip_settings(
         ":env:.index-url='https://b.example/simple'\n"
         "global.extra-index-url='file:///one\\nfile:///two'\n"
         "global.find-links='/a /b'\n"
         "global.index-url='https://a.example/simple'\n"
         "install.no-index='true'\n"
     )
-    monkeypatch.setenv("UV_FIND_LINKS", "/mine")
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX"):
-        monkeypatch.delenv(name, raising=False)
-    for name in FOREIGN:
-        monkeypatch.setenv(name, "1")
-    environment = make_uv_environment(settings)
+    monkeypatch.setattr("os.environ", {"PATH": "/bin", "UV_FIND_LINKS": "/mine"})
+    for name in (
+        "CONSTRAINT",
+        "PRERELEASE",
+        "INDEX_STRATEGY",
+        "BUILD_CONSTRAINT",
+        "NO_VERIFY_HASHES",
+    ):
+        os.environ[f"UV_{name}"] = "1"
+    environment = install.make_uv_environment(settings)
     assert settings["no-index"] == "true"
-    assert environment["UV_DEFAULT_INDEX"] == "https://b.example/simple"
-    assert environment["UV_INDEX"] == "file:///one file:///two"
-    assert environment["UV_FIND_LINKS"] == "/mine"
-    assert not environment.keys() & set(FOREIGN)
+    assert environment == {
+        "PATH": "/bin",
+        "UV_DEFAULT_INDEX": "https://b.example/simple",
+        "UV_INDEX": "file:///one file:///two",
+        "UV_FIND_LINKS": "/mine",
+        "UV_NO_SYSTEM_CONFIG": "1",  # no uv.toml may add settings
+        "XDG_CONFIG_HOME": os.devnull,
+    }
 
 
 @pytest.mark.parametrize(
@@ -151,6 +184,171 @@ def test_moved_venv_is_refused(tmp_path):
     assert "rm -rf .venv" in ended.stderr
 
 
+# Damaged and foreign files
+
+
+def write_wheel(folder, name, version, files):
+    """Write a wheel and return its line for a requirements file."""
+    info = f"{name}-{version}.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    rows = [
+        f"{path},sha256={urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip('=')},"
+        for path, text in files.items()
+    ]
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+        archive.writestr(f"{info}/RECORD", "\n".join([*rows, f"{info}/RECORD,,"]))
+    return f"{name}=={version} --hash=sha256:{sha256(wheel.read_bytes()).hexdigest()}\n"
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    """A folder with a .venv that has the pinned uv."""
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
+    shutil.copy(Path(sys.executable).parent / "uv", folder / ".venv/bin")
+    shutil.copy("requirements-tools.txt", folder)
+    (folder / "dvc_verify").mkdir()
+    shutil.copy("dvc_verify/packages.py", folder / "dvc_verify")
+    return folder
+
+
+@pytest.fixture
+def shop(venv, tmp_path, monkeypatch):
+    """A folder of packages, the only place from which `install` takes them into `venv`."""
+    monkeypatch.chdir(venv)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+EVIL = "open('evil', 'w')"
+
+
+def test_changed_packages_are_named(tmp_path):
+    """Compiled files do not count."""
+    for name in ("edited", "missing", "compiled", "without_record", "Editable.one"):
+        line = f"{name}.py,sha256={urlsafe_b64encode(sha256(b'right').digest()).decode()[:-1]},5\n"
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        record = tmp_path / f"{name}-1.0.dist-info/RECORD"
+        record.write_text(
+            f"{line}__pycache__/{name}.pyc,sha256=0,\n{record.parent.name}/RECORD,,\n"
+        )
+        (tmp_path / f"{name}.py").write_text("right")
+    (tmp_path / "edited.py").write_text("wrong")
+    (tmp_path / "missing.py").unlink()
+    (tmp_path / "without_record-1.0.dist-info/RECORD").unlink()
+    editable = tmp_path / "Editable.one-1.0.dist-info/direct_url.json"
+    editable.write_text('{"url": "file:///one", "dir_info": {"editable": true}}')
+    (tmp_path / "sitecustomize.py").touch()
+    assert find_changed_packages(tmp_path) == {
+        "edited": "edited.py has changed",
+        "missing": "missing.py is missing",
+        "without-record": "without_record-1.0.dist-info/RECORD is missing or incomplete",
+        "editable-one": "installed as editable",
+    }
+    assert sorted(path.name for path in find_extra_files(tmp_path)) == [
+        "sitecustomize.py",
+        "without_record.py",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["999.0", read_pins(FILES[1])["setuptools"][2:]])
+def test_unpinned_build_tools_are_refused(shop, capfd, version):
+    """Also those of the pinned version with other bytes."""
+    write_wheel(
+        shop, "setuptools", version, {"setuptools/build_meta.py": EVIL, "setuptools.py": EVIL}
+    )
+    with tarfile.open(shop / "one-1.0.tar.gz", "w:gz") as archive:
+        for name, text in (("setup.py", EVIL), ("PKG-INFO", "Name: one\nVersion: 1.0\n")):
+            member = tarfile.TarInfo(f"one-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    digest = sha256((shop / "one-1.0.tar.gz").read_bytes()).hexdigest()
+    Path("one.txt").write_text(f"one==1.0 --hash=sha256:{digest}\n")
+    with pytest.raises(SystemExit, match="could not install"):
+        install.install(["one.txt"])
+    assert "setuptools" in capfd.readouterr().err
+    assert not list(shop.parent.rglob("evil"))
+    assert not Path("evil").exists()
+
+
+def edit(site):
+    (site / "two/code.py").write_text("changed")
+
+
+def empty(name):
+    return lambda site: next(site.glob(f"two-*/{name}")).write_text("")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [edit, empty("METADATA"), empty("RECORD")])
+def test_damaged_package_is_installed_again(shop, capfd, damage):
+    Path("two.txt").write_text(write_wheel(shop, "two", "1.0", {"two/code.py": "right"}))
+    install.install(["two.txt"])
+    (site,) = Path().glob(".venv/lib/*/site-packages")
+    damage(site)
+    assert list(find_changed_packages(site.resolve())) == ["two"]
+    install.install(["two.txt"])
+    assert "Installing two again" in capfd.readouterr().out
+    assert find_changed_packages(site.resolve()) == {}
+    assert (site / "two/code.py").read_text() == "right"
+    for path in (shop / "cache").rglob("code.py"):
+        assert path.read_text() == "right"  # .venv does not share files with uv's cache
+
+
+def test_incomplete_bytecode_is_deleted(tmp_path, monkeypatch, capsys):
+    """A full disk leaves such files, in the project and in .venv."""
+    monkeypatch.chdir(tmp_path)
+    torn = []
+    for folder in ("stages/core", ".venv/lib/python3/site-packages/numpy"):
+        Path(folder).mkdir(parents=True)
+        for name in ("right", "torn"):
+            Path(folder, f"{name}.py").write_text("x = [1, 2, 3]\n")
+            compiled = Path(py_compile.compile(f"{folder}/{name}.py"))
+        compiled.write_bytes(compiled.read_bytes()[:-9])
+        torn.append(compiled)
+    install.delete_incomplete_bytecode()
+    assert not any(path.exists() for path in torn)
+    assert len(list(Path().rglob("*.pyc"))) == 2
+    printed = capsys.readouterr().out
+    assert all(f"deleted {path}, " in printed for path in torn)
+
+
+@pytest.mark.parametrize("form", ["variables", "make -e"])
+def test_make_reads_arguments_from_its_command_line_only(form):
+    """The user's shell may have variables of the same names."""
+    makefile = Path("Makefile").read_text()
+    names = set(re.findall(r"\$\(([A-Z_]+)\)", makefile))
+    names -= {"PATH", "CURDIR", "LOGNAME", "USER", "MAKEFILE_LIST"}
+    names -= set(re.findall(r"^([A-Z]+) :=", makefile, re.M))
+    assert names > {"FRESH", "PYTHON", "WORKERS", "STRICT"}
+
+    def plan(*arguments, **variables):
+        flags = ["-e"] if form == "make -e" else []
+        return subprocess.run(
+            ["make", "--dry-run", "--old-file", ".venv/runtime", *flags, *arguments],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    targets = ("repro", "compare", "seeds", "draw", "verify", "benchmark")
+    foreign = dict.fromkeys(names, "7")
+    assert plan(*targets, **foreign) == plan(*targets)
+    assert "--local 2" in plan("repro", "WORKERS=2", **foreign)
+    assert plan("repro", "FRESH=0") == plan("repro")
+    assert plan("repro", "FRESH=1") != plan("repro")
+
+
 @pytest.mark.slow
 @pytest.mark.network
 def test_user_settings_do_not_redirect_installation(tmp_path):
@@ -176,10 +374,13 @@ def test_user_settings_do_not_redirect_installation(tmp_path):
         "UV_EXCLUDE_NEWER": "2000-01-01",
         "UV_PROJECT": other,
         "UV_PYTHON": "2.7",
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "UV_SYSTEM_PYTHON": "1",
         "VIRTUAL_ENV": other,
     }
     home = {"HOME": "/proc/none", "XDG_CACHE_HOME": ""}
+    (tmp_path / "config/uv").mkdir(parents=True)
+    (tmp_path / "config/uv/uv.toml").write_text(f"[pip]\ntarget = '{other}'\n")
 
     subprocess.run(
         [sys.executable, INSTALL, "six.txt"],

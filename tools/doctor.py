@@ -1,8 +1,8 @@
 """Check environment, data and cache. Prints a line for each check, or for each problem and its fix.
 
-Checks the versions of packages and where they come from, variables that change results or keep DVC
-from working, the processor, the git repository, the disk, params.yaml and what dvc.yaml lists of
-it, DVC's files, this project's files in DVC's cache (DVC does not check those that it made
+Checks files and versions of packages and where they come from, variables that change results or
+keep DVC from working, the processor, the git repository, the disk, params.yaml and what dvc.yaml
+lists of it, DVC's files, this project's files in DVC's cache (DVC does not check those that it made
 read-only), the raw data, and whether dvc.lock belongs to the last commit.
 Takes seconds and changes nothing. Exits with status 1 if there is a problem.
 
@@ -20,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dvc_verify.packages import find_changed_packages, find_extra_files
 from stages.core.environment import PINS, REMOVED
 from stages.core.errors import run
 from stages.core.paths import LOCK
@@ -29,12 +30,25 @@ from stages.core.terminal import print_line
 
 REQUIREMENTS = (Path("requirements.txt"), Path("requirements-tools.txt"))
 REINSTALL = "rm .venv/runtime && make .venv/runtime"
-REMAKE = "rm -rf .venv && make .venv/runtime"
 DISK_SPACE = 1_000_000_000  # bytes: raw and prepared data, and copies of them in the cache
 
 
 class CheckError(Exception):
     """A check found something wrong. The message has one line for each problem, with its fix."""
+
+
+def check_files() -> str:
+    """Compare the files of the pinned packages with the packages' own records."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in REQUIREMENTS)
+    pinned = set(re.findall(r"^([\w.-]+)==", text, re.M))
+    changed = {name: what for name, what in find_changed_packages().items() if name in pinned}
+    if changed:
+        raise CheckError(
+            "\n".join(f"{name}: {what}: {REINSTALL}" for name, what in changed.items())
+        )
+    if extra := find_extra_files():
+        raise CheckError(f"no package has installed {extra[0]}: rm -f {' '.join(map(str, extra))}")
+    return f"those of {len(pinned)} packages are as installed"
 
 
 def check_packages() -> str:
@@ -61,29 +75,15 @@ def check_packages() -> str:
 
 def check_places() -> str:
     """Check that DVC and Python find this environment's packages and programs."""
-    places = [sys.prefix, str(Path(sys.prefix).resolve())]
+    places = (sys.prefix, str(Path(sys.prefix).resolve()))
     problems = []
     for name in ("dvc", "keras", "matplotlib", "numpy", "pandas", "PIL", "sklearn", "tensorflow"):
         spec = importlib.util.find_spec(name)
-        if spec and spec.origin and not spec.origin.startswith(tuple(places)):
+        if spec and spec.origin and not spec.origin.startswith(places):
             problems.append(f"{name} is imported from {spec.origin}: unset PYTHONPATH")
-    if program := shutil.which("dvc", path=f"{Path(sys.executable).parent}"):
-        # pip and uv write the path of Python into the first or second line.
-        lines = Path(program).read_text(encoding="utf-8", errors="replace").splitlines()[:2]
-        python = re.search(r"/[^\n'\"]*/python[\d.]*", "\n".join(lines))
-        if python and not is_beside(python[0], sys.executable):
-            problems.append(f"{program} belongs to {python[0]}, which is another Python: {REMAKE}")
-    else:
-        problems.append(f"{Path(sys.executable).parent} has no dvc: {REMAKE}")
     if problems:
         raise CheckError("\n".join(problems))
-    return "packages and programs come from this environment"
-
-
-def is_beside(first: str, second: str) -> bool:
-    """Return whether a file exists and is in the same folder as another one."""
-    folders = [Path(path).parent.resolve() for path in (first, second)]
-    return folders[0] == folders[1] and Path(first).exists()
+    return "packages come from this environment"
 
 
 def check_variables() -> str:
@@ -200,6 +200,8 @@ def check_pipeline() -> str:
     from dvc.repo import Repo
     from dvc.rwlock import RWLockFileCorruptedError
 
+    from tools.verify.fingerprint import RECORD, read_fingerprint
+
     try:
         with Repo() as repo:
             changed = repo.status()
@@ -210,7 +212,11 @@ def check_pipeline() -> str:
         if LOCK.name in reason:
             reason += f": git checkout HEAD -- {LOCK} && dvc repro"
         raise CheckError(reason) from error
-    return f"changed: {', '.join(changed)} (`make repro`)" if changed else "up to date"
+    if changed:
+        return f"changed: {', '.join(changed)} (`make repro`)"
+    if LOCK.exists() and read_fingerprint(Path()) is None:
+        raise CheckError(f"{RECORD} is missing, damaged or of another {LOCK}: make repro")
+    return "up to date"
 
 
 def check_cache() -> str:
@@ -298,6 +304,7 @@ def check_lock() -> str:
 
 
 CHECKS = {
+    "files": check_files,
     "packages": check_packages,
     "places": check_places,
     "variables": check_variables,
@@ -314,22 +321,25 @@ CHECKS = {
 
 def main() -> None:
     """Run every check and print its result."""
-    code, broken = 0, False
+    wrong: set[str] = set()
     for name, check in CHECKS.items():
-        if broken and name in ("pipeline", "cache", "lock"):
-            print(f"-      {name}: not checked, because of the repository", flush=True)
+        # To import a damaged package can end this process.
+        needed = {"files", "repository"} if name in ("pipeline", "cache", "lock") else {"files"}
+        if cause := needed & wrong:
+            print_line(f"-      {name}: not checked, because of the {cause.pop()}")
             continue
         try:
             findings = check()
             verdict = "-" if findings.startswith("not ") else "ok"
         except ModuleNotFoundError as error:
-            verdict, findings, code = "wrong", f"{error}: {REINSTALL}", 1
+            verdict, findings = "wrong", f"{error}: {REINSTALL}"
         except Exception as error:  # one failing check must not stop the others
-            verdict, findings, code = "wrong", str(error), 1
-            broken |= name == "repository"
+            verdict, findings = "wrong", str(error)
+        if verdict == "wrong":
+            wrong.add(name)
         for line in findings.splitlines():
             print_line(f"{verdict:<6} {name}: {line}")
-    sys.exit(code)
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Make .venv and install the pinned packages: `python tools/install.py requirements.txt ...`.
 
+With --pin instead of files, writes the requirements files: the newest versions that fit together.
+With --check, only deletes incomplete compiled files.
+
 `make` runs this script before anything else, so the script uses only the standard library. `make`
 does not use `python -m tools.install`, because that would import stages/ first. pip installs the
 pinned uv, and uv installs all other packages several times faster than pip would.
@@ -9,17 +12,21 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import marshal
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from glob import glob
 from pathlib import Path
 
 VENV = Path(".venv")
 PYTHON = VENV / "bin/python"
 UV = VENV / "bin/uv"
+TOOLS = "requirements-tools.txt"  # pins uv, and setuptools, which builds packages without a wheel
 
 # Some builds of Python lack one of these modules. Without this list, a stage would fail later.
 NEEDED = ("bz2", "ctypes", "ensurepip", "lzma", "sqlite3", "ssl", "venv", "zlib")
@@ -35,39 +42,13 @@ UV_VARIABLES = {
     "proxy": "ALL_PROXY",
 }
 
-# pip's variables that say where packages come from and how to get them. All others are left out: a
-# constraint, a target folder or another Python would change what is installed, or where.
-PIP_VARIABLES = {f"PIP_{name.upper().replace('-', '_')}" for name in UV_VARIABLES} | {
-    "PIP_CACHE_DIR",
-    "PIP_CONFIG_FILE",
-    "PIP_DEFAULT_TIMEOUT",
-    "PIP_KEYRING_PROVIDER",
-    "PIP_NO_CACHE_DIR",
-    "PIP_NO_INDEX",
-    "PIP_RETRIES",
-    "PIP_TIMEOUT",
-}
-
-# Variables with a user's settings for other projects. They would change what uv installs, or where.
-FOREIGN = (
-    "UV_CONSTRAINT",
-    "UV_EXCLUDE",
-    "UV_EXCLUDE_NEWER",
-    "UV_MANAGED_PYTHON",
-    "UV_NO_BINARY",
-    "UV_NO_BINARY_PACKAGE",
-    "UV_NO_BUILD",
-    "UV_NO_BUILD_ISOLATION",
-    "UV_NO_BUILD_PACKAGE",
-    "UV_NO_VERIFY_HASHES",
-    "UV_OVERRIDE",
-    "UV_PRERELEASE",
-    "UV_PROJECT",
-    "UV_PYTHON",
-    "UV_RESOLUTION",
-    "UV_SYSTEM_PYTHON",
-    "UV_TORCH_BACKEND",
-    "UV_WORKING_DIR",
+# The variables of pip and uv that say where packages come from and how to get them. Others, such
+# as a constraint, a target folder or another Python, would change what is installed, or where.
+KEPT = re.compile(
+    "PIP_(CACHE_DIR|CERT|CLIENT_CERT|CONFIG_FILE|DEFAULT_TIMEOUT|EXTRA_INDEX_URL|FIND_LINKS|INDEX_URL"
+    "|KEYRING_PROVIDER|NO_CACHE_DIR|NO_INDEX|PROXY|RETRIES|TIMEOUT|TRUSTED_HOST)"
+    "|UV_(CACHE_DIR|CONCURRENT_.*|DEFAULT_INDEX|EXTRA_INDEX_URL|FIND_LINKS|HTTP_.*|INDEX(?!_STRATEGY).*"
+    "|INSECURE_HOST|KEYRING_PROVIDER|NATIVE_TLS|NO_CACHE|OFFLINE|REQUEST_TIMEOUT|SYSTEM_CERTS)"
 )
 
 
@@ -101,7 +82,7 @@ def make_venv() -> None:
     """Make .venv, unless it already works. If that fails, delete what was made."""
     if PYTHON.exists():
         version = [str(PYTHON), "-m", "pip", "--version"]
-        tried = subprocess.run(version, env=make_pip_environment(), capture_output=True)
+        tried = subprocess.run(version, env=make_environment(), capture_output=True)
         if tried.returncode == 0:
             return
     # Inside an activated .venv, `python3` is a link into the folder that is about to be made.
@@ -111,14 +92,17 @@ def make_venv() -> None:
         sys.exit(f"error: {base} could not make {VENV} (see above)")
 
 
-def fetch_uv(pins: str) -> None:
-    """Install uv as the requirements file `pins` pins it, unless it is there already."""
+def fetch_uv() -> None:
+    """Install the pinned uv, unless it is there already."""
+    pins = Path(TOOLS).read_text(encoding="utf-8")
     pin = re.search(r"^uv==([^ ]+).*\n(?:    --hash.*\n)+", pins, re.MULTILINE)
-    assert pin, "requirements-tools.txt pins uv"
-    if UV.exists():
+    assert pin, f"{TOOLS} pins uv"
+    try:
         installed = subprocess.run([UV, "--version"], capture_output=True, text=True).stdout
         if installed.split()[1:2] == [pin[1]]:
             return
+    except OSError:  # it is not there, or incomplete
+        pass
     with tempfile.TemporaryDirectory(dir=VENV) as folder:
         requirement = Path(folder, "uv.txt")
         requirement.write_text(pin[0], encoding="utf-8")
@@ -128,26 +112,26 @@ def fetch_uv(pins: str) -> None:
         download = ["--require-hashes", "--only-binary", ":all:", "--dest", folder]
         run_pip("download", *download, "--requirement", str(requirement))
         (wheel,) = Path(folder).glob("*.whl")
-        alone = ["--isolated", "--no-index", "--no-deps"]
+        alone = ["--isolated", "--no-index", "--no-deps", "--force-reinstall"]
         run_pip("install", *alone, str(wheel), PIP_CONFIG_FILE=os.devnull)
 
 
 def run_pip(command: str, *arguments: str, **variables: str) -> None:
     """Run .venv's pip with the additional environment `variables`, and stop if it fails."""
     pip = [str(PYTHON), "-m", "pip", command, "-qq", "--disable-pip-version-check"]
-    if subprocess.run([*pip, *arguments], env={**make_pip_environment(), **variables}).returncode:
+    if subprocess.run([*pip, *arguments], env=make_environment() | variables).returncode:
         sys.exit(
             f"error: pip could not {command} uv (see above). If this machine needs a proxy or a "
             "package mirror, configure pip: uv gets the same settings"
         )
 
 
-def make_pip_environment() -> dict[str, str]:
-    """Return the variables for pip: this process's, but of pip's own only PIP_VARIABLES."""
+def make_environment() -> dict[str, str]:
+    """Return this process's environment, but of pip's and uv's variables only those in KEPT."""
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PIP_") or name in PIP_VARIABLES
+        if not name.startswith(("PIP_", "UV_")) or KEPT.fullmatch(name)
     }
 
 
@@ -164,37 +148,39 @@ def read_pip_settings(listing: str) -> dict[str, str]:
 
 def make_uv_environment(settings: dict[str, str]) -> dict[str, str]:
     """Return the environment for uv. pip's `settings` apply if the user has set none for uv."""
-    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment = make_environment()
     for name, variable in UV_VARIABLES.items():
         if name in settings:
             separator = "," if name == "find-links" else " "
             environment.setdefault(variable, separator.join(settings[name].split()))
-    return environment
+    # Nor may a uv.toml change what is installed, or where.
+    return environment | {"XDG_CONFIG_HOME": os.devnull, "UV_NO_SYSTEM_CONFIG": "1"}
 
 
-def install(files: list[str]) -> None:
-    """Install the packages that the requirements `files` pin."""
+def run_uv(*command: str) -> bool:
+    """Run a command of `uv pip` with the settings of pip, and return whether it succeeded."""
     listing = subprocess.run(
         [PYTHON, "-m", "pip", "config", "list"],
-        env=make_pip_environment(),
+        env=make_environment(),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     settings = read_pip_settings(listing)
+    no_index = settings.get("no-index", "").lower() in ("1", "true", "yes", "on")
+    if command[0] == "compile" and not no_index:
+        # An additional index may lack what other systems need.
+        settings.pop("extra-index-url", None)
+        settings.pop("find-links", None)
     environment = make_uv_environment(settings)
-    command = [str(UV), "pip", "install", "--quiet", "--require-hashes", "--python", str(PYTHON)]
     # With several indexes, take each package from the one that has the pinned version. The hashes
     # make that safe.
-    command += ["--index-strategy", "unsafe-best-match"]
-    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        command += ["--no-index"]
+    options = ["--quiet", "--index-strategy", "unsafe-best-match"]
+    if no_index:
+        options += ["--no-index"]
     if not has_cache(environment):
-        command += ["--no-cache"]
-    for file in files:
-        command += ["--requirement", file]
-    if subprocess.run(command, env=environment).returncode:
-        sys.exit(f"error: uv could not install the packages in {', '.join(files)} (see above)")
+        options += ["--no-cache"]
+    return subprocess.run([UV, "pip", *command, *options], env=environment).returncode == 0
 
 
 def has_cache(environment: dict[str, str]) -> bool:
@@ -208,11 +194,87 @@ def has_cache(environment: dict[str, str]) -> bool:
     return os.access(folder, os.W_OK)
 
 
+def install(files: list[str]) -> None:
+    """Install the packages that the requirements `files` pin, the damaged ones once more."""
+    pins = "".join(Path(file).read_text(encoding="utf-8") for file in files)
+    names = set(re.findall(r"^([\w-]+)==", pins, re.MULTILINE))
+    # Copies, not links: a file that is edited in .venv must not change in uv's cache.
+    command = ["install", "--python", str(PYTHON), "--link-mode", "copy", "--require-hashes"]
+    command += ["--require-build-hashes", "--build-constraints", TOOLS]
+    for file in files:
+        command += ["--requirement", file]
+    forget_damaged(names)
+    # uv's cache may be damaged, too.
+    if not run_uv(*command) or (forget_damaged(names) and not run_uv(*command, "--no-cache")):
+        sys.exit(
+            f"error: uv could not install the packages in {', '.join(files)} (see above). If two "
+            "pinned versions do not fit together, pin all again: make requirements"
+        )
+
+
+def forget_damaged(names: set[str]) -> bool:
+    """Let uv install those packages again whose files differ from their record."""
+    command = [str(PYTHON), "-P", "dvc_verify/packages.py"]
+    listing = subprocess.run(command, capture_output=True, text=True).stdout
+    damaged = dict(line.split(": ", 1) for line in listing.splitlines())
+    for folder in (VENV / "lib").glob("python3*/site-packages/*.dist-info"):
+        name = re.sub(r"[-_.]+", "-", folder.name.partition("-")[0]).lower()
+        if name in names & damaged.keys():
+            print(f"Installing {name} again: {damaged[name]}", flush=True)
+            shutil.rmtree(folder)
+    return bool(names & damaged.keys())
+
+
+def pin_packages() -> None:
+    """Write the requirements files: the newest versions that fit together, at least a week old.
+
+    One set of versions serves every supported system and Python. The first command finds it. The
+    next three write one file each, with all dependencies.
+    """
+    together = str(VENV / "together.txt")
+    command = ["compile", "--universal", "--python-version", "3.11", "--fork-strategy", "fewest"]
+    command += ["--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url"]
+    command += ["--exclude-newer", "7 days"]
+    shared = ["--constraints", together]
+    for arguments in (
+        ["--upgrade", "pyproject.toml", "--group=tools", "--group=dev", "--output-file", together],
+        [*shared, "pyproject.toml", "--output-file", "requirements.txt"],
+        [*shared, "--group=tools", "--output-file", TOOLS],
+        [*shared, "--group=dev", "--output-file", "requirements-dev.txt"],
+    ):
+        if not run_uv(*command, *arguments):
+            sys.exit("error: uv could not pin the packages in pyproject.toml (see above)")
+
+
+def delete_incomplete_bytecode() -> None:
+    """Delete compiled files that Python cannot load.
+
+    On a full disk, Python 3.11 writes a part of such a file and does not notice. It would refuse to
+    import the module from then on.
+    """
+    pattern = "**/__pycache__/*.pyc"
+    for name in glob(pattern, recursive=True) + glob(f"{VENV}/lib/{pattern}", recursive=True):  # noqa: PTH207 # faster
+        content = Path(name).read_bytes()
+        if content.startswith(importlib.util.MAGIC_NUMBER):
+            try:
+                marshal.loads(content[16:])  # noqa: S302 # as Python would
+            except (EOFError, TypeError, ValueError):
+                Path(name).unlink()
+                print(f"deleted {name}, which was incomplete, as after a full disk")
+
+
 def main() -> None:
     """Make .venv and install the requirements files that the command line names."""
     files = sys.argv[1:]
+    if files == ["--check"]:
+        delete_incomplete_bytecode()
+        return
     check_python()
-    if PYTHON.exists():
+    if files == ["--pin"]:
+        print(
+            "Pinning the newest versions of all packages that are at least a week old", flush=True
+        )
+    elif PYTHON.exists():
         print(f"Installing the packages in {' and '.join(files)} into .venv", flush=True)
     else:
         print(
@@ -220,8 +282,11 @@ def main() -> None:
             flush=True,
         )
     make_venv()
-    fetch_uv(Path("requirements-tools.txt").read_text(encoding="utf-8"))
-    install(files)
+    fetch_uv()
+    if files == ["--pin"]:
+        pin_packages()
+    else:
+        install(files)
 
 
 if __name__ == "__main__":

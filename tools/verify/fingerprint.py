@@ -1,6 +1,7 @@
 """Write fingerprint.json: the machine and the libraries that dvc.lock was recorded on.
 
-It helps to explain a difference. It is not part of the result, so no stage writes it.
+It helps to explain a difference. It is not part of the result, so no stage writes it. A file that
+belongs to the present dvc.lock stays as it is.
 
     python -m tools.verify.fingerprint
 """
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import run
-from stages.core.files import write_json
 from stages.core.paths import LOCK
 
 RECORD = Path("fingerprint.json")
@@ -105,8 +105,11 @@ def hash_lock(project: Path) -> str:
 
 
 def main() -> None:
-    """Write fingerprint.json."""
-    write_json(RECORD, {**collect_fingerprint(), "dvc_lock": hash_lock(Path())})
+    """Write fingerprint.json, unless it belongs to the present dvc.lock."""
+    if read_fingerprint(Path()) is None:
+        from stages.core.files import write_json  # here, because it loads pandas
+
+        write_json(RECORD, {**collect_fingerprint(), "dvc_lock": hash_lock(Path())})
 
 
 if __name__ == "__main__":
