@@ -246,6 +246,23 @@ def test_same_results_are_no_difference(here, run):
     assert "No class changed significantly." in printed
 
 
+@pytest.mark.parametrize("file", ["params.yaml", "dvc.yaml", "dvc.lock"])
+def test_aliases_without_end_in_another_branch_are_refused(here, run, file):
+    """Before DVC or this project expands them to gigabytes."""
+    lines = [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(8)]
+    here.run("git", "switch", "-q", "--detach")
+    Path(file).write_text("\n".join(["a0: &a0 [q]", *lines]) + "\n")
+    here.run("git", "commit", "-q", "-a", "-m", "aliases")
+    commit = here.run("git", "rev-parse", "HEAD").stdout[:12]
+    here.run("git", "switch", "-q", "main")
+    code, printed = run(compare, commit)
+    assert code == 2
+    assert printed == (
+        f"error: {commit}/{file}: not readable as YAML: its aliases expand to more than 100,000 "
+        "values\n"
+    )
+
+
 def test_workspace_is_compared_as_it_is(here, run):
     here.run("git", "checkout", "-q", "redrawn", "--", "params.yaml", "dvc.lock", "data")
     code, printed = run(compare, "longer")

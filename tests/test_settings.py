@@ -308,6 +308,43 @@ def test_damaged_params_yaml_is_read_or_refused(tmp_path_factory, content):
     assert "\n" not in message_of(partial(ModelParameters.read, path))
 
 
+def nest_aliases(first: str, inner: str, levels: int = 8) -> str:
+    """Return YAML in which each line repeats the one before ten times. `inner` joins them."""
+    lines = [f"a0: &a0 {first}"]
+    for level in range(levels):
+        lines.append(f"a{level + 1}: &a{level + 1} {inner % ', '.join([f'*a{level}'] * 10)}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        nest_aliases("[q, q]", "[%s]"),
+        nest_aliases("{b: 1, c: 2}", "{<<: [%s]}"),
+        "train: &a [*a]",
+        "train: &a {seed: *a}",
+    ],
+    ids=["lists", "merged keys", "list in itself", "keys in themselves"],
+)
+def test_aliases_that_expand_without_end_are_refused(path, text):
+    path.write_text(text)
+    expected = f"{path}: not readable as YAML: its aliases expand to more than 100,000 values"
+    assert get_refusal(read_yaml, path) == expected
+
+
+def test_aliases_within_reason_are_read(path):
+    path.write_text(nest_aliases("[q, q]", "[%s]", 2) + "\nb: {<<: {c: 1}, d: 2}")
+    content = read_yaml(path)
+    assert content["a2"] == [[["q", "q"]] * 10] * 10
+    assert content["b"] == {"c": 1, "d": 2}
+
+
+def test_long_value_is_cut_in_the_message():
+    found = get_refusal(Example.check, RIGHT | {"count": ["q"] * 10_000})
+    assert found.startswith("params.yaml: example.count is ['q', 'q', ")
+    assert len(found) < 400
+
+
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),

@@ -5,6 +5,7 @@ value stops the stage with one line, before the stage reads or writes any other 
 """
 
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,14 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.nodes import Node, ScalarNode
 
 from stages.core.errors import StageError
 from stages.core.paths import PARAMETERS
+
+MAX_VALUES = 100_000  # that the aliases in a YAML file may expand to
+MAX_SHOWN = 200  # characters of a value in a message
 
 
 class Section(BaseModel):
@@ -48,8 +54,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises StageError if the file is missing, is not YAML or holds no mapping.
     """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _BoundedConstructor
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run from the project's folder") from None
     except OSError:  # its message names the file
@@ -61,11 +69,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+class _BoundedConstructor(SafeConstructor):
+    """Refuses a small file whose aliases of aliases expand to billions of values."""
+
+    def construct_document(self, node: Node) -> Any:
+        characters = node.end_mark.index  # without aliases, there are fewer values
+        if _count_values(node, {}) > max(MAX_VALUES, characters):
+            raise ValueError(f"its aliases expand to more than {MAX_VALUES:,} values")
+        return super().construct_document(node)
+
+
+def _count_values(node: Node, known: dict[Node, float]) -> float:
+    """Return how many values a YAML node has once its aliases are expanded."""
+    if isinstance(node, ScalarNode):
+        return 1
+    if node not in known:
+        known[node] = math.inf  # until it is known, for an alias of a node inside itself
+        pairs = [pair if isinstance(pair, tuple) else (pair,) for pair in node.value]
+        known[node] = 1 + sum(_count_values(inner, known) for pair in pairs for inner in pair)
+    return known[node]
+
+
 def _describe(section: type[Section], error: ValidationError) -> str:
     """Return one line that names every invalid key of `section`, its value and what is allowed."""
     lines = []
     for fault in error.errors():
         key, value = ".".join([section.section, *map(str, fault["loc"])]), fault["input"]
+        shown = repr(value)
+        if len(shown) > MAX_SHOWN:
+            shown = f"{shown[:MAX_SHOWN]}..."
         match fault["type"]:
             case "missing":
                 lines.append(f"{key} is missing")
@@ -83,11 +115,11 @@ def _describe(section: type[Section], error: ValidationError) -> str:
                 names = [name for name in model.model_fields if _allows(model, name, value)]
                 meant = ", ".join(f"{key}.{name}" for name in names or model.model_fields)
                 lines.append(
-                    f"{key} is {value!r}, but it is a section: restore it with "
+                    f"{key} is {shown}, but it is a section: restore it with "
                     f"`git checkout {PARAMETERS}`, then set {meant}"
                 )
             case _:
-                lines.append(f"{key} is {value!r}: {fault['msg']}")
+                lines.append(f"{key} is {shown}: {fault['msg']}")
     return " ".join("; ".join(lines).split())
 
 

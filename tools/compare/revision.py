@@ -26,7 +26,16 @@ from dvc.scm import RevError, resolve_rev
 
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_csv, read_json
-from stages.core.paths import DATASET, LOCK, METRICS, PARAMETERS, PREDICTIONS, TEST, VALIDATION
+from stages.core.paths import (
+    DATASET,
+    GRAPH,
+    LOCK,
+    METRICS,
+    PARAMETERS,
+    PREDICTIONS,
+    TEST,
+    VALIDATION,
+)
 from stages.core.prepared import measures_ink, read_classes, read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
@@ -98,6 +107,12 @@ def open_revision(commit: str | None) -> Iterator[Path]:
     archive = run_git("archive", "--format=zip", "-0", commit)
     with tempfile.TemporaryDirectory() as name:
         zipfile.ZipFile(io.BytesIO(archive)).extractall(name)
+        # DVC expands aliases without a limit, so what it would read is checked first.
+        for path in filter(Path.exists, (Path(name) / file for file in (PARAMETERS, GRAPH, LOCK))):
+            try:
+                read_yaml(path)
+            except StageError as error:
+                raise StageError(str(error).replace(name, commit[:12], 1)) from error
         for path in (METRICS, PREDICTIONS, DATASET):
             if not (Path(name) / path).exists():
                 copy_file(commit, path, Path(name) / path)
