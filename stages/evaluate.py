@@ -73,6 +73,15 @@ def tabulate_predictions(actual: Labels, probabilities: Floats, classes: list[st
     )
 
 
+def name_unpredicted(classes: list[str], predicted: Labels) -> str:
+    """Return the end of a line: the classes that are never predicted, if there are any."""
+    missing = [repr(classes[label]) for label in sorted({*range(len(classes))} - {*predicted})]
+    if not missing:
+        return ""
+    more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+    return f"; never predicted: {', '.join(missing[:10])}{more}"
+
+
 def main() -> None:
     """Write the metrics, the scores of each class and the predictions."""
     parameters = EvaluateParameters.read()
@@ -113,6 +122,7 @@ def main() -> None:
     print(
         f"test accuracy {metrics['test']['accuracy']:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}), loss {metrics['test']['loss']:.4f}"
+        + name_unpredicted(classes, predicted)
     )
 
 

@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluate import compute_accuracy_interval, score_classes, tabulate_predictions
+from stages.evaluate import (
+    compute_accuracy_interval,
+    name_unpredicted,
+    score_classes,
+    tabulate_predictions,
+)
 
 
 def test_class_scores_by_hand():
@@ -41,3 +46,11 @@ def test_predictions_name_the_most_likely_class():
     assert table.to_csv(index=False, lineterminator="\n") == (
         "index,actual,predicted,confidence\n0,dog,dog,0.8\n1,dog,cat,0.9\n"
     )
+
+
+def test_classes_that_are_never_predicted_are_named():
+    names = [f"c{i}" for i in range(13)]
+    assert name_unpredicted(names, np.arange(13)) == ""
+    assert name_unpredicted(names, np.array([2] * 9)).startswith("; never predicted: 'c0', 'c1', ")
+    assert name_unpredicted(names, np.array([2] * 9)).endswith("'c10' and 2 more")
+    assert name_unpredicted(names, np.arange(1, 13)) == "; never predicted: 'c0'"
