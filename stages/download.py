@@ -13,34 +13,53 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import model_validator
+import numpy as np
+from pydantic import Field, model_validator
 
 from stages.core.errors import StageError, run
 from stages.core.files import write_atomically, write_json
 from stages.core.paths import DATASET, RAW
 from stages.core.settings import Section
 from stages.core.terminal import print_line
-from stages.sources.catalogue import CATALOGUE, Dataset
+from stages.sources import idx
+from stages.sources.catalogue import (
+    CATALOGUE,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    Dataset,
+)
 from stages.sources.fetch import Source, SourceError, fetch_file, list_missing, remove_other_dataset
 from stages.sources.folder import convert_folder, expand
 from stages.sources.local import open_digits, open_local
 from stages.sources.mirror import open_mirror
 from stages.sources.npm import open_npm
 
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
+
 
 class DownloadParameters(Section):
-    """Which dataset to use, and a folder to look in before the network."""
+    """Which dataset to use, where it is, and what its images become."""
 
     section: ClassVar = "download"
 
     dataset: Literal["mnist", "fashion_mnist", "digits", "custom"]
     folder: str | None
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(42, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def check_folder(self) -> Self:
-        """Reject a custom dataset without a folder."""
+    def check_custom(self) -> Self:
+        """Reject a custom dataset without a folder, and a size for another one."""
+        if self.dataset != "custom" and self.size is not None:
+            raise ValueError(
+                f"download.size is {self.size} and download.dataset {self.dataset!r}: only the "
+                "images of a custom dataset can get another size; set it to null"
+            )
         if self.dataset == "custom" and self.folder is None:
             raise ValueError(
                 "download.dataset is 'custom', but download.folder is null; set it to the folder "
@@ -88,13 +107,22 @@ def download(dataset: Dataset, folder: str | None, raw: Path) -> None:
     )
 
 
-def import_folder(folder: str, raw: Path) -> Dataset:
+def import_folder(parameters: DownloadParameters, raw: Path) -> Dataset:
     """Convert a custom dataset to IDX files in the folder `raw`, and return its description.
 
     Files that are there already are kept. If the dataset cannot be read, `raw` stays as it is.
     """
+    assert parameters.folder is not None  # see check_custom
+    size = parameters.size
     try:
-        dataset = convert_folder(expand(folder), raw)
+        dataset = convert_folder(
+            expand(parameters.folder),
+            raw,
+            size=None if size is None else (size[0], size[1]),
+            keep_colour=False,
+            test_fraction=parameters.test_fraction,
+            seed=parameters.seed,
+        )
         remove_other_dataset(dataset, describe("custom", dataset), raw)
         for file in list_missing(dataset, raw):
             with write_atomically(raw / file.name):
@@ -114,21 +142,40 @@ def describe(name: str, dataset: Dataset) -> dict[str, object]:
         "licence": dataset.licence,
         "classes": list(dataset.classes),
         "sha256": {file.name: file.sha256 for file in dataset.files},
+        **({"whites": dict(dataset.whites)} if dataset.whites else {}),
     }
+
+
+def summarise(dataset: Dataset, raw: Path) -> str:
+    """Return a line that says what is in the folder `raw`."""
+    train, test = (idx.read(raw / name, idx.IMAGES).shape for name in (TRAIN_IMAGES, TEST_IMAGES))
+    train_counts, test_counts = (
+        np.bincount(idx.read(raw / name, 1), minlength=len(dataset.classes)).tolist()
+        for name in (TRAIN_LABELS, TEST_LABELS)
+    )
+    classes = [
+        f"{name}: {in_train} + {in_test}"
+        for name, in_train, in_test in zip(dataset.classes, train_counts, test_counts, strict=True)
+    ]
+    more = [f"and {len(classes) - 20} more"] if len(classes) > 20 else []
+    return (
+        f"{dataset.title}: {train[0]} training + {test[0]} test images of {train[2]}x{train[1]} "
+        f"pixels in {'colour' if train[3:] else 'grey'}; {len(classes)} classes: "
+        f"{', '.join([*classes[:20], *more])}"
+    )
 
 
 def main() -> None:
     """Write the dataset that params.yaml names to data/raw."""
     parameters = DownloadParameters.read()
     if parameters.dataset == "custom":
-        assert parameters.folder is not None  # see check_folder
-        dataset = import_folder(parameters.folder, RAW)
+        dataset = import_folder(parameters, RAW)
     else:
         dataset = CATALOGUE[parameters.dataset]
         remove_other_dataset(dataset, describe(parameters.dataset, dataset), RAW)
         download(dataset, parameters.folder, RAW)
     write_json(DATASET, describe(parameters.dataset, dataset))
-    print_line(f"{dataset.title}: {len(dataset.files)} files with the right SHA-256 in {RAW}")
+    print_line(summarise(dataset, RAW))
 
 
 if __name__ == "__main__":

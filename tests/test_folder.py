@@ -5,13 +5,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import socket
 import struct
 import unicodedata
+from contextlib import chdir
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.io
 from helpers.checks import get_refusal, read_contents, write_files
 from PIL import Image
 
@@ -26,7 +32,8 @@ from stages.sources.catalogue import (
     IdxFile,
 )
 from stages.sources.fetch import SourceError, fetch_file, has_expected_hash
-from stages.sources.folder import convert_folder, expand, read_grey
+from stages.sources.folder import convert_folder, expand
+from stages.sources.image_files import Form, read_pixels
 from stages.sources.local import open_local
 from tools.verify.__main__ import copy_raw
 
@@ -62,9 +69,9 @@ def draw(folder: Path, names, part="train", count=2, size=(3, 4)) -> None:
             Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
 
 
-def raw(folder: Path) -> dict[str, np.ndarray]:
+def raw(folder: Path, **options) -> dict[str, np.ndarray]:
     """Return the arrays in the four IDX files that a folder becomes, by their names."""
-    convert_folder(folder, folder.parent)
+    convert_folder(folder, folder.parent, **options)
     return {name: idx.read(folder.parent / f"{name}.part", FILES[name].ndim) for name in FILES}
 
 
@@ -96,8 +103,8 @@ def test_idx_classes_are_labels_or_classes_txt(folder):
 def test_missing_idx_file_is_named(folder):
     write_dataset(folder)
     (folder / TEST_LABELS).unlink()
-    expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz, and no train/<class> and "
-    assert get_refusal(convert_folder, folder, folder.parent).startswith(expected)
+    expected = f"{folder}: has no {TEST_LABELS}, plain or with .gz"
+    assert get_refusal(convert_folder, folder, folder.parent) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,11 +116,11 @@ def test_missing_idx_file_is_named(folder):
         ({TRAIN_LABELS: LABELS * 0, TEST_LABELS: LABELS[:3] * 0}, "has 1 classes, expected 2 to"),
         (
             {TEST_IMAGES: np.zeros((3, 4, 4), np.uint8)},
-            r"expected images of one size above 0, found (4, 3) pixels in train",
+            "expected images of one size, found (4, 3) pixels in train and (4, 4) in test; set",
         ),
         (
             {TRAIN_IMAGES: np.zeros((6, 0, 3), np.uint8)},
-            r"expected images of one size above 0, found (0, 3) pixels in train",
+            "expected images (n, height, width), or (n, height, width, 3) in colour, found (6, 0,",
         ),
         (
             {TEST_LABELS: LABELS[:0], TEST_IMAGES: FILES[TEST_IMAGES][:0]},
@@ -152,7 +159,7 @@ def test_classes_txt_must_be_utf_8(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"<html>"), "expected IDX magic 00000803, found 3c68746d"),
+        (gzip.compress(b"<html>"), "expected IDX magic 00000803 or 00000804, found 3c68746d"),
         (b"no gzip", "not readable as gzip: Not a gzipped file"),
         (gzip.compress(idx.dump(FILES[TRAIN_IMAGES]))[:-9], "not readable as gzip: Compressed"),
     ],
@@ -272,12 +279,12 @@ def name_that_is_not_utf_8(folder):
         (file_among_classes, "/train/notes.txt: expected a folder with the images of one class"),
         (
             other_file,
-            "/train/b/notes.txt: not a readable image (BMP, GIF, JPEG, PNG, TIFF or WEBP): ",
+            "/train/b/notes.txt: not a readable image (AVIF, BMP, GIF, JPEG, PNG, TIFF or WEBP): ",
         ),
         (folder_among_images, "/train/b/more.png: is a folder; the images of a class have to be"),
         (
             truncated_image,
-            "/train/b/1.png: not a readable image (BMP, GIF, JPEG, PNG, TIFF or WEBP): ",
+            "/train/b/1.png: not a readable image (AVIF, BMP, GIF, JPEG, PNG, TIFF or WEBP): ",
         ),
         (name_that_is_not_utf_8, r": 'b\udcff' cannot be a class name; use plain text"),
     ],
@@ -307,7 +314,158 @@ def test_incomplete_image_dataset_is_refused(folder, make, message):
 )
 def test_every_kind_of_pixel_becomes_grey(tmp_path, image, expected):
     image.save(tmp_path / "a.png")
-    assert read_grey(tmp_path / "a.png").tolist() == [[expected]]
+    assert read_pixels(tmp_path / "a.png", Form()).tolist() == [[expected]]
+
+
+# Values that are not 0 to 255
+
+
+def save_levels(folder, to_file, suffix):
+    """Save images of noise from 0 to 1 for two classes, as `to_file` turns them into an image."""
+    levels = np.random.default_rng(3).random((8, 6, 6))
+    for number, image in enumerate(levels):
+        place = folder / ("train" if number < 4 else "test") / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        to_file(image).save(place / f"{number}.{suffix}")
+    order = [0, 1, 2, 3]  # the classes alternate
+    return levels[order]
+
+
+def as_type(dtype, white):
+    return lambda levels: Image.fromarray((levels * white).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white", "suffix"),
+    [
+        (np.uint16, 255, "png"),
+        (np.uint16, 4095, "png"),
+        (np.uint16, 65535, "png"),
+        (np.uint16, 1023, "tif"),
+        (">u2", 4095, "tif"),
+        (np.int32, 255, "tif"),
+        (np.int32, 1_000_000, "tif"),
+        (np.float32, 1, "tif"),
+        (np.float32, 255, "tif"),
+        (np.float32, 1e-3, "tif"),
+    ],
+)
+def test_range_of_deep_images_is_measured(folder, dtype, white, suffix):
+    """Over the dataset, so that a dark image stays darker than a light one."""
+    levels = save_levels(folder, as_type(dtype, white), suffix)
+    found = raw(folder)[TRAIN_IMAGES]
+    assert np.abs(found - 255 * levels).max() <= (255 * 0.07 if white == 1_000_000 else 3)
+
+
+@pytest.mark.parametrize(
+    ("to_file", "suffix", "message"),
+    [
+        (as_type(np.int32, -5), "tif", "its values are from -4 to 0, expected 0 or more"),
+        (as_type(np.float32, -1), "tif", "its values are from -0."),
+        (as_type(np.float32, np.nan), "tif", "its values are from nan to nan"),
+        (as_type(np.float32, np.inf), "tif", "its values are from inf to inf"),
+    ],
+)
+def test_values_below_0_are_refused(folder, to_file, suffix, message):
+    save_levels(folder, to_file, suffix)
+    assert f".tif: not a readable image (AVIF, BMP, GIF, JPEG, PNG, TIFF or WEBP): {message}" in (
+        get_refusal(convert_folder, folder, folder.parent)
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_refused(folder, suffix, channels):
+    """Pillow would read their upper 8 bits, which are often 0."""
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
+    path = folder / f"train/b/1.{suffix}"
+    cv2.imwrite(str(path), np.full((4, 3, channels), 200, np.uint16))
+    found = get_refusal(convert_folder, folder, folder.parent)
+    assert found.startswith(f"{path}: not a readable image")
+    assert "its colours have 16 bits, expected 8, or one grey channel; delete or convert" in found
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_images_of_one_level_are_refused(folder, part):
+    for name in ("train", "test"):
+        draw(folder, ["a", "b"], part=name)
+    for path in (folder / part).glob("*/*.png"):
+        Image.new("L", (3, 4), 7).save(path)
+    said = (
+        f"{folder}: all pixels of the {part} images have one level, 7 of 255, so there is nothing"
+    )
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(said)
+
+
+def test_blank_idx_files_are_refused(folder):
+    write_dataset(folder, {TRAIN_IMAGES: np.zeros((6, 4, 3), np.uint8)})
+    assert "train images have one level, 0" in get_refusal(convert_folder, folder, folder.parent)
+
+
+# Other things than files
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server, chdir(path.parent):
+        server.bind(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "is a pipe, a socket or a device, not a file; delete it"),
+        (make_socket, "is a pipe, a socket or a device, not a file; delete it"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a pipe, a socket or a device, not a file"),
+        (lambda path: path.symlink_to(path.name), "is a link to x.png, which does not exist"),
+        (lambda path: path.symlink_to(".."), "is a folder; the images of a class have to be"),
+        (Path.touch, "not a readable image"),
+        (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic"), "is a HEIC file; save or export"),
+    ],
+    ids=["pipe", "socket", "device", "link to itself", "link to a folder", "empty", "HEIC"],
+)
+def test_other_things_among_images_are_named(folder, make, message):
+    """With the number of such files in the class. Nothing waits for a writer."""
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
+    make(folder / "train/b/x.png")
+    found = get_refusal(convert_folder, folder, folder.parent)
+    assert found.startswith(f"{folder}/train/b/x.png: {message}")
+    assert found.endswith(f"(1 of the 3 files in {folder}/train/b)")
+
+
+def test_pipes_instead_of_other_files_are_named(folder):
+    for part in ("train", "test"):
+        draw(folder, ["a", "b"], part=part)
+    os.mkfifo(folder / "train/c")
+    assert "train/c: expected a folder" in get_refusal(convert_folder, folder, folder.parent)
+    shutil.rmtree(folder / "test")
+    shutil.rmtree(folder / "train")
+    write_dataset(folder)
+    os.mkfifo(folder / "classes.txt")
+    found = get_refusal(convert_folder, folder, folder.parent)
+    assert found == f"{folder}/classes.txt: expected a text file with a class name in each line"
+    (folder / TRAIN_LABELS).unlink()
+    os.mkfifo(folder / TRAIN_LABELS)
+    assert "has no train-labels-idx1" in get_refusal(convert_folder, folder, folder.parent)
+
+
+def test_file_names_that_are_not_utf_8_are_read(folder):
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
+    (folder / "train/a/0.png").rename(folder / "train/a/\udcff.png")
+    other = folder.rename(folder.with_name("\udcff"))
+    assert raw(other)[TRAIN_IMAGES].shape == (4, 4, 3)
+    assert convert_folder(other, folder.parent).title == "\\udcff"
+
+
+def test_huge_image_is_refused_unread(folder):
+    """20 KB that would need 2 GB."""
+    draw(folder, ["a", "b"])
+    draw(folder, ["a", "b"], part="test")
+    Image.new("1", (13_000, 13_000)).save(folder / "train/a/x.png")
+    found = get_refusal(convert_folder, folder, folder.parent)
+    assert "x.png: has 13000x13000 pixels; at most 64,000,000 are allowed; shrink or" in found
 
 
 # The stage
@@ -469,7 +627,7 @@ def image_link_to_nothing(folder):
         ),
         (
             classes_without_parts,
-            "{0}: has no train-images-idx3-ubyte, plain or with .gz, and no tr",
+            "{0}: has no train-images-idx3-ubyte, plain or with .gz, no train/<",
         ),
         (validation_instead_of_test, "{0}: has no folder test; its folders are train, val"),
         (two_spellings, "{0}: has both Train and training; keep one"),
@@ -574,7 +732,7 @@ def test_qmnist_is_read(folder):
 
 def test_emnist_is_turned_as_the_page_says(folder, monkeypatch):
     page = Path("datasets/README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(folder)
     place = Path("datasets/letters")
     place.mkdir(parents=True)
@@ -587,14 +745,177 @@ def test_emnist_is_turned_as_the_page_says(folder, monkeypatch):
     np.testing.assert_array_equal(idx.read(turned, 3), FILES[TRAIN_IMAGES].transpose(0, 2, 1))
 
 
+# Other forms
+
+
+def test_matlab_file_of_emnist_becomes_npz_as_the_page_says(folder, monkeypatch):
+    page = Path("datasets/README.md").read_text(encoding="utf-8")
+    _, code = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(folder)
+    images = RANDOM.integers(0, 256, (6, 28, 28), np.uint8)
+    part = {"images": images.transpose(0, 2, 1).reshape(6, -1), "labels": LABELS[:, None] + 1}
+    scipy.io.savemat("emnist-letters.mat", {"dataset": {"train": part, "test": part}})
+    Path("datasets/letters").mkdir(parents=True)
+    exec(code)  # noqa: S102
+    found = raw(Path("datasets/letters"))
+    np.testing.assert_array_equal(found[TRAIN_IMAGES], images)
+    assert found[TEST_LABELS].tolist() == LABELS.tolist()
+
+
+def test_npz_of_keras_is_read(folder):
+    train, test = (FILES[name] for name in (TRAIN_IMAGES, TEST_IMAGES))
+    arrays = {"x_train": train, "y_train": LABELS.astype(np.int64)[:, None], "x_test": test}
+    np.savez_compressed(folder / "mnist.npz", **arrays, y_test=LABELS[:3])
+    for name, array in raw(folder).items():
+        np.testing.assert_array_equal(array, FILES[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"y_test": None},
+            "expected the arrays x_train, y_train, x_test and y_test, found x_train",
+        ),
+        ({"x_train": np.zeros((6, 4, 3))}, "expected integers from 0 to 255, found float64"),
+        ({"y_train": LABELS.astype(int) - 1}, "expected values from 0 to 255, found -1"),
+        ({"y_train": np.array(list("abcabc"), object)}, "not readable: Object arrays cannot be"),
+    ],
+)
+def test_other_npz_is_refused(folder, changes, message):
+    arrays = {"x_train": FILES[TRAIN_IMAGES], "y_train": LABELS, "x_test": FILES[TEST_IMAGES]}
+    arrays |= {"y_test": LABELS[:3], **changes}
+    np.savez(folder / "a.npz", **{k: v for k, v in arrays.items() if v is not None})
+    assert get_refusal(convert_folder, folder, folder.parent).startswith(
+        f"{folder}/a.npz: {message}"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv", "csv.gz"])
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\3\4"])
+def test_damaged_file_of_arrays_is_named(folder, suffix, content):
+    (folder / f"train.{suffix}").write_bytes(content)
+    found = get_refusal(convert_folder, folder, folder.parent)
+    assert found.startswith(f"{folder}/train.{suffix}: ")
+
+
+def write_table(path, images, labels, header, last=False):
+    rows = np.column_stack([labels, images.reshape(len(images), -1)])
+    names = ["label", *(f"pixel{n}" for n in range(rows.shape[1] - 1))]
+    table = pd.DataFrame(rows, columns=names)
+    table = table[[*names[1:], "label"]] if last else table
+    table.to_csv(path, index=False, header=header)
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+def test_csv_of_kaggle_is_read(folder, header, last):
+    images = RANDOM.integers(0, 256, (6, 4, 4), np.uint8)
+    write_table(folder / "mnist_train.csv", images, LABELS, header, last=last and header)
+    write_table(folder / "mnist_test.csv.gz", images[:3], LABELS[:3], header)
+    found = raw(folder)
+    np.testing.assert_array_equal(found[TRAIN_IMAGES], images)
+    np.testing.assert_array_equal(found[TEST_IMAGES], images[:3])
+    assert found[TRAIN_LABELS].tolist() == LABELS.tolist()
+
+
+def test_csv_without_labels_is_left_out(folder, capsys):
+    """Kaggle keeps the labels of its test images. So the training images are split."""
+    images, labels = RANDOM.integers(0, 256, (30, 4, 4), np.uint8), np.arange(30) % 3
+    write_table(folder / "train.csv", images, labels, header=True)
+    (folder / "test.csv").write_text("pixel0,pixel1\n1,2\n")
+    (folder / "sample_submission.csv").write_text("ImageId,Label\n1,0\n")
+    found = raw(folder)
+    assert "left out sample_submission.csv, test.csv, without labels" in capsys.readouterr().out
+    assert [len(found[name]) for name in FILES] == [24, 24, 6, 6]
+    assert np.bincount(found[TEST_LABELS]).tolist() == [2, 2, 2]
+    rows = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for part in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
+        for image, label in zip(*(found[name] for name in part), strict=True):
+            assert rows.pop(image.tobytes()) == label
+    assert not rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,a,b,c\n1,2,3,4\n", "expected a label and the pixels of a square image in each row"),
+        ("label,a,b,c,d\n1,2,3,4,256\n2,1,1,1,1\n", "expected values from 0 to 255, found 256"),
+        ("label,a,b,c,d\n-1,2,3,4,5\n", "expected values from 0 to 255, found -1"),
+        ("label,a,b,c,d\n1,2,3,4\n2,1,1,1,1\n", "not readable: "),
+        ("label,a,b,c,d\nx,2,3,4,5\n", "not readable: "),
+    ],
+)
+def test_other_csv_is_refused(folder, text, message):
+    (folder / "train.csv").write_text(text)
+    write_table(folder / "test.csv", np.zeros((2, 2, 2), int), [1, 2], header=True)
+    found = get_refusal(convert_folder, folder, folder.parent)
+    assert found.startswith(f"{folder}/train.csv: {message}")
+
+
+def test_folder_of_classes_is_split(folder):
+    """Each class by the fraction, and differently with another seed."""
+    for name in ("cat", "dog"):
+        draw(folder, [name], part=".", count=20)
+    (folder / "notes.txt").write_text("other files beside the classes are ignored")
+    found = [raw(folder, test_fraction=0.25, seed=seed) for seed in (1, 1, 2)]
+    for each in found:
+        assert np.bincount(each[TRAIN_LABELS]).tolist() == [15, 15]
+        assert np.bincount(each[TEST_LABELS]).tolist() == [5, 5]
+        images = [each[name].reshape(-1, 12) for name in (TRAIN_IMAGES, TEST_IMAGES)]
+        assert len(np.unique(np.concatenate(images), axis=0)) == 40
+    np.testing.assert_array_equal(found[0][TEST_IMAGES], found[1][TEST_IMAGES])
+    assert (found[0][TEST_IMAGES] != found[2][TEST_IMAGES]).any()
+
+
+def test_class_that_is_too_small_to_split_is_named(folder):
+    draw(folder, ["cat"], part=".", count=20)
+    draw(folder, ["dog"], part=".", count=1)
+    assert "cannot be split into a training and a test part with download.test_fraction 0.2" in (
+        get_refusal(convert_folder, folder, folder.parent)
+    )
+    (folder / "bird").mkdir()
+    assert "has no image of 'bird'" in get_refusal(convert_folder, folder, folder.parent)
+
+
+def test_images_get_the_size(folder):
+    """A wide image loses its sides; a small one is enlarged; a turned one is turned first."""
+    for part in ("train", "test"):
+        draw(folder, ["a", "b"], part=part, size=(40, 30))
+    wide = np.zeros((50, 200), np.uint8)
+    wide[:, 60:140] = 200
+    Image.fromarray(wide).save(folder / "train/a/wide.png")
+    turned = Image.fromarray(wide.T)
+    exif = turned.getexif()
+    exif[0x112] = 6
+    turned.save(folder / "train/b/turned.JPG", exif=exif, quality=100)
+    Image.new("L", (3, 5), 100).save(folder / "test/a/small.bmp")
+    said = get_refusal(convert_folder, folder, folder.parent)
+    assert "wide.png: 200x50 pixels, but " in said
+    assert said.endswith("set download.size in params.yaml, for example to [40, 30]")
+    found = raw(folder, size=(16, 10))
+    assert found[TRAIN_IMAGES].shape == (6, 10, 16)
+    for image in found[TRAIN_IMAGES][4:]:
+        assert np.abs(image[:, 2:-2].astype(int) - 200).max() <= 2
+    assert np.abs(found[TEST_IMAGES][4].astype(int) - 100).max() <= 1
+
+
+def test_idx_images_get_the_size(folder):
+    write_dataset(folder, {TEST_IMAGES: RANDOM.integers(0, 256, (3, 9, 9), np.uint8)})
+    found = raw(folder, size=(6, 8))
+    assert found[TRAIN_IMAGES].shape == (6, 8, 6)
+    assert found[TEST_IMAGES].shape == (3, 8, 6)
+
+
 def test_all_kinds_of_image_files_are_read(folder):
     """Mixed in one folder, whatever their names end in, beside files of operating systems."""
     pixels = np.full((8, 8), 200, np.uint8)
+    pixels[:4, :4] = 210
     for part in ("Train", "TESTING"):
         for name in ("a", "b"):
             place = folder / part / name
             place.mkdir(parents=True)
-            kinds = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+            kinds = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
             for kind in kinds:
                 Image.fromarray(pixels).save(place / f"{kind}.JPG", format=kind)
             turned = Image.fromarray(pixels).getexif()
@@ -604,8 +925,8 @@ def test_all_kinds_of_image_files_are_read(folder):
                 (place / junk).write_bytes(b"x")
             (place / "@eaDir").mkdir()
     found = raw(folder)[TRAIN_IMAGES]
-    assert found.shape == (14, 8, 8)
-    assert np.abs(found.astype(int) - 200).max() <= 3  # JPEG and WebP are lossy
+    assert found.shape == (16, 8, 8)
+    assert np.abs(found.astype(int) - 205).max() <= 8  # JPEG and WebP are lossy
 
 
 def test_photo_is_turned_upright(tmp_path):
@@ -615,7 +936,7 @@ def test_photo_is_turned_upright(tmp_path):
     exif = image.getexif()
     exif[0x112] = 6  # the camera was turned: rotate by 90 degrees clockwise
     image.save(tmp_path / "a.png", exif=exif)
-    found = read_grey(tmp_path / "a.png")
+    found = read_pixels(tmp_path / "a.png", Form())
     assert found.shape == (16, 8)
     assert found[:8].max() == 0
 
@@ -658,7 +979,7 @@ def test_linked_folders_are_read(folder, tmp_path):
 MEASURE = """
 import re, sys, threading
 from pathlib import Path
-from stages.download import import_folder
+from stages.download import DownloadParameters, import_folder
 
 def read():
     return int(re.search(r"RssAnon:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -670,7 +991,7 @@ def watch():
 found, done = [read()], threading.Event()
 thread = threading.Thread(target=watch)
 thread.start()
-import_folder(sys.argv[1], Path("raw"))
+import_folder(DownloadParameters(dataset="custom", folder=sys.argv[1]), Path("raw"))
 done.set()
 thread.join()
 print(max(found))
@@ -685,7 +1006,8 @@ def test_memory_does_not_grow_with_the_images(folder, run_python, kind):
     peaks = []
     for count in (60_000, 480_000):
         images, labels = np.zeros((count, 28, 28), np.uint8), np.arange(count).astype(np.uint8) % 3
-        test = np.zeros((3, 28, 28), np.uint8)
+        images[0, 0] = 1
+        test = images[:3]
         write_dataset(folder, {TRAIN_IMAGES: images, TRAIN_LABELS: labels, TEST_IMAGES: test})
         if kind == "gzip":
             path = folder / TRAIN_IMAGES

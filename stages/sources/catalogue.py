@@ -11,13 +11,15 @@
                                                            Recognition of Handwritten Digits", 1998
 
 Images are uint8 (n, 28, 28), from 0 (background) to 255. Labels are uint8 (n,), positions in
-`classes`. Each dataset is four files in the IDX format (stages/sources/idx.py).
+`classes`. Each dataset is four files in the IDX format (stages/sources/idx.py). A custom dataset
+in colour has images (n, height, width, 3) in files of the same names.
 
 `sha256` is the hash of a file's uncompressed content. So every source must give the same bytes,
 whether it sends them plain, gzipped or in an archive.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
@@ -46,6 +48,7 @@ class Dataset:
     scikit_learn: bool = False  # made from the digits that scikit-learn contains
     npm_package: str | None = None  # name@version of a package that contains the files
     mirrors: tuple[str, ...] = ()  # HTTPS addresses; a file is at <mirror><name>.gz
+    whites: Mapping[str, float] = field(default_factory=dict)  # see image_files.Form
 
 
 DIGITS = tuple("0123456789")

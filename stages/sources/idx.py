@@ -22,6 +22,7 @@ from stages.core.files import Bytes, Pieces
 PIECE = 1 << 22  # bytes read at a time
 LFS_POINTER = b"version https://git-lfs"
 UBYTE, INT = 0x08, 0x0C  # types of values
+IMAGES = (3, 4)  # dimensions of grey images, and of coloured ones, which have 3 channels
 
 
 def dump_header(shape: tuple[int, ...]) -> bytes:
@@ -34,12 +35,12 @@ def dump(array: Bytes) -> bytes:
     return dump_header(array.shape) + array.tobytes()
 
 
-def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
+def read(path: Path, dimensions: int | tuple[int, ...], count: int | None = None) -> Bytes:
     """Return the array in an IDX file, or its first `count` entries: uint8, (n, ...).
 
     A file whose name ends in .gz is decompressed; any other is mapped into memory, so that only the
-    parts in use are read. Raises StageError if the file is missing, if it
-    does not have `dimensions` dimensions, or if its length does not match the shape in its header.
+    parts in use are read. Raises StageError if the file is missing, if its number of dimensions is
+    none of `dimensions`, or if its length does not match the shape in its header.
     """
     with _open(path) as stream:
         shape, entry = _read_header(path, stream, dimensions)
@@ -49,14 +50,14 @@ def read(path: Path, dimensions: int, count: int | None = None) -> Bytes:
         return np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
 
 
-def read_pieces(path: Path, dimensions: int) -> Pieces:
+def read_pieces(path: Path, dimensions: int | tuple[int, ...]) -> Pieces:
     """Return the array in an IDX file like `read`, but never hold all of it in memory."""
     with _open(path) as stream:
         shape, entry = _read_header(path, stream, dimensions)
 
     def pieces() -> Iterator[Bytes]:
         with _open(path) as stream:
-            stream.seek(4 + 4 * dimensions)
+            stream.seek(4 + 4 * len(shape))
             step, left = max(1, PIECE // max(entry, 1)), shape[0]
             while left and entry:
                 n = min(step, left)
@@ -95,22 +96,24 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _read_header(
-    path: Path, stream: Any, dimensions: int, kind: int = UBYTE
+    path: Path, stream: Any, dimensions: int | tuple[int, ...], kind: int = UBYTE
 ) -> tuple[tuple[int, ...], int]:
     """Return the shape of the array in an IDX file and the bytes of one entry; check the length."""
     length = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     magic = stream.read(4)
-    expected = bytes([0, 0, kind, dimensions])
-    if magic != expected:
+    allowed = (dimensions,) if isinstance(dimensions, int) else dimensions
+    expected = [bytes([0, 0, kind, number]) for number in allowed]
+    if magic not in expected:
+        names = " or ".join(each.hex() for each in expected)
         raise StageError(
             _name_pointer(path)
-            or f"{path}: expected IDX magic {expected.hex()}, found {magic.hex() or 'nothing'}"
+            or f"{path}: expected IDX magic {names}, found {magic.hex() or 'nothing'}"
         )
-    header = stream.read(4 * dimensions)
-    if len(header) < 4 * dimensions:
+    header = stream.read(4 * magic[3])
+    if len(header) < 4 * magic[3]:
         raise StageError(f"{path}: ends in its header, after {length} bytes")
-    shape = struct.unpack(f">{dimensions}I", header)
+    shape = struct.unpack(f">{magic[3]}I", header)
     sizes = (*shape, 4) if kind == INT else shape
     entry = int(np.prod(sizes[1:], dtype=object))
     if length != 4 + len(header) + shape[0] * entry:

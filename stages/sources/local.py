@@ -9,9 +9,10 @@ from typing import BinaryIO
 import numpy as np
 
 from stages.sources import idx
+from stages.sources.arrays import find_idx_files
 from stages.sources.catalogue import TEST_IMAGES, TRAIN_IMAGES, IdxFile
 from stages.sources.fetch import SourceError
-from stages.sources.folder import find_idx_files, hint_at
+from stages.sources.folder import hint_at
 
 
 @contextmanager

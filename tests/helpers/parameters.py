@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 DEFAULTS: dict[str, Any] = {
     "download.dataset": "mnist",
     "download.folder": None,
+    "download.size": None,
+    "download.test_fraction": 0.2,
+    "download.seed": 42,
     "preprocess.validation_fraction": 0.1,
     "preprocess.seed": 42,
     "preprocess.stratify": True,

@@ -6,7 +6,8 @@ from pathlib import Path
 from stages.core.errors import StageError
 from stages.core.settings import read_yaml
 from stages.download import DownloadParameters
-from stages.sources.folder import expand, is_visible
+from stages.sources.folder import expand
+from stages.sources.parts import is_visible
 from tools.verify.lockfile import hash_tree
 from tools.verify.repository import ask_git
 
