@@ -1,0 +1,182 @@
+"""What dvc.lock records: reading it, and hashing files and folders as DVC does."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dvc_verify import VerifyError
+
+Lock = dict[str, Any]  # what dvc.lock records of each stage, by the stage's name
+
+GRAPH, LOCK, PARAMETERS = "dvc.yaml", "dvc.lock", "params.yaml"
+IDENTICAL, LINE_ENDS = "identical", "identical after line ends"
+
+
+class Recorded(NamedTuple):
+    """What DVC recorded of a file or a folder."""
+
+    md5: str  # ends in ".dir" for a folder; "" if DVC recorded another kind of hash
+    size: int = 0
+    old: bool = False  # recorded by DVC 2, whose MD5 counts CRLF as LF in text files
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> "Recorded":
+        """Return what an entry of dvc.lock or of a .dvc file records."""
+        md5 = entry.get("md5") or ""
+        return cls(md5, entry.get("size") or 0, "hash" not in entry)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises VerifyError if it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        refuse_conflict(path.name, text)
+        content = YAML(typ="safe").load(text)
+    except FileNotFoundError:
+        raise VerifyError(f"{path} does not exist; run `dvc repro`") from None
+    except (OSError, UnicodeError) as error:
+        raise VerifyError(f"{path}: {error}") from error
+    except YAMLError as error:
+        raise VerifyError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise VerifyError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def refuse_conflict(name: str, text: str) -> None:
+    """Raise VerifyError if a text has the markers of a merge conflict."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            raise VerifyError(
+                f"{name} has conflict markers in line {number}: resolve the conflict, run "
+                "`dvc repro`, and commit"
+            )
+
+
+def read_lock(project: Path = Path()) -> Lock:
+    """Return what the dvc.lock in the folder `project` records of each stage.
+
+    Raises VerifyError if the file is missing or damaged.
+    """
+    content = read_yaml(project / LOCK)
+    if "schema" not in content:
+        raise VerifyError(
+            f"{project / LOCK} has the first schema, which DVC no longer reads: run `dvc repro` "
+            "and commit"
+        )
+    stages = content.get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(each, dict) for each in stages.values()):
+        raise VerifyError(f"{project / LOCK}: expected stages, found {type(stages).__name__}")
+    return stages
+
+
+def list_files(lock: Lock, kind: str, stages: Iterable[str] | None = None) -> dict[str, Recorded]:
+    """Return the recorded files of all stages, or only of `stages`, by path.
+
+    `kind` is `deps` or `outs`. Paths are relative to the working folder of the stage.
+    """
+    return {
+        entry["path"]: Recorded.read(entry)
+        for stage in (lock if stages is None else stages)
+        for entry in lock.get(stage, {}).get(kind, [])
+    }
+
+
+def list_parameters(lock: Lock, stages: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the recorded parameters of all stages, or only of `stages`.
+
+    The keys are those in dvc.yaml: a section such as `model`, or a dotted key such as `model.seed`.
+    """
+    parameters: dict[str, Any] = {}
+    for stage in lock if stages is None else stages:
+        parameters |= lock.get(stage, {}).get("params", {}).get(PARAMETERS, {})
+    return parameters
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return each value in nested mappings by its dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def compute_md5(path: Path) -> str:
+    """Return the MD5 of a file. dvc.lock and DVC's cache identify a file by it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+def hash_folder(files: Mapping[str, str]) -> str:
+    """Return DVC's hash of a folder with files of these MD5: that of a JSON list of them."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    text = io.BytesIO(json.dumps(listing, sort_keys=True).encode())
+    return hashlib.file_digest(text, "md5").hexdigest() + ".dir"
+
+
+@cache
+def list_folder(project: Path, folder: Path) -> list[str]:
+    """Return the files in a folder, relative to it, without those that .dvcignore leaves out."""
+    from dvc.fs import LocalFileSystem
+    from dvc.ignore import DvcIgnoreFilter
+
+    ignore = DvcIgnoreFilter(LocalFileSystem(), str(project.resolve()))
+    found = ignore.find(ignore.fs, str(folder.resolve()))
+    return sorted(Path(path).relative_to(folder.resolve()).as_posix() for path in found)
+
+
+def hash_files(project: Path, folder: Path) -> dict[str, str]:
+    """Return the MD5 of each file in a folder, by its path in the folder."""
+    files = list_folder(project, folder)
+    return {name: compute_md5(folder / name) for name in files if (folder / name).is_file()}
+
+
+def hash_tree(project: Path, path: Path) -> str:
+    """Return DVC's MD5 of a file or a folder of a project, or "" if it does not exist."""
+    if path.is_dir():
+        return hash_folder(hash_files(project, path))
+    return compute_md5(path) if path.is_file() else ""
+
+
+def match(project: Path, path: Path, recorded: Recorded) -> str | None:
+    """Return whether a file or folder is the recorded one, perhaps with other line ends.
+
+    Returns IDENTICAL, LINE_ENDS or None.
+    """
+    if (found := hash_tree(project, path)) == recorded.md5 or not found:
+        return IDENTICAL if found else None
+    for convert in (_to_lf, _to_crlf):
+        if path.is_dir():
+            names = list_folder(project, path)
+            md5 = hash_folder({name: _hash_text(path / name, convert) for name in names})
+        else:
+            md5 = _hash_text(path, convert)
+        if md5 == recorded.md5:
+            return IDENTICAL if recorded.old and convert is _to_lf else LINE_ENDS
+    return None
+
+
+def _hash_text(path: Path, convert: Any) -> str:
+    """Return the MD5 of a file, after `convert` if it is a text file."""
+    with path.open("rb") as stream:
+        if b"\0" in stream.read(8192):
+            return compute_md5(path)
+    return hashlib.md5(convert(path.read_bytes()), usedforsecurity=False).hexdigest()
+
+
+def _to_lf(content: bytes) -> bytes:
+    return content.replace(b"\r\n", b"\n")
+
+
+def _to_crlf(content: bytes) -> bytes:
+    return _to_lf(content).replace(b"\n", b"\r\n")
