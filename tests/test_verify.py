@@ -187,7 +187,7 @@ from stages.core import environment
 instructions, threads, *replicas = sys.argv[1], *map(int, sys.argv[2:])
 environment.PINS["ONEDNN_MAX_CPU_ISA"] = os.environ["ONEDNN_MAX_CPU_ISA"] = instructions
 from stages.model import runtime
-from tools.verify import cpus
+from benchmarks import cpus
 runtime.configure_tensorflow(threads)
 runtime.configure_tensorflow = cpus.hash_reports = lambda *_: None
 for number in replicas:

@@ -131,9 +131,14 @@ def run_child(request: dict, streams: list[int]) -> None:
     code = 1
     try:
         os.setpgid(0, 0)
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            os.dup2(streams[number], number)
+            os.close(streams[number])
+            # The server's own stream is of another kind, such as a file that can be read again.
+            lines, errors = (1, "backslashreplace") if name == "stderr" else (-1, None)
+            stream = open(number, "w" if number else "r", lines, errors=errors, closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
