@@ -35,13 +35,13 @@ from benchmarks.tables import Result, Results
 from stages import download, plot
 from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
+from stages.core.machine import collect_fingerprint
 from stages.core.paths import GRAPH, METRICS, PARAMETERS, RAW, REPORTS
 from stages.core.settings import read_yaml
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
 from tools.recipe import RECIPES, check, merge_recipe
 from tools.verify.__main__ import clean_environment
-from tools.verify.fingerprint import collect_fingerprint
 from tools.verify.repository import run_git
 from tools.worker import find_free_addresses, make_tf_config
 

@@ -99,9 +99,11 @@ NAMES = [*CASES, REPORTING]
 
 def probe() -> None:
     """Print the name and the hash of each case as a line of JSON. This runs under emulation."""
-    from stages.model.portable import make_portable
+    from stages.model.checkpoint import State
     from stages.model.runtime import configure_tensorflow
-    from stages.model.training import train_members
+    from stages.model.training import make_history
+    from stages.model.worker import Worker
+    from stages.train import train_members
 
     content = read_yaml(PARAMETERS)
     rng = np.random.default_rng(0)
@@ -117,13 +119,12 @@ def probe() -> None:
         labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
         split = images, labels
         configure_tensorflow(parameters.replicas)
-        model, history = train_members(
-            ModelParameters.check(model_values), parameters, split, split
+        replicate, state = Worker(parameters.replicas).replicate, State()
+        model = train_members(
+            ModelParameters.check(model_values), parameters, split, split, replicate, state
         )
-        probabilities = make_portable(model, parameters.replicas).predict_probabilities(
-            images, parameters.batch_size
-        )
-        digest = hashlib.sha256(history.to_csv().encode())
+        probabilities = replicate(model).predict_probabilities(images, parameters.batch_size)
+        digest = hashlib.sha256(make_history(state).to_csv().encode())
         for array in (*model.get_weights(), probabilities):
             digest.update(array.tobytes())
         print(json.dumps({name: digest.hexdigest()}), flush=True)

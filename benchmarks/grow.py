@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from stages.core.dataset import read_classes
 from stages.core.errors import run
 from stages.core.files import write_text
 from stages.core.paths import DATASET, RAW
-from stages.core.prepared import read_classes
 from stages.model.augmentation import augment
 from stages.model.settings import TrainParameters
 from stages.sources import idx

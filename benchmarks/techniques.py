@@ -26,6 +26,7 @@ from benchmarks.tables import format_table as format_rows
 from benchmarks.tables import insert_tables
 from stages import plot
 from stages.core.errors import StageError, run
+from stages.core.machine import collect_fingerprint
 from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
 from tools.compare.revision import SEEDS, Result, resolve_commit
@@ -34,7 +35,6 @@ from tools.sweep import table
 from tools.sweep.__main__ import add_place, read_place
 from tools.sweep.dask_cluster import run_all
 from tools.sweep.runs import Combination, make_combinations, require_commit
-from tools.verify.fingerprint import collect_fingerprint
 from tools.verify.lockfile import flatten
 from tools.verify.repository import ask_git
 

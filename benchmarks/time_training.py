@@ -18,21 +18,18 @@ from stages.core.errors import run
 
 def main() -> None:
     """Replace `train_members` with a function that also measures its time, and run the stage."""
-    # Not at the top, because TensorFlow takes seconds to load.
-    from stages.model import training
+    train_members = stage.train_members
 
-    train_members = training.train_members
-
-    def time_members(*arguments: Any, **named: Any) -> Any:
-        model_parameters, _, train, *_ = arguments
+    def time_members(*arguments: Any) -> Any:
+        _, _, training, _, _, state, _ = arguments
         start = time.perf_counter()
-        model, history = train_members(*arguments, **named)
+        model = train_members(*arguments)
         seconds = time.perf_counter() - start
-        images = len(train[0]) * len(history) * model_parameters.members
+        images = len(training[0]) * sum(map(len, state.rows))
         append_record(Path(sys.argv[1]), "training", seconds=seconds, images=images)
-        return model, history
+        return model
 
-    training.train_members = time_members
+    stage.train_members = time_members  # type: ignore[assignment]
     stage.main()
 
 

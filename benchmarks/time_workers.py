@@ -56,16 +56,16 @@ def main() -> None:
                 self.model.stop_training = True
 
         def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
-            workers = self.model.workers
+            transport: Any = getattr(self.model, "transport", None)  # of several workers
             exchanges = {}
-            for count in WEIGHTS if workers.count > 1 else ():
+            for count in WEIGHTS if transport else ():
                 seconds = []
                 for _ in range(EXCHANGES.stop):
                     start = time.perf_counter()
-                    workers.gather(tf.zeros(count))
+                    transport.gather(tf.zeros(count))
                     seconds.append(time.perf_counter() - start)
                 exchanges[str(count)] = median(seconds[EXCHANGES.start :])
-            if workers.index == 0:
+            if not transport or transport.index == 0:
                 append_record(
                     Path(sys.argv[1]),
                     "steps",

@@ -19,10 +19,11 @@ from pydantic import Field
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from stages.core.dataset import read_classes
 from stages.core.errors import run
 from stages.core.files import Floats, read_csv, write_csv, write_json
 from stages.core.paths import DATASET, HISTORY, METRICS, MODEL, PER_CLASS, PREDICTIONS, PROCESSED
-from stages.core.prepared import read_classes, read_split
+from stages.core.prepared import read_split
 from stages.core.settings import Section
 
 Labels = npt.NDArray[np.int64]
@@ -93,11 +94,12 @@ def main() -> None:
     from stages.model.runtime import configure_tensorflow, load_tensorflow
 
     load_tensorflow()
-    from stages.model import calibration, portable, storage
+    from stages.model import calibration, storage
+    from stages.model.parallel import DataParallel
 
     configure_tensorflow(parameters.threads)
     model = storage.load(MODEL)
-    network = portable.make_portable(model, parameters.threads)
+    network = DataParallel(model, parameters.threads)
     metrics: dict[str, Any] = {}
     for name in ("validation", "test"):  # one after the other, so that only one is in memory
         images, labels = read_split(PROCESSED / f"{name}.npz")

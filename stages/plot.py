@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import Field
 
+from stages.core.dataset import is_zero_white, read_classes
 from stages.core.errors import run
 from stages.core.files import Array, read_csv, write_atomically
 from stages.core.paths import DATASET, HISTORY, PLOTS, PREDICTIONS, RAW, TEST
-from stages.core.prepared import measures_ink, read_classes, read_split
+from stages.core.prepared import read_split
 from stages.core.settings import Section
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
@@ -210,7 +211,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 def main() -> None:
     """Draw and write the five plots."""
     parameters = PlotParameters.read()
-    classes, ink = read_classes(DATASET), measures_ink(DATASET)
+    classes, ink = read_classes(DATASET), is_zero_white(DATASET)
     history = read_csv(HISTORY)
     predictions = read_csv(PREDICTIONS, text=("actual", "predicted"))
     samples = (

@@ -288,11 +288,12 @@ def train_with(parameters):
 @pytest.fixture
 def tiny_model(model_with):
     """A function that returns a small portable network for 28x28 images of ten classes."""
-    from stages.model import architectures, portable
+    from stages.model import architectures
+    from stages.model.parallel import DataParallel
 
     def make(**changes):
         model = architectures.build(model_with(architecture="dense", **changes), (28, 28), 10)
-        return portable.make_portable(model, 2)
+        return DataParallel(model, 2)
 
     return make
 

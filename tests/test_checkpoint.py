@@ -3,9 +3,13 @@
 import keras
 import pytest
 
-from stages.core.paths import CHECKPOINT
-from stages.model import checkpoint, storage, training
+from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
+from stages.model import checkpoint, storage
 from stages.model.checkpoint import State
+from stages.model.origin import describe_origin, find_code, find_differences
+from stages.model.training import make_history
+from stages.model.worker import Worker
+from stages.train import train_members
 
 ORIGIN = {"train.epochs": "3"}
 
@@ -65,9 +69,11 @@ def test_resumed_training_gives_the_same_bytes(
             if sum(map(len, state.rows)) == stop_after:
                 raise KilledError(checkpoint.pack(ORIGIN, state))
 
-        model, history = training.train_members(*parameters, small_split, small_split, state, save)
+        state = state or State()
+        replicate = Worker(parameters[1].replicas).replicate
+        model = train_members(*parameters, small_split, small_split, replicate, state, save)
         storage.save(model, parameters[1].loss, tmp_path / "model.keras")
-        return (tmp_path / "model.keras").read_bytes(), history.to_csv()
+        return (tmp_path / "model.keras").read_bytes(), make_history(state).to_csv()
 
     expected = run()
     state = None
@@ -90,7 +96,7 @@ def saved(project):
 def test_checkpoint_of_another_origin_is_not_used(saved, capsys):
     assert checkpoint.load(ORIGIN).rows == [[{"loss": 0.5}]]
     assert checkpoint.load({"train.epochs": "4", "keras": "1"}) == State()
-    message = f"{CHECKPOINT} is from a run with other keras, train.epochs; starting over"
+    message = f"{CHECKPOINT} is from a run with different keras, train.epochs; starting over"
     assert capsys.readouterr().out.splitlines() == [message]
 
 
@@ -109,12 +115,11 @@ def test_damaged_checkpoint_is_not_used(saved, capsys, part):
 def test_origin_names_everything_that_the_result_depends_on(project, model_with, train_with):
     """Code, parameters, data, libraries and processor; not where or when the training runs."""
     from stages.core.files import Pieces, write_npz
-    from stages.core.paths import TRAIN, VALIDATION
 
     def describe(value, **changes):
         for path in (TRAIN, VALIDATION):
             write_npz(path, {"images": Pieces((1,), "<f4", [value])})
-        return checkpoint.describe_origin(model_with(), train_with(**changes))
+        return describe_origin(model_with(), train_with(**changes))
 
     import numpy as np
 
@@ -124,5 +129,29 @@ def test_origin_names_everything_that_the_result_depends_on(project, model_with,
     assert {"model.seed", "train.schedule", "keras", "numpy", "Python"} <= set(origin)
     assert {"processor", "environment"} <= set(origin)
     assert describe(zero) == origin
-    assert checkpoint.find_differences(origin, describe(zero, seed=5)) == "train.seed"
-    assert checkpoint.find_differences(origin, describe(one)) == f"{TRAIN}, {VALIDATION}"
+    assert find_differences(origin, describe(zero, seed=5)) == "train.seed"
+    assert find_differences(origin, describe(one)) == f"{TRAIN}, {VALIDATION}"
+
+
+def test_code_is_what_dvc_yaml_lists(tmp_path):
+    """A folder that a team adds to `deps` of train belongs to the origin."""
+    for name in ("stages/train.py", "stages/losses/focal.py", "stages/other.py", "data/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for name in ("__pycache__/focal.pyc", ".focal.py.swp"):
+        (tmp_path / "stages/losses" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "stages/losses" / name).write_text("")
+
+    def find(stages):
+        (tmp_path / "dvc.yaml").write_text(f"stages: {stages}")
+        return sorted(path.relative_to(tmp_path).as_posix() for path in find_code(tmp_path))
+
+    train = "{cmd: exec python -m stages.train, deps: [%s]}"
+    deps = f"{TRAIN}, stages/train.py, stages/losses, data/x.txt"
+    assert find(f"{{train: {train % deps}, other: {{cmd: x, deps: [stages/other.py]}}}}") == [
+        "data/x.txt",
+        "stages/losses/focal.py",
+        "stages/train.py",
+    ]
+    everything = ["stages/losses/focal.py", "stages/other.py", "stages/train.py"]
+    assert find("{}") == find(f"{{train: {train % ''}}}") == everything

@@ -21,9 +21,9 @@ from helpers.checks import get_refusal
 from helpers.project import ROOT, SMALL, Project, allow_interrupts
 from ruamel.yaml import YAML
 
+from stages.cluster import rendezvous
+from stages.cluster.addresses import find_own_ips, read_tf_config, split_address
 from stages.core.errors import StageError
-from stages.model import rendezvous
-from stages.model.addresses import find_own_ips, read_tf_config, split_address
 from tools.verify.lockfile import compute_md5
 from tools.worker import find_free_addresses, make_tf_config, read_kubernetes, read_slurm
 
@@ -232,7 +232,7 @@ def test_names_that_other_machines_cannot_use_are_refused(monkeypatch):
 
 def test_connections_to_other_addresses_are_dropped():
     """Also those that were made before. TensorFlow listens on all addresses of the machine."""
-    from stages.model.addresses import accept_only
+    from stages.cluster.port import accept_only
 
     with socket.socket() as listener:
         listener.bind(("0.0.0.0", 0))  # noqa: S104  # as TensorFlow does
@@ -255,7 +255,8 @@ def test_connections_to_other_addresses_are_dropped():
 
 def test_sums_do_not_depend_on_the_number_of_workers():
     """The largest nodes of all workers cover the tree, and lead to the same sum."""
-    from stages.model.parallel import Workers, add_tree, find_largest_nodes
+    from stages.cluster.worker import find_largest_nodes, list_replicas
+    from stages.model.parallel import add_tree
 
     rng = np.random.default_rng(0)
     for replicas in (1, 2, 3, 4, 5, 8, 13):
@@ -264,10 +265,8 @@ def test_sums_do_not_depend_on_the_number_of_workers():
         }
         expected = add_tree(leaves, (0, replicas))[0]
         for count in range(1, replicas + 1):
-            workers = Workers()
-            workers.count = count
             own = [
-                find_largest_nodes(workers.list_replicas(worker, replicas), (0, replicas))
+                find_largest_nodes(list_replicas(worker, count, replicas), (0, replicas))
                 for worker in range(count)
             ]
             sums = {node: add_tree(leaves, node) for nodes in own for node in nodes}
@@ -433,9 +432,9 @@ def test_others_end_and_a_later_run_resumes(clones, results_alone, kill, count):
 @pytest.mark.slow
 def test_worker_that_dies_while_tensorflow_connects_is_named(clones):
     """TensorFlow itself would wait for an hour."""
-    dying = "import os; from stages.model import cluster; original = cluster.wait_for_all\n"
-    dying += "cluster.wait_for_all = lambda *a: (original(*a), os._exit(9))\n" + TRAIN
-    hasty = "from stages.model import rendezvous; rendezvous.CONNECTING = 3\n" + TRAIN
+    dying = "import os; from stages.cluster import transport; original = transport.wait_for_all\n"
+    dying += "transport.wait_for_all = lambda *a: (original(*a), os._exit(9))\n" + TRAIN
+    hasty = "from stages.cluster import failures; failures.CONNECTING = 3\n" + TRAIN
     projects, addresses = clones(2, {}), find_free_addresses(2)
     processes = [
         *start_workers(projects[:1], addresses, hasty),
@@ -448,8 +447,8 @@ def test_worker_that_dies_while_tensorflow_connects_is_named(clones):
 
 @pytest.mark.slow
 def test_worker_that_dies_when_the_result_is_saved_loses_nothing(clones, results_alone):
-    dying = "import os; from stages.model import cluster\n"
-    dying += "cluster.Cluster.end = lambda _: os._exit(9)\n" + TRAIN
+    dying = "import os; from stages.model import ensemble\n"
+    dying += "ensemble.average_members = lambda _: os._exit(9)\n" + TRAIN
     values = CASES["dense, dropout, plateau"]
     projects, addresses = clones(2, values), find_free_addresses(2)
     processes = [
@@ -464,7 +463,7 @@ def test_worker_that_dies_when_the_result_is_saved_loses_nothing(clones, results
 @pytest.mark.slow
 def test_faults_before_training_write_nothing(clones):
     """A worker that never comes, an address in use, an unreadable TF_CONFIG."""
-    impatient = "from stages.model import rendezvous; rendezvous.PATIENCE = 2\n" + TRAIN
+    impatient = "from stages.cluster import rendezvous; rendezvous.PATIENCE = 2\n" + TRAIN
     projects = clones(3, {})
     addresses = find_free_addresses(2)
     with socket.create_server(split_address(addresses[1])):
@@ -489,7 +488,7 @@ def test_difference_between_workers_is_named(clones):
     projects[1].set({"train.seed": 99})
     host = socket.gethostname()
     for text in finish(start_workers(projects), code=1):
-        message = f"error: worker 1 ({host}) has other train.seed than worker 0 ({host})"
+        message = f"error: worker 1 ({host}) and worker 0 ({host}) differ in train.seed"
         assert find_errors(text) == [message]
     assert not (projects[0].folder / "data/model").exists()
 

@@ -13,11 +13,11 @@ from helpers.pages import find_missing_lines, find_quoted_commands
 from helpers.project import ROOT
 
 from stages.core.errors import StageError
+from stages.core.machine import collect_fingerprint, promises_same_bytes
 from stages.core.settings import read_yaml
 from tools import seeds
 from tools.compare import __main__ as compare
 from tools.compare.significance import adjust_p_values, compare_runs, compare_seeds
-from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes
 
 # The command make, which does not install anything with these options.
 MAKE = ("make", "--silent", "--old-file", ".venv/runtime")

@@ -3,11 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from stages.core.environment import LEFTOVERS, PINS
+from stages.core.errors import StageError
+from stages.core.machine import read_processor
 from stages.model import runtime
 
 SHOW = """
@@ -133,7 +136,10 @@ def test_processor_without_avx_is_found(tmp_path, monkeypatch, flags, found):
     cpuinfo = tmp_path / "cpuinfo"
     if flags:
         cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-    assert runtime.has_avx(cpuinfo) == found
+    monkeypatch.setattr(runtime, "read_processor", lambda: read_processor(cpuinfo))
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # so that importing it fails at once
+    with pytest.raises(ImportError if found else StageError):
+        runtime.load_tensorflow()
 
 
 def test_makefile_removes_what_python_would_obey(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from stages.core.errors import StageError
 from stages.core.files import write_json, write_npz
-from stages.model import portable
+from stages.model.parallel import DataParallel
 from tools.export import FORMATS, check_agreement, main, select_main_output, write_keras
 
 SHARING = Path(__file__).parents[1] / "docs/sharing.md"
@@ -43,7 +43,7 @@ def test_every_format_predicts_the_same(
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
     model = storage.load(tmp_path / "model.keras")
     images = RANDOM.random((7, *shape), np.float32)
-    expected = portable.make_portable(model, 2).predict_probabilities(images, 3)
+    expected = DataParallel(model, 2).predict_probabilities(images, 3)
     assert (
         np.ptp(expected, axis=0) / expected.mean(axis=0)
     ).max() > 0.05  # the predictions depend on the images

@@ -14,6 +14,7 @@ from helpers.damage import damaged, many_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.core.dataset import read_classes
 from stages.core.errors import StageError
 from stages.core.files import (
     read_csv,
@@ -24,7 +25,7 @@ from stages.core.files import (
     write_npz,
     write_text,
 )
-from stages.core.prepared import check_split, read_classes, read_split
+from stages.core.prepared import check_split, read_split
 
 IMAGES = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 LABELS = np.array([[0, 1, 0], [1, 0, 0]], np.float32)

@@ -169,6 +169,6 @@ def test_interrupted_training_says_how_to_go_on(project):
     # With other parameters, the checkpoint is not used.
     project.set({"train.epochs": 1})
     said = project.run("dvc", "repro", "train").stdout
-    assert f"{CHECKPOINT} is from a run with other train.epochs; starting over" in said
+    assert f"{CHECKPOINT} is from a run with different train.epochs; starting over" in said
     assert "epoch 1 of 1" in said
     assert not (project.folder / CHECKPOINT).exists()

@@ -13,7 +13,12 @@ PACKAGES = {
     "tools": {"stages", "dvc_verify", "tools"},
     "benchmarks": {"stages", "dvc_verify", "tools", "benchmarks"},
 }
-FOLDERS = {"core": {"core"}, "sources": {"core", "sources"}, "model": {"core", "model"}}
+FOLDERS = {
+    "core": {"core"},
+    "sources": {"core", "sources"},
+    "model": {"core", "model"},
+    "cluster": {"core", "model", "cluster"},
+}
 ALL = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_bytes())
     for package in PACKAGES

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from stages.core.errors import StageError
 from stages.core.files import read_json
-from stages.model import architectures, calibration, ensemble, portable, storage
+from stages.model import architectures, calibration, ensemble, storage
+from stages.model.parallel import DataParallel
 from stages.model.settings import ModelParameters
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -43,7 +44,7 @@ def test_both_apis_build_the_same_network(images, model_with, architecture):
     assert kinds[0] == kinds[1][1:]  # the functional one lists its input too
     for ours, theirs in zip(sequential.get_weights(), functional.get_weights(), strict=True):
         assert ours.tobytes() == theirs.tobytes()
-    predictions = [portable.make_portable(model, 2).predict(images, verbose=0) for model in models]
+    predictions = [DataParallel(model, 2).predict(images, verbose=0) for model in models]
     assert predictions[0].tobytes() == predictions[1].tobytes()
 
 
@@ -106,7 +107,7 @@ def test_portable_model_computes_the_same_function(images, model_with, architect
     model = architectures.build(model_with(architecture=architecture), SHAPE, CLASSES)
     rng = np.random.default_rng(1)
     model.set_weights([rng.random(w.shape, np.float32) for w in model.get_weights()])
-    portable_model = portable.make_portable(model, 1)
+    portable_model = DataParallel(model, 1)
     for training in (False, True):
         ours, theirs = (
             keras.tree.flatten(m(images, training=training)) for m in (portable_model, model)
@@ -162,7 +163,7 @@ def test_plain_keras_opens_saved_models(images, model_with, tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path)
     for name in names:
         model = storage.load(tmp_path / f"{name}.keras")
-        ours = portable.make_portable(model, 2).predict_probabilities(images, 32)
+        ours = DataParallel(model, 2).predict_probabilities(images, 32)
         theirs = np.load(tmp_path / f"{name}.npy")
         np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -175,7 +176,7 @@ def test_mean_loss_uses_trained_loss_and_main_output(model_with, tmp_path, loss,
     model = architectures.build(model_with(architecture=architecture), SHAPE, CLASSES)
     storage.save(model, loss, tmp_path / "model.keras")
     loaded = storage.load(tmp_path / "model.keras")
-    probabilities = portable.make_portable(loaded, 2).predict_probabilities(images, 2)
+    probabilities = DataParallel(loaded, 2).predict_probabilities(images, 2)
     found = calibration.compute_mean_loss(loaded, labels, probabilities)
     # A blank image, random weights and zero biases: every class is equally likely.
     np.testing.assert_allclose(probabilities, 0.1, rtol=1e-6)
@@ -200,13 +201,13 @@ def test_replicas_keep_the_order_for_any_batch_size(images, model_with):
     model = architectures.build(model_with(), SHAPE, CLASSES)
     expected = model(images).numpy()
     for replicas, count in ((1, 64), (2, 63), (3, 64), (4, 2), (4, 1)):
-        found = portable.make_portable(model, replicas)(images[:count]).numpy()
+        found = DataParallel(model, replicas)(images[:count]).numpy()
         assert found.shape == (count, CLASSES)
         np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-6)
 
 
 def test_predictions_are_traced_once(images, model_with):
-    portable_model = portable.make_portable(architectures.build(model_with(), SHAPE, CLASSES), 2)
+    portable_model = DataParallel(architectures.build(model_with(), SHAPE, CLASSES), 2)
     whole = portable_model.predict_probabilities(images, len(images))
     for size in (1, 7, 33, 100):
         np.testing.assert_allclose(
@@ -221,7 +222,7 @@ def test_cross_entropy_of_replicas_uses_logits(images, model_with):
     model.get_layer("main").set_weights([1000 * kernel, bias])
     labels = np.eye(CLASSES, dtype=np.float32)[np.arange(64) % CLASSES]
     loss = keras.losses.CategoricalCrossentropy()
-    found = float(loss(labels, portable.make_portable(model, 2)(images)))
+    found = float(loss(labels, DataParallel(model, 2)(images)))
     assert found > -np.log(1e-7)  # the largest value that clipped probabilities allow
     assert found == pytest.approx(float(loss(labels, model(images))), rel=1e-3)
 
@@ -241,7 +242,7 @@ def test_ensemble_averages_its_members(images, model_with, tmp_path, api):
 def check_probabilities(model, images, expected):
     """Check what the Keras model and its portable form predict."""
     np.testing.assert_allclose(model(images), expected, rtol=1e-5)
-    found = portable.make_portable(model, 2).predict_probabilities(images, 64)
+    found = DataParallel(model, 2).predict_probabilities(images, 64)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -278,11 +279,11 @@ def test_calibration_fits_confidence_to_accuracy(model_with):
     rng = np.random.default_rng(0)
     images = rng.random((200, *SHAPE), np.float32)
     model = architectures.build(model_with(), SHAPE, CLASSES)
-    before = portable.make_portable(model, 2).predict_probabilities(images, 200)
+    before = DataParallel(model, 2).predict_probabilities(images, 200)
     predicted = before.argmax(axis=1)
     wrong = np.arange(200) % 10 == 0
     labels = np.eye(CLASSES, dtype=np.float32)[(predicted + wrong) % CLASSES]
-    portable_model = portable.make_portable(model, 2)
+    portable_model = DataParallel(model, 2)
     calibration.calibrate(portable_model, images, labels, 200)
     after = portable_model.predict_probabilities(images, 200)
     assert after.argmax(axis=1).tolist() == predicted.tolist()
@@ -299,7 +300,7 @@ def test_calibration_fits_confidence_to_accuracy(model_with):
 @pytest.mark.parametrize(("count", "mistakes"), [(15, 0), (200, 9), (200, 10)])
 def test_few_mistakes_do_not_determine_a_calibration(model_with, capsys, count, mistakes):
     images = np.random.default_rng(0).random((count, *SHAPE), np.float32)
-    model = portable.make_portable(architectures.build(model_with(), SHAPE, CLASSES), 2)
+    model = DataParallel(architectures.build(model_with(), SHAPE, CLASSES), 2)
     before = model.predict_probabilities(images, 200)
     wrong = np.arange(count) < mistakes
     labels = np.eye(CLASSES, dtype=np.float32)[(before.argmax(axis=1) + wrong) % CLASSES]
@@ -362,7 +363,7 @@ def test_standard_layer_needs_no_edit_elsewhere(tmp_path, images):
     outputs = keras.layers.Dense(CLASSES, activation="softmax", name="main")(features)
     model = keras.Model(inputs, outputs)
     storage.save(model, "categorical_crossentropy", tmp_path / "model.keras")
-    opened = portable.make_portable(storage.load(tmp_path / "model.keras"), 2)
+    opened = DataParallel(storage.load(tmp_path / "model.keras"), 2)
     np.testing.assert_allclose(opened(images), model(images), rtol=1e-4, atol=1e-6)
 
 

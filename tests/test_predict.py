@@ -24,7 +24,8 @@ from benchmarks.scenes import SCENES
 from stages import download, evaluate, preprocess
 from stages.core.files import read_csv, write_csv, write_json
 from stages.core.paths import DATASET, HISTORY, LOCK, MODEL, PREDICTIONS, PROCESSED, RAW, TEST
-from stages.model import architectures, portable, storage
+from stages.model import architectures, storage
+from stages.model.parallel import DataParallel
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from tools import draw
@@ -253,7 +254,7 @@ def test_files_that_are_not_there_do_not_stop_the_others(labels, here):
 
 def test_probabilities_are_those_of_the_evaluate_stage(here, mnist):
     images = idx.read(mnist / TEST_IMAGES, 3, 512) / np.float32(255)
-    model = portable.make_portable(storage.load(here / MODEL), 2)
+    model = DataParallel(storage.load(here / MODEL), 2)
     expected = model.predict_probabilities(images, 512)
     assert load_classifier().predict_probabilities(images).tobytes() == expected.tobytes()
 
@@ -285,7 +286,7 @@ def test_classes_and_size_come_from_the_dataset(another_dataset, model_with):
     assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
     assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
     (ranking,) = classifier.rank([image[None]])
-    expected = portable.make_portable(model, 2).predict_on_batch(image[None])["main"][0]
+    expected = DataParallel(model, 2).predict_on_batch(image[None])["main"][0]
     assert dict(ranking) == dict(zip(["ga", "na", "da"], expected.tolist(), strict=True))
 
 

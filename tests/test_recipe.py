@@ -148,7 +148,7 @@ def test_unknown_section_is_refused(folder):
     with Path("params.yaml").open("a") as file:
         file.write("modle: {}\n")
     assert get_refusal(recipe.check, values()).startswith(
-        "params.yaml: no stage in dvc.yaml reads the section modle; delete it, or "
+        "params.yaml: no stage in dvc.yaml lists the section modle; delete it, or "
     )
 
 
@@ -187,3 +187,13 @@ def test_stage_without_its_script_is_named(folder):
     assert get_refusal(recipe.check, values()) == (
         "dvc.yaml: the stage plot runs stages.report, which does not exist"
     )
+
+
+@pytest.mark.parametrize("listed", ["- report", "- report.pages", "- params.yaml: [report.pages]"])
+def test_section_of_another_program_is_accepted(folder, listed):
+    """Its values are not checked, because no script declares them."""
+    with Path("params.yaml").open("a") as file:
+        file.write("report: {pages: 3}\n")
+    report = f"  report:\n    cmd: ./report.sh\n    params:\n      {listed}\n\n"
+    write_graph("  plot:\n", report + "  plot:\n")
+    recipe.check(values())

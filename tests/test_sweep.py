@@ -22,12 +22,13 @@ from helpers.project import AUTHOR, ROOT, Project, allow_interrupts
 
 from benchmarks import techniques
 from stages.core.errors import StageError
+from stages.core.machine import collect_fingerprint
 from stages.core.settings import read_yaml
 from tools.sweep import __main__ as sweep
 from tools.sweep import job, table
 from tools.sweep.dask_cluster import Place, connect, explain, format_time
 from tools.sweep.runs import Combination, Run, expand_grid, make_combinations
-from tools.verify.fingerprint import collect_fingerprint, find_difference
+from tools.verify.fingerprint import find_difference
 
 SWEEP = (sys.executable, "-m", "tools.sweep")
 DASK = str(Path(sys.executable).parent / "dask")

@@ -9,12 +9,24 @@ import keras
 import numpy as np
 import pytest
 
+from stages import train as stage
 from stages.core.errors import StageError
-from stages.model import architectures, batches, optimizer, portable, training
+from stages.model import architectures, batches, optimizer, training
+from stages.model.checkpoint import State
+from stages.model.parallel import DataParallel
 from stages.model.settings import EarlyStopping, ModelParameters, Schedule, TrainParameters
+from stages.model.training import make_history
+from stages.model.worker import Worker
 from stages.train import warn_of_few_steps
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
+
+
+def fit(network, training_set, validation_set, parameters):
+    """Train a network, and return its history."""
+    state = State()
+    stage.train_network(network, training_set, validation_set, parameters, state)
+    return make_history(state)
 
 
 @pytest.mark.parametrize(
@@ -97,24 +109,24 @@ def test_history_has_the_rate_of_the_last_step(
     parameters = train_with(
         epochs=3, batch_size=32, learning_rate=0.8, optimizer="sgd", schedule=schedule
     )
-    history = training.fit(tiny_model(), small_split, small_split, parameters)
+    history = fit(tiny_model(), small_split, small_split, parameters)
     assert history["learning_rate"].tolist() == pytest.approx(expected)
 
 
 def test_trained_members_are_freed(train_with, model_with, small_split, monkeypatch):
-    left, fit_one = weakref.WeakSet(), training.fit
+    left, train_network = weakref.WeakSet(), stage.train_network
 
-    def watched(model, *arguments):
+    def watched(network, *arguments):
         assert not left
-        history = fit_one(model, *arguments)
-        left.add(model)
-        return history
+        train_network(network, *arguments)
+        left.add(network)
 
-    monkeypatch.setattr(training, "fit", watched)
+    monkeypatch.setattr(stage, "train_network", watched)
     parameters = model_with(architecture="dense", members=2)
-    model, history = training.train_members(parameters, train_with(), small_split, small_split)
+    model = stage.train_members(
+        parameters, train_with(), small_split, small_split, Worker(2).replicate, State()
+    )
     assert not left
-    assert len(history) == 1
     assert len(model.layers) == 4  # the input, two members and their mean
 
 
@@ -126,7 +138,7 @@ def test_plateau_schedule_lowers_the_rate(train_with, tiny_model, small_split):
         optimizer="sgd",
         schedule={"name": "plateau", "every": 2, "factor": 0.5},
     )
-    history = training.fit(tiny_model(), small_split, small_split, parameters)
+    history = fit(tiny_model(), small_split, small_split, parameters)
     assert history["learning_rate"].tolist() == pytest.approx(
         [1e-12, 1e-12, 1e-12, 5e-13, 5e-13, 2.5e-13]
     )
@@ -172,7 +184,7 @@ def test_model_holds_the_weights_of_the_chosen_epoch(train_with, tiny_model, sma
         early_stopping={"enabled": True, "patience": 2},
     )
     model = tiny_model()
-    history = training.fit(model, small_split, small_split, parameters)
+    history = fit(model, small_split, small_split, parameters)
     assert 2 < len(history) < 40
     chosen = history[history["chosen"] == 1]
     assert chosen["val_loss"].tolist() == [history["val_loss"].min()]
@@ -181,14 +193,14 @@ def test_model_holds_the_weights_of_the_chosen_epoch(train_with, tiny_model, sma
 
 
 def test_without_early_stopping_the_last_epoch_is_chosen(train_with, tiny_model, small_split):
-    history = training.fit(tiny_model(), small_split, small_split, train_with(epochs=3))
+    history = fit(tiny_model(), small_split, small_split, train_with(epochs=3))
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["chosen"].tolist() == [0, 0, 1]
 
 
 def test_every_metric_is_in_the_history(train_with, tiny_model, small_split):
     parameters = train_with(metrics=["accuracy", "precision", "recall"])
-    history = training.fit(tiny_model(), small_split, small_split, parameters)
+    history = fit(tiny_model(), small_split, small_split, parameters)
     for name in ("accuracy", "precision", "recall", "loss"):
         assert history[name].item() >= 0
         assert history[f"val_{name}"].item() >= 0
@@ -197,7 +209,7 @@ def test_every_metric_is_in_the_history(train_with, tiny_model, small_split):
 def test_infinite_loss_stops_the_stage(train_with, tiny_model, small_split):
     parameters = train_with(epochs=3, optimizer="sgd", learning_rate=1e38)
     with pytest.raises(StageError, match=r"lower train\.learning_rate, now 1e\+38"):
-        training.fit(tiny_model(), small_split, small_split, parameters)
+        fit(tiny_model(), small_split, small_split, parameters)
 
 
 def epochs_of(split, parameters, first_epoch=0):
@@ -261,7 +273,7 @@ def test_two_trainings_give_the_same_bytes(train_with, tiny_model, small_split):
     runs = []
     for _ in range(2):
         model = tiny_model(dropout=0.5)
-        history = training.fit(model, small_split, small_split, parameters)
+        history = fit(model, small_split, small_split, parameters)
         runs.append((history.to_csv(), [w.tobytes() for w in model.get_weights()]))
     assert runs[0] == runs[1]
 
@@ -284,9 +296,7 @@ def test_last_batch_leaves_two_images_for_batch_normalisation(
     parameters = train_with(replicas=2, batch_size=31)
     for normalised, size, steps in ((True, 31, 2), (False, 31, 3), (True, 30, 3)):
         model = tiny_model(batch_normalization=normalised)
-        training.fit(
-            model, small_split, small_split, parameters.model_copy(update={"batch_size": size})
-        )
+        fit(model, small_split, small_split, parameters.model_copy(update={"batch_size": size}))
         assert model.optimizer.iterations == steps
 
 
@@ -294,7 +304,7 @@ def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
     schedule = {"name": "cosine", "every": 1, "factor": 0.5, "warmup": 0.0}
     parameters = train_with(epochs=2, batch_size=21, replicas=2, schedule=schedule)
     model = tiny_model()
-    training.fit(model, small_split, small_split, parameters)
+    fit(model, small_split, small_split, parameters)
     assert model.optimizer.iterations == 6  # 3 per epoch: the image left over makes no batch
     assert float(model.optimizer.learning_rate) == 0.0
 
@@ -302,10 +312,8 @@ def test_schedule_ends_with_the_last_step(train_with, tiny_model, small_split):
 def test_fewer_images_than_replicas_are_refused(train_with, tiny_model, small_split):
     few = tuple(array[:3] for array in small_split)
     with pytest.raises(StageError, match=r"train\.replicas is 2 and there are 3 training images"):
-        training.fit(tiny_model(), few, small_split, train_with(replicas=2))
-    training.fit(
-        tiny_model(batch_normalization=False), few, small_split, train_with(replicas=2)
-    )  # one step
+        fit(tiny_model(), few, small_split, train_with(replicas=2))
+    fit(tiny_model(batch_normalization=False), few, small_split, train_with(replicas=2))  # one step
 
 
 def test_loss_smooths_labels(train_with):
@@ -323,8 +331,8 @@ def test_metrics_count_every_image_once(train_with, model_with, small_split):
     for replicas in (1, 3):
         parameters = train_with(replicas=replicas, batch_size=64, learning_rate=1e-9)
         network = architectures.build(model_with(architecture="branched"), (28, 28), 10)
-        model = portable.make_portable(network, replicas)
-        history = training.fit(model, small_split, small_split, parameters).iloc[0]
+        model = DataParallel(network, replicas)
+        history = fit(model, small_split, small_split, parameters).iloc[0]
         total = history["main_loss"] + parameters.auxiliary_weight * history["auxiliary_loss"]
         assert history["loss"] == pytest.approx(total, rel=1e-5)
 
@@ -355,8 +363,8 @@ def test_step_of_replicas_equals_that_of_keras(
         model_with(architecture=architecture, batch_normalization=False), (28, 28), 10
     )
     start = network.get_weights()
-    replicas = portable.make_portable(network, 2)
-    history = training.fit(replicas, (images, labels), small_split, parameters)
+    replicas = DataParallel(network, 2)
+    history = fit(replicas, (images, labels), small_split, parameters)
     one = training.make_loss(parameters)
     losses, targets = (
         [dict.fromkeys(("main", "auxiliary"), each) for each in (one, labels)]
@@ -393,7 +401,7 @@ def test_muon_step_is_nearly_orthogonal(shape):
 
 def test_muon_uses_adam_for_classifier_and_normalisation(train_with, model_with):
     model = architectures.build(model_with(), (28, 28), 10)
-    portable_model = portable.make_portable(model, 2)
+    portable_model = DataParallel(model, 2)
     rule = optimizer.make_optimizer(train_with(optimizer="muon"), 10)
     rule.build(portable_model.trainable_variables)
     by_adam = {v.path for v in portable_model.trainable_variables if rule._should_use_adamw(v)}
@@ -409,12 +417,12 @@ def test_training_step_is_traced_once(
     architecture, model_with, train_with, small_split, monkeypatch
 ):
     """TensorFlow traces the step again if the first trace has created variables."""
-    traced, step = [], portable.DataParallel.train_step
+    traced, step = [], DataParallel.train_step
     monkeypatch.setattr(
-        portable.DataParallel, "train_step", lambda *args: traced.append(args) or step(*args)
+        DataParallel, "train_step", lambda *args: traced.append(args) or step(*args)
     )
     model = architectures.build(model_with(architecture=architecture), (28, 28), 10)
-    training.fit(portable.make_portable(model, 1), small_split, small_split, train_with(epochs=2))
+    fit(DataParallel(model, 1), small_split, small_split, train_with(epochs=2))
     assert len(traced) == 1
 
 
@@ -423,7 +431,7 @@ def test_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(
 ):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     model = architectures.build(model_with(architecture="dense", hidden_units=[4]), (28, 28), 10)
-    training.fit(portable.make_portable(model, 1), small_split, small_split, train_with(epochs=2))
+    fit(DataParallel(model, 1), small_split, small_split, train_with(epochs=2))
     printed = capsys.readouterr().out
     assert " batches/s]" in printed
     assert re.findall(r"^(?:.*\r)?(epoch \d of 2): \d+ s, ", printed, re.M) == [
@@ -505,9 +513,9 @@ def test_any_combination_of_valid_values_trains(choice, model_with, train_with, 
         (28, 28),
         10,
     )
-    portable_model = portable.make_portable(model, 1)  # one replica is faster to trace than two
+    portable_model = DataParallel(model, 1)  # one replica is faster to trace than two
     before = [w.numpy() for w in portable_model.trainable_variables]
-    history = training.fit(portable_model, small_split, small_split, parameters)
+    history = fit(portable_model, small_split, small_split, parameters)
     assert set(history) >= {"epoch", "learning_rate", "loss", "val_loss", "chosen"}
     assert set(history) >= {*choice["metrics"], *(f"val_{name}" for name in choice["metrics"])}
     after = [w.numpy() for w in portable_model.trainable_variables]

@@ -109,11 +109,8 @@ def check_variables() -> str:
 
 def check_processor() -> str:
     """Look for AVX, and for variables that make libraries compute with other kernels."""
-    from tools.verify.fingerprint import (
-        collect_fingerprint,
-        promises_same_bytes,
-        read_fingerprint,
-    )
+    from stages.core.machine import collect_fingerprint, promises_same_bytes
+    from tools.verify.fingerprint import read_fingerprint
 
     kernels = re.compile("(TF_)?(XLA|ONEDNN|DNNL)_|TF_(ENABLE|DISABLE|SET|USE)_|TENSORFLOW_")
     names = [name for name in os.environ if kernels.match(name) and name not in PINS]

@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.dataset import read_classes
 from stages.core.environment import PINS
 from stages.core.errors import StageError, run
 from stages.core.files import Floats, write_atomically, write_text
 from stages.core.paths import DATASET, MODEL, TEST
-from stages.core.prepared import read_classes, read_split
+from stages.core.prepared import read_split
 from stages.evaluate import EvaluateParameters
 
 EXPORT = Path("data/export")
@@ -194,12 +195,12 @@ def main() -> None:
     from stages.model.runtime import configure_tensorflow, load_tensorflow
 
     load_tensorflow()
-    from stages.model.portable import make_portable
+    from stages.model.parallel import DataParallel
     from stages.model.storage import load
 
     configure_tensorflow(parameters.threads)
     model = load(MODEL)
-    portable = make_portable(model, parameters.threads)
+    portable = DataParallel(model, parameters.threads)
     expected = portable.predict_probabilities(images, parameters.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         for name, (write, predict) in FORMATS.items():

@@ -11,7 +11,6 @@ that each stage reads.
 
 import argparse
 import importlib
-import inspect
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -30,31 +29,41 @@ from tools.verify.repository import check_repository, run_git
 RECIPES = Path("recipes")
 
 
-def find_sections() -> dict[str, type[Section]]:
-    """Return the sections that the stages in dvc.yaml read, by name.
+def find_sections() -> dict[str, type[Section] | None]:
+    """Return the sections that the stages in dvc.yaml list, by name.
 
-    Raises StageError if a stage reads a section or a key that dvc.yaml does not list for it.
+    A section that no script declares, because the stage is another program, has the value None.
+    Raises StageError if a script uses a section or a key that dvc.yaml does not list for it.
     """
-    found: dict[str, type[Section]] = {}
+    found: dict[str, type[Section] | None] = {}
     for stage, content in (read_yaml(GRAPH).get("stages") or {}).items():
+        content = content.get("do", content)  # below `foreach`
+        listed = set()
+        for entry in content.get("params") or []:
+            keys = entry.get(str(PARAMETERS)) if isinstance(entry, dict) else [entry]
+            listed |= set(map(str, keys or []))
+        for name in sorted(listed):
+            found.setdefault(name.partition(".")[0], None)
         if match := re.search(r"python -m (stages\.\w+)", str(content.get("cmd"))):
-            sections = read_sections(stage, match[1])
-            check_listed(stage, sections, set(map(str, content.get("params", []))))
-            found |= {section.section: section for section in sections}
+            sections = import_sections(stage, match[1])
+            check_listed(stage, sections.values(), listed)
+            found |= sections
     return found
 
 
-def read_sections(stage: str, name: str) -> list[type[Section]]:
-    """Return the sections that a stage's script, the module `name`, reads."""
+def import_sections(stage: str, name: str) -> dict[str, type[Section]]:
+    """Return the sections that a stage's script, the module `name`, declares or imports."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         raise StageError(f"{GRAPH}: the stage {stage} runs {name}, which does not exist") from None
-    names = re.findall(r"\b(\w+)\.read\(", inspect.getsource(module))
-    values = [getattr(module, name, None) for name in dict.fromkeys(names)]
-    return [value for value in values if isinstance(value, type) and issubclass(value, Section)]
+    return {
+        value.section: value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Section) and hasattr(value, "section")
+    }
 
 
 def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]) -> None:
@@ -70,19 +79,21 @@ def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]
             )
 
 
-def check(content: Mapping[str, Any], sections: Mapping[str, type[Section]] | None = None) -> None:
+def check(
+    content: Mapping[str, Any], sections: Mapping[str, type[Section] | None] | None = None
+) -> None:
     """Raise StageError unless `content` has exactly these sections, with valid values.
 
-    Without `sections`, they are those that the stages in dvc.yaml read.
+    Without `sections`, they are those that the stages in dvc.yaml list.
     """
     sections = sections or find_sections()
     for name in content:
         if name not in sections:
             raise StageError(
-                f"{PARAMETERS}: no stage in {GRAPH} reads the section {name}; delete it, or read "
-                f"it in a stage's script. The other sections are {', '.join(sections)}"
+                f"{PARAMETERS}: no stage in {GRAPH} lists the section {name}; delete it, or add it "
+                f"to the params of a stage. The other sections are {', '.join(sections)}"
             )
-    for section in sections.values():
+    for section in filter(None, sections.values()):
         section.check(content.get(section.section))
     check_together(ModelParameters.check(content["model"]), TrainParameters.check(content["train"]))
 

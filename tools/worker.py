@@ -26,9 +26,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from stages.cluster.addresses import check_count, find_own_ips, read_tf_config, split_address
+from stages.cluster.rendezvous import PATIENCE
 from stages.core.errors import StageError, run
-from stages.model.addresses import check_count, find_own_ips, read_tf_config, split_address
-from stages.model.rendezvous import PATIENCE
 from stages.model.settings import TrainParameters
 
 PORT = 2222  # on machines of their own, workers can all use the same

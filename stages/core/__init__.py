@@ -1,1 +1,1 @@
-"""What every stage uses: environment, terminal, errors, settings, files, prepared splits, paths."""
+"""What every stage uses: environment, machine, terminal, errors, settings, files and datasets."""

@@ -1,4 +1,4 @@
-"""Read the prepared splits and the class names, and check that they are what training expects.
+"""Read the prepared splits, and check that they are what training expects.
 
 A split is an `.npz` file that the stage preprocess writes. It holds two arrays of n images and
 their labels:
@@ -17,31 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.dataset import read_classes as read_classes  # for tools/predict, until it moves
 from stages.core.errors import StageError
-from stages.core.files import Array, Floats, read_json
+from stages.core.files import Array, Floats
+
+Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classes)
 
 BLOCK = 1 << 20  # bytes read at a time
 PIECE = 4096  # images processed at a time
 
 
-def read_classes(path: Path) -> list[str]:
-    """Return the class names, by label, from the dataset.json that the stage download writes."""
-    content = read_json(path)
-    classes = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise StageError(f"{path}: expected a list of class names under 'classes'")
-    return classes
-
-
-def measures_ink(path: Path) -> bool:
-    """Return whether the pixels of the dataset in dataset.json measure ink, as those of MNIST do.
-
-    Then 0 is white paper. The pixels of your own dataset measure brightness, and 0 is black.
-    """
-    return bool(read_json(path).get("dataset") != "custom")
-
-
-def read_split(path: Path) -> tuple[Floats, Floats]:
+def read_split(path: Path) -> Split:
     """Return the images and labels of a prepared split.
 
     Both arrays are memory maps: the system reads a part from disk when it is used, and can free the

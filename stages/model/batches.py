@@ -4,6 +4,7 @@ Which images a training step sees, and how they are augmented, depends only on t
 and the step. So a training can start at any epoch, and every worker reads the same batches.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -11,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from stages.core.files import Floats
+from stages.core.prepared import Split
 from stages.model.architectures import AUXILIARY, MAIN
 from stages.model.augmentation import augment
 from stages.model.settings import TrainParameters
-
-Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classes)
 
 
 def count_steps(images: int, batch_size: int, smallest: int) -> int:
@@ -25,7 +24,7 @@ def count_steps(images: int, batch_size: int, smallest: int) -> int:
     If the last batch has fewer than `smallest` images, it is left out.
     """
     steps, rest = divmod(images, batch_size)
-    return steps + (rest >= smallest)
+    return steps + 1 if rest >= smallest else steps
 
 
 def make_training_batches(
@@ -69,7 +68,7 @@ def make_validation_batches(split: Split, size: int, two_outputs: bool) -> tf.da
         batch = slice(number * size, (number + 1) * size)
         return np.array(images[batch]), np.array(labels[batch])
 
-    numbers = tf.data.Dataset.range(-(-len(images) // size))
+    numbers = tf.data.Dataset.range(math.ceil(len(images) / size))
     return read_batches(numbers, split, two_outputs, read, lambda _, batch_images: batch_images)
 
 

@@ -4,33 +4,23 @@ The checkpoint is the file data/checkpoint/checkpoint.npz. It records everything
 depends on. A run resumes from the checkpoint only if all of this is the same.
 """
 
-import hashlib
-import importlib.metadata
 import io
 import json
-import platform
 import re
-import sys
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import keras
 import numpy as np
 
-from stages.core.environment import PINS
 from stages.core.files import Array, write_bytes
-from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
+from stages.core.paths import CHECKPOINT
 from stages.model.architectures import MAIN
-from stages.model.settings import ModelParameters, TrainParameters
+from stages.model.origin import Origin, find_differences
 
-Origin = dict[str, str]  # everything that a training depends on: a value or a hash, by name
 Row = dict[str, float]  # the loss, metrics and learning rate of an epoch
 
-PACKAGE = Path(__file__).parents[1]  # the folder `stages`
-LIBRARIES = ("keras", "numpy", "scipy", "tensorflow", "tensorflow-cpu")
 # The attributes of Keras's EarlyStopping and ReduceLROnPlateau that change during training.
 COUNTERS = ("best", "best_epoch", "cooldown_counter", "stopped_epoch", "wait")
 
@@ -56,7 +46,7 @@ class State:
         self.stopped = False
 
 
-class SaveState(keras.callbacks.Callback):
+class ResumeTraining(keras.callbacks.Callback):
     """Restore a training when it begins, and save it after each epoch."""
 
     def __init__(
@@ -103,52 +93,6 @@ class SaveState(keras.callbacks.Callback):
                 self.state.best_weights = callback.best_weights
         self.state.stopped = self.model.stop_training
         self.save(self.state)
-
-
-def describe_origin(model: ModelParameters, train: TrainParameters) -> Origin:
-    """Return everything that the result of a training depends on.
-
-    Prepared data is described by the checksums in the `.npz` files. Processors with AVX2 and FMA
-    give the same bytes, so they all have the same description. Any other processor is described by
-    its model.
-    """
-    scripts = [PACKAGE / "__init__.py", PACKAGE / "train.py"]
-    origin = {
-        f"stages/{path.relative_to(PACKAGE).as_posix()}": hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for path in sorted([*scripts, *PACKAGE.glob("core/*.py"), *PACKAGE.glob("model/*.py")])
-    }
-    for section in (model, train):
-        for name, value in section.model_dump().items():
-            origin[f"{section.section}.{name}"] = json.dumps(value, sort_keys=True)
-    for path in (TRAIN, VALIDATION):
-        with zipfile.ZipFile(path) as archive:
-            members = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
-        origin[path.as_posix()] = json.dumps(members)
-    for library in importlib.metadata.distributions():
-        if (name := library.name.lower().replace("_", "-")) in LIBRARIES:
-            origin[name] = library.version
-    origin["Python"] = ".".join(map(str, sys.version_info[:2]))
-    return origin | {"processor": describe_processor(), "environment": json.dumps(PINS)}
-
-
-def describe_processor() -> str:
-    """Return the kind of this processor: the same text for processors that give the same bytes."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    flags = re.search(r"^flags\s*: (.*)$", text, re.M)
-    if flags and {"avx2", "fma"} <= set(flags[1].split()):
-        return f"{platform.machine()} with AVX2"
-    model = re.search(r"^(?:model name|CPU part)\s*: (.*)$", text, re.M)
-    return f"{platform.machine()} {model[1] if model else ''}"
-
-
-def find_differences(ours: Origin, theirs: Origin) -> str:
-    """Return the names of the entries that differ between two origins, or an empty string."""
-    return ", ".join(sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name)))
 
 
 def pack(origin: Origin, state: State) -> bytes:
@@ -213,7 +157,7 @@ def load(origin: Origin) -> State:
         print(f"{CHECKPOINT} is damaged ({error}); starting over", flush=True)
         return State()
     if differences := find_differences(origin, found):
-        print(f"{CHECKPOINT} is from a run with other {differences}; starting over", flush=True)
+        print(f"{CHECKPOINT} is from a run with different {differences}; starting over", flush=True)
         return State()
     return state
 

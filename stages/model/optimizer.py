@@ -1,5 +1,7 @@
 """Create the optimizer and its learning rate schedule."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -34,7 +36,7 @@ def make_learning_rate(
     schedules = keras.optimizers.schedules
     match schedule.name:
         case "step":
-            drops = range(1, -(-parameters.epochs // schedule.every))
+            drops = range(1, math.ceil(parameters.epochs / schedule.every))
             if not drops:
                 return rate
             # Steps count from 0, and a boundary is the last step before the rate changes.
@@ -58,12 +60,18 @@ def make_learning_rate(
 class RecordLearningRate(keras.callbacks.Callback):
     """Add the learning rate of the last step to the logs of each epoch."""
 
+    def __init__(self, rate: float | keras.optimizers.schedules.LearningRateSchedule) -> None:
+        """Record `rate`, which can be a schedule. The plateau schedule changes a constant rate."""
+        super().__init__()
+        self.rate = rate
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:  # noqa: ARG002  # Keras's signature
         """Evaluate the schedule at the last step; `iterations` is the number of the next one."""
         optimizer = self.model.optimizer
-        rate = optimizer._learning_rate  # the public property is the rate of the next step
-        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            rate = rate(optimizer.iterations - 1)
+        if isinstance(self.rate, keras.optimizers.schedules.LearningRateSchedule):
+            rate = self.rate(optimizer.iterations - 1)
+        else:
+            rate = optimizer.learning_rate
         logs["learning_rate"] = float(rate)
 
 

@@ -1,59 +1,16 @@
-"""Layers whose arithmetic gives the same bytes on every processor."""
+"""Layers whose arithmetic gives the same bytes on every processor.
 
+`copy_layers` turns a model into its portable form: it copies the model, and replaces each layer
+whose class is in `PORTABLE`. `parallel.DataParallel` does the rest.
+"""
+
+import importlib
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from stages.model.parallel import DataParallel, Workers, get_traced_step
-
 ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels process at a time
-
-
-def make_portable(
-    model: keras.Model, replicas: int, workers: Workers | None = None
-) -> DataParallel:
-    """Return a copy of `model`, with the same weights, that computes the same bytes everywhere.
-
-    Train and predict with the copy, which splits each batch into `replicas` parts. Save the
-    original: plain Keras can open its standard layers.
-    """
-    network = keras.models.clone_model(model, clone_function=make_portable_layer, recursive=True)
-    network.set_weights(model.get_weights())
-    for layer in network._flatten_layers():
-        for value in vars(layer).values():
-            if isinstance(value, keras.random.SeedGenerator):
-                draw_by_step(value)
-    return DataParallel(network, replicas, workers)
-
-
-def draw_by_step(generator: keras.random.SeedGenerator) -> None:
-    """Make the random numbers of a layer depend only on its seed, the step and the replica.
-
-    Keras's generator counts its calls instead. Its count depends on which replicas a worker
-    computes, and a resumed training would have to restore it.
-    """
-    seed, count_calls = int(generator.state.numpy()[0]), generator.next
-
-    def draw(ordered: bool = True) -> tf.Tensor:
-        step = get_traced_step()
-        if step is None:
-            return count_calls(ordered)
-        step.draws += 1
-        numbers = (seed + step.draws) % 2**32, step.number
-        return tf.stack([tf.cast(number, tf.uint32) for number in numbers])
-
-    generator.next = draw
-
-
-def make_portable_layer(layer: keras.Layer) -> keras.Layer:
-    """Return a copy of `layer`, using the portable class if there is one."""
-    kinds: dict[Any, Any] = {
-        keras.layers.BatchNormalization: PortableBatchNormalization,
-        keras.layers.Dense: PortableDense,
-    }
-    kind = kinds.get(type(layer), type(layer))
-    return kind.from_config(layer.get_config())
 
 
 class PortableBatchNormalization(keras.layers.BatchNormalization):
@@ -71,14 +28,9 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
     ) -> tf.Tensor:
         """Return `inputs`, normalised by the batch or, outside training, by the moving averages."""
         if training and self.trainable:
-            mean, variance = keras.ops.moments(inputs, self._reduction_axes)
-            step = get_traced_step()
+            mean, variance = keras.ops.moments(inputs, list(range(inputs.shape.rank - 1)))
             for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                if step is None:
-                    average.assign(average * self.momentum + value * (1.0 - self.momentum))
-                else:  # DataParallel updates the averages, in the order of the replicas
-                    step.averages.append((average, self.momentum))
-                    step.statistics.append(value)
+                average.assign(average * self.momentum + value * (1.0 - self.momentum))
         else:
             mean, variance = self.moving_mean, self.moving_variance
         scale = self.gamma / keras.ops.sqrt(variance + self.epsilon)
@@ -102,3 +54,42 @@ class PortableDense(keras.layers.Dense):
         if self.use_bias:
             outputs += self.bias
         return self.activation(outputs)
+
+
+PORTABLE: dict[type[keras.Layer], type[keras.Layer]] = {
+    keras.layers.BatchNormalization: PortableBatchNormalization,
+    keras.layers.Dense: PortableDense,
+}
+
+
+def copy_layers(model: keras.Model) -> keras.Model:
+    """Return a copy of `model`, with the same weights, whose layers are portable."""
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        return PORTABLE.get(type(layer), type(layer)).from_config(layer.get_config())
+
+    network = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    network.set_weights(model.get_weights())
+    return network
+
+
+def find_averages(model: keras.Model) -> list[tuple[keras.Variable, float]]:
+    """Return the moving averages of batch normalisation that training changes, with momentum."""
+    found: list[tuple[keras.Variable, float]] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += find_averages(layer)
+        elif isinstance(layer, PortableBatchNormalization) and layer.trainable:
+            found += [(layer.moving_mean, layer.momentum), (layer.moving_variance, layer.momentum)]
+    return found
+
+
+def find_random_states(model: keras.Model) -> list[keras.Variable]:
+    """Return the state of each random generator: its seed, and how often it was called."""
+    weights = {id(weight) for weight in model.weights}
+    return [each for each in model.non_trainable_variables if id(each) not in weights]
+
+
+def make_portable(model: keras.Model, replicas: int) -> Any:
+    """Return DataParallel(model, replicas): for tools/predict, until it calls that itself."""
+    return importlib.import_module("stages.model.parallel").DataParallel(model, replicas)

@@ -6,10 +6,10 @@ import platform
 import re
 import sys
 import tempfile
-from pathlib import Path
 
 from stages.core import environment
 from stages.core.errors import StageError
+from stages.core.machine import read_processor
 
 
 def load_tensorflow() -> None:
@@ -21,7 +21,8 @@ def load_tensorflow() -> None:
     Raises StageError if the processor lacks the instructions that TensorFlow's packages need.
     Without this check, the system would end the process.
     """
-    if not has_avx(Path("/proc/cpuinfo")):
+    _, instructions = read_processor()
+    if platform.machine() == "x86_64" and instructions and "avx" not in instructions:
         raise StageError(
             "this processor has no AVX instructions, which TensorFlow's packages need; use another "
             "machine, or give the virtual machine its host's processor"
@@ -44,15 +45,6 @@ def load_tensorflow() -> None:
             for line in written.read().decode(errors="replace").splitlines():
                 if not re.match(r"I\d{4} |WARNING: All log messages before absl::Init", line):
                     print(line, file=sys.stderr)
-
-
-def has_avx(cpuinfo: Path) -> bool:
-    """Return False if the system says that this x86-64 processor lacks AVX."""
-    try:
-        flags = re.search(r"^flags\s*: (.*)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return True  # not Linux
-    return platform.machine() != "x86_64" or not flags or "avx" in flags[1].split()
 
 
 def configure_tensorflow(threads: int) -> None:

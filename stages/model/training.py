@@ -1,34 +1,21 @@
-"""Train networks: loss, metrics, callbacks, and the members of an ensemble."""
+"""Fit a network: steps, loss, metrics, callbacks and history."""
 
-import gc
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from stages.core.errors import StageError
-from stages.model.architectures import AUXILIARY, MAIN, build, has_two_outputs
-from stages.model.batches import (
-    Split,
-    count_steps,
-    make_training_batches,
-    make_validation_batches,
-)
-from stages.model.calibration import calibrate
-from stages.model.checkpoint import SaveState, State
-from stages.model.ensemble import average_members, average_over_shifts
-from stages.model.optimizer import RecordLearningRate, make_optimizer
-from stages.model.parallel import DataParallel, Workers
-from stages.model.portable import make_portable
+from stages.core.prepared import Split
+from stages.model.architectures import has_two_outputs
+from stages.model.batches import count_steps, make_training_batches, make_validation_batches
+from stages.model.checkpoint import ResumeTraining, State
+from stages.model.optimizer import RecordLearningRate, make_learning_rate
+from stages.model.parallel import DataParallel
+from stages.model.portable import find_averages
 from stages.model.progress import make_progress
-from stages.model.settings import (
-    EarlyStopping,
-    ModelParameters,
-    TrainParameters,
-    find_smallest_batch,
-)
+from stages.model.settings import EarlyStopping, TrainParameters, find_smallest_batch
 
 METRICS = {
     "accuracy": keras.metrics.CategoricalAccuracy,
@@ -37,103 +24,60 @@ METRICS = {
 }
 
 
-def train_members(
-    model_parameters: ModelParameters,
-    parameters: TrainParameters,
-    train: Split,
-    validation: Split,
-    state: State | None = None,
-    save: Callable[[State], object] = lambda _: None,
-    workers: Workers | None = None,
-) -> tuple[keras.Model, pd.DataFrame]:
-    """Return the trained network and its history, whose columns `make_history` describes.
+def plan_steps(network: DataParallel, images: int, parameters: TrainParameters) -> int:
+    """Return the number of steps in an epoch over a training set of `images` images.
 
-    Each member of an ensemble has its own seeds. The training resumes from `state`, and calls
-    `save` with the new state after each epoch. If there are several `workers`, each of them
-    computes a part of every step.
+    Raises StageError if there are too few images for one step.
     """
-    state = state or State()
-    shape, classes, count = train[0].shape[1:], train[1].shape[1], model_parameters.members
-    members = []
-    for number in range(count):
-        model = build(model_parameters.for_member(number), shape, classes)
-        members.append(model)
-        if number == 0:
-            model.summary()
-        if number < len(state.finished):
-            model.set_weights(state.finished[number])
-            continue
-        portable = make_portable(model, parameters.replicas, workers)
-        name = f"member {number + 1} of {count}" if count > 1 else ""
-        fit(portable, train, validation, parameters.for_member(number), state, save, name)
-        if parameters.label_smoothing:
-            calibrate(portable, *validation, parameters.batch_size)
-        model.set_weights(portable.get_weights())
-        state.finish_member(model.get_weights())
-        # The portable model and its optimizer refer to each other, so only gc frees them.
-        del portable
-        gc.collect()
-    model = average_members(members)
-    if model_parameters.test_time_augmentation:
-        model = average_over_shifts(model)
-    return model, make_history(state)
+    smallest = find_smallest_batch(parameters.replicas, bool(find_averages(network.network)))
+    steps = count_steps(images, parameters.batch_size, smallest)
+    if not steps:
+        raise StageError(
+            f"train.replicas is {parameters.replicas} and there are {images} training "
+            f"images: a batch needs at least {smallest}; lower train.replicas"
+        )
+    return steps
 
 
 def fit(
-    model: DataParallel,
-    train: Split,
+    network: DataParallel,
+    training: Split,
     validation: Split,
     parameters: TrainParameters,
-    state: State | None = None,
-    save: Callable[[State], object] = lambda _: None,
-    name: str = "",
-) -> pd.DataFrame:
-    """Train `model` in place and return the history of all members so far.
+    steps: int,
+    state: State,
+    save: Callable[[State], object],
+    name: str,
+) -> None:
+    """Fit a compiled network in place, from `state` on; an epoch has `steps` steps.
 
-    Raises StageError if there are too few training images for one step, or if the loss is NaN or
-    infinite.
+    `name` is the name of a member of an ensemble, or "". Calls `save` with the new state after each
+    epoch. Raises StageError if the loss is NaN or infinite.
     """
-    state = state or State()
     if len(state.rows) == len(state.finished):
         state.rows.append([])
         state.chosen.append(0)
     first, epochs = len(state.rows[-1]), parameters.epochs
-    normalises = any(
-        isinstance(layer, keras.layers.BatchNormalization)
-        for layer in model.network._flatten_layers()
-    )
-    smallest = find_smallest_batch(parameters.replicas, normalises)
-    steps = count_steps(len(train[0]), parameters.batch_size, smallest)
-    if not steps:
-        raise StageError(
-            f"train.replicas is {parameters.replicas} and there are {len(train[0])} training "
-            f"images: a batch needs at least {smallest}; lower train.replicas"
-        )
     if first:
         prefix = f"{name}: " if name else ""
         print(f"{prefix}resuming after epoch {first} of {epochs}", flush=True)
     keras.utils.set_random_seed(parameters.seed)
-    two = has_two_outputs(model.network)
-    compile_model(model, parameters, steps)
-    # Create the variables of the optimizer and the losses now, or TensorFlow traces the step twice.
-    model.optimizer.build(model.trainable_variables)
-    if two:
-        labels = dict.fromkeys((MAIN, AUXILIARY), train[1][:1])
-        model.compute_loss(y=labels, y_pred=labels)
+    two_outputs = has_two_outputs(network.network)
     stopping = make_early_stopping(parameters.early_stopping)
     plateau = make_plateau(parameters)
-    model.fit(
-        make_training_batches(train, parameters, steps, two, first),
-        validation_data=make_validation_batches(validation, parameters.batch_size, two),
+    network.fit(
+        make_training_batches(training, parameters, steps, two_outputs, first),
+        validation_data=make_validation_batches(validation, parameters.batch_size, two_outputs),
         initial_epoch=first,
         epochs=first if state.stopped else epochs,
         steps_per_epoch=steps,
         callbacks=[
-            RecordLearningRate(),
+            RecordLearningRate(make_learning_rate(parameters, steps)),
             keras.callbacks.TerminateOnNaN(),
             *plateau,
             *stopping,
-            SaveState(state, [*plateau, *stopping], save),  # after the callbacks that it saves
+            # After the callbacks that it saves.
+            ResumeTraining(state, [*plateau, *stopping], save),
             *make_progress(name, epochs),
         ],
         shuffle=False,  # the batches are shuffled already
@@ -148,7 +92,6 @@ def fit(
     if stopping:
         ended = "stopped early" if len(rows) < epochs else "ended"
         print(f"{ended} after {len(rows)} epochs; using the weights of epoch {state.chosen[-1]}")
-    return make_history(state)
 
 
 def make_history(state: State) -> pd.DataFrame:
@@ -173,22 +116,6 @@ def make_history(state: State) -> pd.DataFrame:
     return pd.concat(tables).groupby("epoch").mean().reset_index().astype({"chosen": int})
 
 
-def compile_model(model: DataParallel, parameters: TrainParameters, steps: int) -> None:
-    """Compile `model` with its loss, optimizer and metrics; an epoch has `steps` steps."""
-    metrics = [METRICS[name](name=name) for name in parameters.metrics]
-    loss, weights = make_loss(parameters), {MAIN: 1.0, AUXILIARY: parameters.auxiliary_weight}
-    optimizer = make_optimizer(parameters, steps)
-    if has_two_outputs(model.network):
-        losses = dict.fromkeys(weights, loss)
-        model.compile(optimizer, losses, loss_weights=weights, metrics={MAIN: metrics})
-        model.share_loss = lambda labels, outputs: tf.add_n(
-            [loss(labels[name], outputs[name]) * weight for name, weight in weights.items()]
-        )
-    else:
-        model.compile(optimizer, loss, metrics=metrics)
-        model.share_loss = loss
-
-
 def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
     """Return the loss that `parameters` name.
 
@@ -197,6 +124,11 @@ def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
     if parameters.loss == "mean_squared_error":
         return keras.losses.MeanSquaredError()
     return keras.losses.CategoricalCrossentropy(label_smoothing=parameters.label_smoothing)
+
+
+def make_metrics(parameters: TrainParameters) -> list[keras.metrics.Metric]:
+    """Return the metrics that `parameters` name."""
+    return [METRICS[name](name=name) for name in parameters.metrics]
 
 
 def make_plateau(parameters: TrainParameters) -> list[keras.callbacks.ReduceLROnPlateau]:

@@ -68,6 +68,7 @@ def main(stage):
     modules = list_loaded_modules() | {stage.replace(".", "/") + ".py"}
     # A stage that reads params.yaml without a Section could use keys of any section.
     other_reads = READS.pop("params.yaml", 0) - len(sections)
+    READS.pop("dvc.yaml", 0)  # train looks up its own deps, which DVC compares
     files = {
         name
         for name in modules | set(READS)

@@ -24,6 +24,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
 
+from stages.core.dataset import is_zero_white, read_classes
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_csv, read_json
 from stages.core.paths import (
@@ -36,7 +37,7 @@ from stages.core.paths import (
     TEST,
     VALIDATION,
 )
-from stages.core.prepared import measures_ink, read_classes, read_split
+from stages.core.prepared import read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
 from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lock
@@ -170,7 +171,7 @@ def read_commit(name: str, commit: str | None) -> Result:
                 predictions=predictions,
                 title=dataset.get("title", "an unnamed dataset"),
                 classes=classes,
-                ink=measures_ink(DATASET),
+                ink=is_zero_white(DATASET),
                 test_files=[hashes.get(file) for file in (TEST_IMAGES, TEST_LABELS)],
                 validation=written.get(VALIDATION.as_posix()),
                 inputs=inputs,

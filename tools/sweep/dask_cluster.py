@@ -16,6 +16,7 @@ from distributed import Client, Future, LocalCluster, wait
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
+from stages.core import machine
 from stages.core.errors import StageError
 from stages.core.files import write_bytes, write_text
 from stages.core.paths import REPORTS
@@ -46,7 +47,7 @@ def connect(place: Place) -> Iterator[Client]:
     """
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors get one line below
     # The workers have no copy of the project.
-    for module in (dask_worker, fingerprint):
+    for module in (dask_worker, machine):
         cloudpickle.register_pickle_by_value(module)
     if place.cluster:
         try:
@@ -88,8 +89,8 @@ def check_workers(client: Client, address: str) -> None:
     if not client.nthreads():
         print(f"waiting for a worker of {address}", flush=True)
         client.wait_for_workers(1)
-    here = fingerprint.collect_fingerprint()
-    for name, there in client.run(fingerprint.collect_fingerprint).items():
+    here = machine.collect_fingerprint()
+    for name, there in client.run(machine.collect_fingerprint).items():
         if difference := fingerprint.find_difference(here, there):
             raise StageError(f"the worker {name} may compute other bytes: {difference}")
 
@@ -115,7 +116,7 @@ def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
         "author": {key: ask_git("config", key) or "sweep" for key in ("user.name", "user.email")},
         "cache": cache,
         "commit": commit,
-        "fingerprint": fingerprint.collect_fingerprint(),
+        "fingerprint": machine.collect_fingerprint(),
         "local_config": local_config,
         "models": place.models and bool(place.cluster),
         "name": name,

@@ -18,8 +18,9 @@ from dvc.repo import Repo
 
 from stages.core.errors import StageError, run
 from stages.core.files import read_json
+from stages.core.machine import collect_fingerprint
 from stages.core.paths import MODEL
-from tools.verify.fingerprint import collect_fingerprint, find_difference
+from tools.verify.fingerprint import find_difference
 from tools.verify.lockfile import list_files, read_lock
 from tools.verify.repository import ask_git, run_git
 

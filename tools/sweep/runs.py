@@ -76,7 +76,7 @@ def expand_grid(settings: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def apply(
-    overrides: Iterable[str], sections: Mapping[str, type[Section]]
+    overrides: Iterable[str], sections: Mapping[str, type[Section] | None]
 ) -> tuple[str, dict[str, Any]]:
     """Return params.yaml with some values changed: its text as DVC writes it, and its content.
 

@@ -30,18 +30,19 @@ from typing import Any
 
 import pandas as pd
 
+from stages.cluster.addresses import check_count
 from stages.core.environment import PINS
 from stages.core.errors import StageError, run
 from stages.core.files import write_json, write_text
+from stages.core.machine import collect_fingerprint, promises_same_bytes
 from stages.core.paths import LOCK, PARAMETERS, RAW, REPORTS
 from stages.core.terminal import print_line
 from stages.download import DownloadParameters, download
-from stages.model.addresses import check_count
 from stages.model.settings import TrainParameters
 from stages.sources.catalogue import CATALOGUE
 from stages.sources.fetch import has_expected_hash
 from tools.verify.dataset import check_dataset, copy_dataset
-from tools.verify.fingerprint import collect_fingerprint, promises_same_bytes, read_fingerprint
+from tools.verify.fingerprint import read_fingerprint
 from tools.verify.judge import DIFFERENT, EQUIVALENT, IDENTICAL, VERDICTS, judge_stages
 from tools.verify.lockfile import find_stale, read_lock
 from tools.verify.repository import clone_commit, find_last_commit

@@ -7,77 +7,21 @@ belongs to the present dvc.lock stays as it is.
 """
 
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.core.errors import run
+from stages.core.machine import collect_fingerprint, promises_same_bytes
 from stages.core.paths import LOCK
 
 RECORD = Path("fingerprint.json")
 
-# The libraries that compute or write an output.
-LIBRARIES = (
-    "h5py",
-    "keras",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "pillow",
-    "scikit-learn",
-    "scipy",
-    "tensorflow",
-    "tensorflow-cpu",
-)
-
-
-def collect_fingerprint() -> dict[str, Any]:
-    """Return this machine's processor, system and libraries."""
-    model, instructions = read_processor()
-    installed = {
-        name: found.version
-        for found in importlib.metadata.distributions()
-        if (name := found.name.lower().replace("_", "-")) in LIBRARIES
-    }
-    return {
-        "cores": os.cpu_count(),
-        "libc": " ".join(platform.libc_ver()),
-        "libraries": installed,
-        "machine": platform.machine(),
-        "processor": model,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "vector_instructions": instructions,
-    }
-
-
-def read_processor() -> tuple[str, str]:
-    """Return the processor's model name and its vector instruction sets."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor(), ""
-    model = re.search(r"^model name\s*: (.*)$", text, re.M)
-    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)
-    vector = re.compile(r"(sse|ssse|avx|fma|f16c|amx|asimd|sve).*")
-    names = sorted(filter(vector.fullmatch, flags[1].split())) if flags else []
-    return model[1] if model else platform.processor(), " ".join(names)
-
-
-def promises_same_bytes(fingerprint: dict[str, Any]) -> bool:
-    """Return whether this kind of machine must give the same bytes, even of trained weights."""
-    x86 = fingerprint["machine"] in ("x86_64", "AMD64") and fingerprint["system"] == "Linux"
-    return x86 and {"avx2", "fma"} <= set(fingerprint["vector_instructions"].split())
-
 
 def find_difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     """Return why the machine `there` may compute other bytes than the one `here`, or ""."""
-    if promises_same_bytes(dict(here)) and not promises_same_bytes(dict(there)):
+    if promises_same_bytes(here) and not promises_same_bytes(there):
         return (
             f"its processor is {there['processor'] or there['machine']}, and the same bytes are "
             "promised only on Linux on x86-64 with AVX2"

@@ -2,26 +2,19 @@
 
 TensorFlow waits up to an hour for a missing worker, and holds Python's global lock meanwhile, so
 that no thread could name the worker or end the process. So the workers first find each other over
-plain sockets, at the addresses that TensorFlow will use. While TensorFlow then connects, another
-process watches.
+plain sockets, at the addresses that TensorFlow will use.
 """
 
 import asyncio
 import json
-import os
-import select
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 
+from stages.cluster.addresses import find_own_ips, split_address
+from stages.cluster.failures import name_workers
 from stages.core.errors import StageError
-from stages.model.addresses import answers, find_own_ips, split_address
 
 PATIENCE = 120  # seconds to wait for the other workers
-CONNECTING = 60  # seconds that TensorFlow may take to connect workers that have all started
 PAUSE = 0.1  # seconds between two messages or attempts
 
 
@@ -127,37 +120,3 @@ async def _wait_for_all(addresses: list[str], index: int, listeners: list[socket
         await asyncio.sleep(PAUSE)  # asyncio reports a `read` that ends before it has begun
     if mistakes:
         raise StageError(mistakes[0])
-
-
-@contextmanager
-def watch_connecting(addresses: list[str], index: int) -> Iterator[None]:
-    """Kill this process, with one line, if the block takes longer than `CONNECTING` seconds."""
-    module = [sys.executable, "-m", "stages.model.rendezvous"]
-    command = [*module, str(CONNECTING), str(index), *addresses]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
-        yield
-        # Leaving the block closes the pipe, which tells the other process to end.
-
-
-def watch() -> None:
-    """Wait until the pipe from the parent process closes, or kill the parent after some time."""
-    seconds, index, *addresses = sys.argv[1:]
-    if select.select([sys.stdin], [], [], float(seconds))[0]:
-        return
-    gone = [
-        worker
-        for worker, address in enumerate(addresses)
-        if worker != int(index) and not answers(address)
-    ]
-    names = name_workers(addresses, gone) or "another worker"
-    print(f"error: {names} no longer answers", file=sys.stderr, flush=True)
-    os.kill(os.getppid(), signal.SIGKILL)
-
-
-def name_workers(addresses: list[str], workers: Iterable[int]) -> str:
-    """Return the indices and addresses of some workers, for a message."""
-    return ", ".join(f"worker {worker} ({addresses[worker]})" for worker in sorted(workers))
-
-
-if __name__ == "__main__":
-    watch()
