@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -106,8 +107,33 @@ def test_parameters_of_commands_are_valid(page):
         recipe.check(values)
 
 
+def test_version_is_the_same_everywhere():
+    yaml = YAML(typ="safe")
+    citation = yaml.load(ROOT / "CITATION.cff")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    newest = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert newest.groups() == (citation["version"], str(citation["date-released"]))
+    assert newest[1] == project["version"]
+
+
 def test_readmes_have_the_same_commands_and_output():
     assert find_quoted_commands(KOREAN) == find_quoted_commands(README)
+
+
+def test_diagram_shows_the_graph_of_dvc():
+    """Each arrow is one of `dvc dag`, and arrows in a row lead where `dvc dag` has one."""
+    command = [sys.executable, "-m", "dvc", "dag", "--dot"]
+    dot = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    stages = set(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
+    (diagram,) = re.findall(r"^```mermaid\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+    actual = set(re.findall(r'"(\w+)" -> "(\w+)"', dot))
+    shown = {
+        (a, b) for a, b in re.findall(r"^ *(\w+) -- .* --> (\w+)", diagram, re.M) if b in stages
+    }
+    reached = set(shown)
+    for _ in stages:
+        reached |= {(a, d) for a, b in reached for c, d in reached if b == c}
+    assert shown <= actual <= reached
 
 
 # Quoted output
