@@ -35,7 +35,7 @@ repro: ready ## Run the stages that changed. RECIPE=name WORKERS=2. FRESH=1 does
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@$(if $(FRESH),rm -rf data/checkpoint)
 	@$(if $(WORKERS),$(BIN)/python -m tools.worker --local $(WORKERS),$(BIN)/dvc repro)
-	@$(BIN)/python -m tools.verify.fingerprint
+	@$(BIN)/python -m dvc_verify record
 
 test: lint ## Run `make lint`, then all tests.
 	@$(BIN)/pytest
@@ -58,8 +58,8 @@ export: ready .venv/development ## Convert the trained network to ONNX and TFLit
 
 # Only PERTURB uses a package for tests, libfaketime.
 verify: ready $(if $(PERTURB),.venv/development) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1 WORKERS=2
-	@$(BIN)/python -m tools.verify $(if $(STRICT),--strict) \
-		$(if $(PERTURB),--perturb) $(if $(WORKERS),--workers $(WORKERS))
+	@$(BIN)/python -m dvc_verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb) \
+		$(if $(WORKERS),--command 'python -m tools.worker --local $(WORKERS) --force --no-run-cache')
 
 doctor: ready ## Check environment, data and cache, and print fixes.
 	@$(BIN)/python -m tools.doctor
@@ -74,7 +74,7 @@ lint: ready .venv/development ## Check style and types of the code, and GitHub's
 	@$(BIN)/zizmor --offline -qq .github
 
 lock-check: ready ## Check in seconds that dvc.lock belongs to the last commit.
-	@$(BIN)/python -m tools.verify --lock
+	@$(BIN)/python -m dvc_verify lock
 
 model-card: ready ## Write docs/model-card.md from the results in dvc.lock.
 	@$(BIN)/python -m tools.model_card

@@ -32,6 +32,9 @@ from ruamel.yaml import YAML
 from benchmarks import tables
 from benchmarks.references import REFERENCES
 from benchmarks.tables import Result, Results
+from dvc_verify.git import run_git
+from dvc_verify.run import make_environment
+from dvc_verify.settings import Settings
 from stages import download, plot
 from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
@@ -41,8 +44,6 @@ from stages.core.settings import read_yaml
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
 from tools.recipe import RECIPES, check, merge_recipe
-from tools.verify.__main__ import clean_environment
-from tools.verify.repository import run_git
 from tools.worker import find_free_addresses, make_tf_config
 
 RECORDS = REPORTS / "benchmark.jsonl"
@@ -142,7 +143,7 @@ def run_timed(project: Path, name: str, *command: str, **variables: str) -> dict
     done = subprocess.run(
         [*TIME, name, *command],
         cwd=project,
-        env=clean_environment(project.parent) | variables,
+        env=make_environment(project, set(), Settings.read(Path()).hidden) | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -208,7 +209,7 @@ def measure_workers(count: int, project: Path, _: int) -> Result:
     """Measure a training step on `count` workers on this machine."""
     run_timed(project, "preprocess", *PREPROCESS)
     addresses = find_free_addresses(count)
-    environment = clean_environment(project.parent)
+    environment = make_environment(project, set(), Settings.read(Path()).hidden)
     with ExitStack() as stack:
         for index in range(1, count):
             other = subprocess.Popen(

@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.tables import format_table as format_rows
 from benchmarks.tables import insert_tables
+from dvc_verify.git import ask_git
+from dvc_verify.lockfile import flatten
 from stages import plot
 from stages.core.errors import StageError, run
 from stages.core.machine import collect_fingerprint
@@ -35,8 +37,6 @@ from tools.sweep import table
 from tools.sweep.__main__ import add_place, read_place
 from tools.sweep.dask_cluster import run_all
 from tools.sweep.runs import Combination, make_combinations, require_commit
-from tools.verify.lockfile import flatten
-from tools.verify.repository import ask_git
 
 DESCRIPTION = Path("benchmarks/techniques.yaml")
 PAGE = Path("docs/techniques.md")

@@ -1,5 +1,5 @@
 """Check whether a DVC project reproduces its dvc.lock."""
 
 
-class VerifyError(Exception):
-    """The check cannot be made. The message is the one line that the user reads."""
+class VerifyError(OSError):
+    """git, DVC or a file keeps the check from being made. Users read its message, one line."""

@@ -15,12 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dvc_verify import VerifyError
-from dvc_verify.check import Check, Settings
+from dvc_verify.check import Check
 from dvc_verify.git import LOCAL_VARIABLES, ask_git, find_last_commit, find_project
 from dvc_verify.lockfile import IDENTICAL
 from dvc_verify.machine import collect_fingerprint, compare_machines, record_fingerprint
+from dvc_verify.packages import find_changed_packages
 from dvc_verify.report import annotate, clean, make_report, write_report
+from dvc_verify.settings import Settings
 from dvc_verify.stale import find_stale
 
 
@@ -49,6 +50,9 @@ def verify(check: Check) -> int:
     verdict = check.summarise(findings)
     if ask_git("status", "--porcelain", "--untracked-files=no", "--", ".", cwd=check.workspace):
         check.notes["the workspace has changes, which are not part of the commit"] = None
+    if verdict == "different":
+        for package, note in find_changed_packages().items():
+            check.notes[f"the files of {package} are not those that were installed: {note}"] = None
     here = collect_fingerprint(check.settings.libraries or check.pins)
     more = {
         "commit": check.commit,
@@ -97,10 +101,9 @@ def main() -> None:
             record_fingerprint(workspace, Settings.read(workspace).libraries)
             return
         with tempfile.TemporaryDirectory(prefix="verify", ignore_cleanup_errors=True) as name:
-            os.environ["DVC_SITE_CACHE_DIR"] = f"{name}/site"
             check = Check(workspace, find_last_commit(workspace), Path(name).resolve(), options)
             sys.exit(check_lock(check) if options.action == "lock" else verify(check))
-    except (VerifyError, OSError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

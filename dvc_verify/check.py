@@ -1,9 +1,7 @@
 """Check one commit: clone it, run its stages as often as needed, and give the verdicts."""
 
-import tomllib
 from argparse import Namespace
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,36 +15,8 @@ from dvc_verify.look import prepare
 from dvc_verify.machine import read_fingerprint, read_pins
 from dvc_verify.project import read_project
 from dvc_verify.run import FACTORS, Run, run_stages
+from dvc_verify.settings import Settings
 from dvc_verify.stale import find_stale
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The table [tool.dvc-verify] in a project's pyproject.toml."""
-
-    keep: list[str] = field(default_factory=list)  # stages, as with --keep
-    hidden: list[str] = field(default_factory=list)  # variables that stages must not see
-    libraries: list[str] = field(default_factory=list)  # that compute or write outputs
-    record: str = "dvc repro"  # the command that records dvc.lock
-    trace: str = ""  # an output that tells where a training departs
-    tolerances: Mapping[str, Any] = field(default_factory=dict)  # see compare.py
-
-    @classmethod
-    def read(cls, project: Path) -> "Settings":
-        """Read the table. Raises VerifyError if it has other keys or types."""
-        path, known = project / "pyproject.toml", vars(cls())
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise VerifyError(f"pyproject.toml: {error}") from error
-        table = content.get("tool", {}).get("dvc-verify", {})
-        for key, value in table.items():
-            if type(value) is not type(known.get(key)):
-                expected = (
-                    type(known[key]).__name__ if key in known else f"one of {', '.join(known)}"
-                )
-                raise VerifyError(f"pyproject.toml: tool.dvc-verify.{key}: expected {expected}")
-        return cls(**table)
 
 
 class Check:

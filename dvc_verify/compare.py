@@ -186,7 +186,8 @@ def _read_pixels(content: bytes) -> Values:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        return {"pixels": np.asarray(image.convert("RGBA"), np.float32) / 255}
+        pixels = np.asarray(image.convert("RGBA"), np.float32) / 255
+    return {"pixels": pixels[..., :3] if (pixels[..., 3] == 1).all() else pixels}
 
 
 def _read_archive(content: bytes) -> Values:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from dvc_verify import VerifyError
 
@@ -37,26 +36,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises VerifyError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
-        refuse_conflict(path.name, text)
+        refuse_conflict(path, text)
         content = YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise VerifyError(f"{path} does not exist; run `dvc repro`") from None
-    except (OSError, UnicodeError) as error:
-        raise VerifyError(f"{path}: {error}") from error
-    except YAMLError as error:
-        raise VerifyError(f"{path}: {' '.join(str(error).split())}") from error
+    except OSError:  # its message names the file
+        raise
+    except Exception as error:  # ruamel.yaml also raises KeyError, RecursionError and others
+        reason = " ".join(str(error).split())
+        raise VerifyError(f"{path}: not readable as YAML: {reason}") from error
     if not isinstance(content, dict):
         raise VerifyError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
 
 
-def refuse_conflict(name: str, text: str) -> None:
+def refuse_conflict(path: Path, text: str) -> None:
     """Raise VerifyError if a text has the markers of a merge conflict."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith(("<<<<<<< ", ">>>>>>> ")):
             raise VerifyError(
-                f"{name} has conflict markers in line {number}: resolve the conflict, run "
-                "`dvc repro`, and commit"
+                f"{path}: not readable as YAML or JSON: it has conflict markers in line {number}; "
+                "resolve the conflict, run `dvc repro`, and commit"
             )
 
 

@@ -100,7 +100,7 @@ def read_fingerprint(project: Path) -> dict[str, Any] | None:
         return None
     except (OSError, UnicodeError) as error:
         raise VerifyError(f"{RECORD}: {error}") from error
-    refuse_conflict(RECORD.name, text)
+    refuse_conflict(RECORD, text)
     try:
         fingerprint = json.loads(text)
         belongs = fingerprint["dvc_lock"] == hash_lock(project)

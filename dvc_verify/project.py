@@ -66,7 +66,9 @@ def read_project(folder: Path) -> Project:
     (folder / ".dvc").mkdir(exist_ok=True)  # some projects keep it out of git
     found, project = {}, Project(folder, {}, [], {}, [])
     try:
-        repo = Repo(str(folder), config={"core": {"no_scm": True}})
+        repo = Repo(
+            str(folder), config={"core": {"no_scm": True, "site_cache_dir": f"{folder}/.dvc/tmp"}}
+        )
     except DvcException as error:
         raise VerifyError(f"DVC cannot open the project: {shorten(error)}") from error
     with repo, chdir(folder):  # DVC's messages name paths from the current folder

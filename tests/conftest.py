@@ -180,7 +180,7 @@ def first_run(shared):
         used, printed = spy_on_repro(project, folder / "programs")
         (folder / "used.json").write_text(json.dumps(used))
         (folder / "printed.txt").write_text(printed)
-        project.run("python", "-m", "tools.verify.fingerprint")
+        project.run("python", "-m", "dvc_verify", "record")
         project.commit("first run")
 
     return prepare(shared / "first_run", make)

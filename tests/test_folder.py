@@ -22,7 +22,7 @@ from helpers.checks import get_refusal, read_contents, write_files
 from PIL import Image
 
 from stages.core.errors import StageError
-from stages.download import DownloadParameters, main
+from stages.download import main
 from stages.sources import idx
 from stages.sources.catalogue import (
     TEST_IMAGES,
@@ -35,7 +35,6 @@ from stages.sources.fetch import SourceError, fetch_file, has_expected_hash
 from stages.sources.folder import convert_folder, expand
 from stages.sources.image_files import Form, read_pixels
 from stages.sources.local import open_local
-from tools.verify.__main__ import copy_raw
 
 RANDOM = np.random.default_rng(0)
 LABELS = np.array([0, 1, 2, 0, 1, 2], np.uint8)
@@ -1016,10 +1015,3 @@ def test_memory_does_not_grow_with_the_images(folder, run_python, kind):
         ended = run_python("-c", MEASURE, str(folder))
         peaks.append(int(ended.stdout.split()[-1]))
     assert peaks[1] <= 1.15 * peaks[0]
-
-
-def test_copy_raw_skips_a_custom_dataset(tmp_path):
-    """`make verify` gives a fresh clone only the files of catalogued datasets."""
-    write_dataset(tmp_path)
-    copy_raw(tmp_path, tmp_path / "clone", DownloadParameters(dataset="custom", folder="mine"))
-    assert not (tmp_path / "clone").exists()

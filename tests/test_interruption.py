@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.project import Project, allow_interrupts, list_dependents, list_outputs, read_graph
 
-from tools.verify.lockfile import compute_md5
+from dvc_verify.lockfile import compute_md5
 
 # How often each training is killed. More takes minutes: KILLS=20 pytest tests/test_interruption.py
 KILLS = int(os.environ.get("KILLS", "1"))

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from helpers.project import AUTHOR, ROOT, Project
 
-from stages.core.errors import StageError
-from tools.verify.lockfile import find_stale, list_files, list_parameters, read_lock
+from dvc_verify import VerifyError
+from dvc_verify.lockfile import list_files, list_parameters, read_lock
+from dvc_verify.project import read_project
+from dvc_verify.stale import find_stale
 
 GRAPH = """
 stages:
@@ -68,7 +70,7 @@ def folder(recorded, tmp_path):
 
 
 def find(folder):
-    return find_stale(folder, read_lock(folder))
+    return find_stale(read_project(folder))
 
 
 def replace(folder, name, old, new):
@@ -89,7 +91,7 @@ def test_read_lock(folder):
 @pytest.mark.parametrize("text", ["schema: '2.0'\n", "stages: [1]\n", "- 1\n", "{"])
 def test_damaged_lock_is_refused(tmp_path, text):
     write(tmp_path, {"dvc.lock": text})
-    with pytest.raises(StageError, match=r"dvc\.lock: "):
+    with pytest.raises(VerifyError, match=r"dvc\.lock: "):
         read_lock(tmp_path)
 
 

@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import fonts, picture_sets
 from benchmarks.scenes import SCENES
+from dvc_verify.lockfile import compute_md5
 from stages import download, evaluate, preprocess
 from stages.core.files import read_csv, write_csv, write_json
 from stages.core.paths import DATASET, HISTORY, LOCK, MODEL, PREDICTIONS, PROCESSED, RAW, TEST
@@ -33,7 +34,6 @@ from tools.predict import __main__ as predict
 from tools.predict import novelty
 from tools.predict.classifier import change_width, load_classifier
 from tools.predict.picture import list_steps
-from tools.verify.lockfile import compute_md5
 
 # The smallest share of correct predictions in each set. docs/predict.md has the shares of the
 # recorded model on all files; this model is smaller and sees few files.

@@ -20,11 +20,11 @@ from helpers.project import ROOT, SMALL, STAGES, Project, list_outputs, read_gra
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dvc_verify.lockfile import compute_md5
 from stages.sources import idx
 from stages.sources.catalogue import CATALOGUE, TEST_IMAGES
 from stages.sources.fetch import has_expected_hash
 from tools.model_card import make_card
-from tools.verify.lockfile import compute_md5
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_sharing")]
 
@@ -138,7 +138,7 @@ def test_dataset_in_dvc_reaches_clones(project, tmp_path):
     course.run("dvc", "add", "datasets/mine")
     assert course.repro() == ["download"]  # with the same outputs
     whole.commit("dataset in DVC")
-    assert course.run("python", "-m", "tools.verify").stdout.endswith("\nidentical\n")
+    assert course.run("python", "-m", "dvc_verify").stdout.endswith("\nidentical\n")
     (whole.folder / "neighbour.txt").write_text("not of the project")
     assert "# 2 seeds of" in course.run("python", "-m", "tools.seeds", "2").stdout
 

@@ -27,8 +27,8 @@ from stages.core.settings import read_yaml
 from tools.sweep import __main__ as sweep
 from tools.sweep import job, table
 from tools.sweep.dask_cluster import Place, connect, explain, format_time
+from tools.sweep.machines import find_difference
 from tools.sweep.runs import Combination, Run, expand_grid, make_combinations
-from tools.verify.fingerprint import find_difference
 
 SWEEP = (sys.executable, "-m", "tools.sweep")
 DASK = str(Path(sys.executable).parent / "dask")

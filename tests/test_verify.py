@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -10,8 +9,11 @@ from helpers.parameters import have_default_results
 from helpers.project import ROOT, STAGES, list_dependents
 from PIL import Image
 
-from stages.core.files import read_json, write_json
-from tools.verify import fingerprint, judge, lockfile
+from dvc_verify import lockfile
+from dvc_verify.compare import compare_outputs
+from dvc_verify.machine import read_fingerprint
+from dvc_verify.settings import Settings
+from stages.core.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def original(small_project):
     project = small_project
     project.set({"model.architecture": "convolutional", "model.filters": [[4]], "train.epochs": 1})
     assert project.repro() == list_dependents("train")
-    project.run("python", "-m", "tools.verify.fingerprint")
+    project.run("python", "-m", "dvc_verify", "record")
     project.commit("convolutional")
     return project
 
@@ -35,7 +37,7 @@ def verify(project, *arguments):
     report = project.folder / "reports/verify.json"
     report.unlink(missing_ok=True)
     try:
-        printed, code = project.run("python", "-m", "tools.verify", *arguments).stdout, 0
+        printed, code = project.run("python", "-m", "dvc_verify", *arguments).stdout, 0
     except AssertionError as error:
         printed, code = str(error), 1
     return code, printed, json.loads(report.read_text()) if report.exists() else None
@@ -124,7 +126,7 @@ def test_replicas_that_depend_on_the_cores_are_found(project):
 
 
 def test_lock_check_names_everything_that_differs(project):
-    assert verify(project, "--lock") == (0, "dvc.lock belongs to this commit\n", None)
+    assert verify(project, "lock") == (0, "dvc.lock belongs to this commit\n", None)
     project.set({"train.schedule.every": 3, "plot.dpi": 61})
     replace(project, "dvc.yaml", "- stages/plot.py", "- stages/plot.py\n      - README.md")
     replace(project, "stages/plot.py", "mistakes on", "errors on")
@@ -136,7 +138,7 @@ def test_lock_check_names_everything_that_differs(project):
     with (folder / "runtime.py").open("a") as file:
         file.write("# changed\n")
     project.commit("changed")
-    ended = project.run("python", "-m", "tools.verify", "--lock", code=1)
+    ended = project.run("python", "-m", "dvc_verify", "lock", code=1)
     since = "since dvc.lock was recorded"
     assert ended.stdout.splitlines() == [
         f"stages/model/runtime.py has changed {since}",
@@ -162,21 +164,20 @@ def test_lock_check_in_a_git_hook_changes_nothing(project):
     project.run("git", "add", "README.md")
     git = project.folder / ".git"
     variables = (f"GIT_DIR={git}", f"GIT_INDEX_FILE={git / 'index'}")
-    project.run("env", *variables, "python", "-m", "tools.verify", "--lock")
+    project.run("env", *variables, "python", "-m", "dvc_verify", "lock")
     assert (
         project.run("git", "status", "--porcelain", "--branch").stdout == "## main\nM  README.md\n"
     )
 
 
-def test_changed_raw_data_is_refused(project):
+def test_changed_raw_data_is_not_used(project):
+    """The clone gets the recorded files from the cache, and checks them."""
     path = project.folder / "data/raw/train-labels-idx1-ubyte"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.unlink()  # a link into the cache
     path.write_bytes(content)
-    code, printed, _ = verify(project)
-    assert code == 1
-    assert "error: data/raw/train-labels-idx1-ubyte: expected the SHA-256" in printed
+    assert verify(project, "--strict")[0] == 0
 
 
 # Trains with an instruction set and a number of threads, once for each of several numbers of
@@ -215,7 +216,7 @@ def test_fingerprint_belongs_to_the_lock():
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "dvc.lock"], cwd=ROOT, check=False)
     if changed.returncode:
         pytest.skip("dvc.lock has changes that are not committed yet")
-    assert fingerprint.read_fingerprint(ROOT) is not None
+    assert read_fingerprint(ROOT) is not None
 
 
 @pytest.mark.skipif(not have_default_results(), reason="README describes the default parameters")
@@ -225,66 +226,48 @@ def test_readme_has_the_recorded_accuracy():
     assert f"| accuracy | {accuracy:.2%}".replace("%", " %") in (ROOT / "README.md").read_text()
 
 
-def test_evaluate_is_equivalent_within_bounds(tmp_path):
-    def write(name, accuracy, wrong):
-        folder = tmp_path / name / "data/evaluation"
-        folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(json.dumps({"test": {"accuracy": accuracy}}))
-        rows = [f"{i},1,{2 if i < wrong else 1},0.9" for i in range(1000)]
-        text = "\n".join(["index,actual,predicted,confidence", *rows])
-        (folder / "predictions.csv").write_text(text + "\n")
-        return tmp_path / name
-
-    committed = write("committed", 0.99, 0)
-    for name, accuracy, wrong, verdict in [
-        ("close", 0.992, 4, "equivalent"),
-        ("less accurate", 0.98, 4, "different"),
-        ("other predictions", 0.99, 9, "different"),
-    ]:
-        finding = judge.Finding("evaluate")
-        judge.judge_evaluate(finding, committed, write(name, accuracy, wrong), {})
-        assert finding.verdict == verdict, name
+# Output, key, recorded value, and a value within and beyond the limits of level C.
+LIMITS = [
+    ("data/evaluation/metrics.json", "test.accuracy", 0.99, 0.9871, 0.9869),
+    ("data/evaluation/metrics.json", "validation.loss", 0.02, 0.0249, 0.0251),
+]
 
 
-def test_stage_in_only_one_lock_is_different(tmp_path):
-    outs = {"outs": [{"path": "a", "md5": "1"}]}
-    before, after = {"gone": outs}, {"new": outs}
-    findings = judge.judge_stages(tmp_path, tmp_path, before, after)
-    assert [(f.stage, f.verdict, f.outputs) for f in findings] == [
-        ("gone", "different", ["a"]),
-        ("new", "different", ["a"]),
+@pytest.mark.parametrize(("path", "key", "recorded", "within", "beyond"), LIMITS)
+def test_metrics_are_equivalent_within_limits(tmp_path, path, key, recorded, within, beyond):
+    part, name = key.split(".")
+    for file, value in {"old": recorded, "within": within, "beyond": beyond}.items():
+        (tmp_path / f"{file}.json").write_text(json.dumps({part: {name: value, "other": value}}))
+    limits = Settings.read(ROOT).tolerances[path]
+    found = [
+        compare_outputs(tmp_path / "old.json", tmp_path / f"{name}.json", limits).equivalent
+        for name in ("old", "within", "beyond")
     ]
+    assert found == [True, True, False]
 
 
-def test_train_is_equivalent_within_bounds(original, tmp_path, monkeypatch):
-    monkeypatch.chdir(original.folder)
-    other = tmp_path / "other"
-    for results in ("data/model", "data/evaluation"):
-        shutil.copytree(original.folder / results, other / results)
-    outs = lockfile.list_files(lockfile.read_lock(original.folder), "outs")
-    finding = judge.Finding("train", outputs=["data/model/model.keras"])
-    judge.judge_train(finding, original.folder, other, outs)
-    assert finding.verdict == "equivalent"
-    assert "the weights differ by at most 0" in finding.notes
-    metrics = read_json(other / "data/evaluation/metrics.json")
-    metrics["validation"]["loss"] *= 1.25
-    write_json(other / "data/evaluation/metrics.json", metrics)
-    finding = judge.Finding("train", outputs=["data/model/history.csv"])
-    judge.judge_train(finding, original.folder, other, outs)
-    assert finding.verdict == "different"
+@pytest.mark.parametrize(("wrong", "equivalent"), [(5, True), (6, False)])
+def test_predictions_are_equivalent_within_limits(tmp_path, wrong, equivalent):
+    for name, count in (("old", 0), ("new", wrong)):
+        rows = [f"{i},1,{2 if i < count else 1},0.{i}" for i in range(1000)]
+        (tmp_path / f"{name}.csv").write_text(
+            "index,actual,predicted,confidence\n" + "\n".join(rows)
+        )
+    limits = Settings.read(ROOT).tolerances["data/evaluation/predictions.csv"]
+    found = compare_outputs(tmp_path / "old.csv", tmp_path / "new.csv", limits)
+    assert found.equivalent == equivalent
 
 
 @pytest.mark.parametrize(
-    ("shade", "size", "verdict"),
-    [(250, (40, 30), "equivalent"), (128, (40, 30), "different"), (255, (41, 30), "different")],
+    ("shade", "size", "equivalent"),
+    [(250, (40, 30), True), (249, (40, 30), False), (255, (41, 30), False)],
 )
-def test_plots_are_compared_by_their_pixels(tmp_path, shade, size, verdict):
-    for name, plot in [
-        ("committed", Image.new("L", (40, 30), 255)),
-        ("clone", Image.new("L", size, shade)),
-    ]:
-        (tmp_path / name).mkdir()
-        plot.save(tmp_path / name / "a.png")
-    finding = judge.Finding("plot", outputs=["a.png"])
-    judge.judge_plot(finding, tmp_path / "committed", tmp_path / "clone", {})
-    assert finding.verdict == verdict
+def test_plots_are_compared_by_their_pixels(tmp_path, shade, size, equivalent):
+    for name, plot in (
+        ("old", Image.new("L", (40, 30), 255)),
+        ("new", Image.new("L", size, shade)),
+    ):
+        plot.save(tmp_path / f"{name}.png")
+    limits = Settings.read(ROOT).tolerances["data/plots/*.png"]
+    found = compare_outputs(tmp_path / "old.png", tmp_path / "new.png", limits)
+    assert found.equivalent == equivalent

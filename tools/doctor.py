@@ -109,8 +109,8 @@ def check_variables() -> str:
 
 def check_processor() -> str:
     """Look for AVX, and for variables that make libraries compute with other kernels."""
+    from dvc_verify.machine import read_fingerprint
     from stages.core.machine import collect_fingerprint, promises_same_bytes
-    from tools.verify.fingerprint import read_fingerprint
 
     kernels = re.compile("(TF_)?(XLA|ONEDNN|DNNL)_|TF_(ENABLE|DISABLE|SET|USE)_|TENSORFLOW_")
     names = [name for name in os.environ if kernels.match(name) and name not in PINS]
@@ -130,8 +130,8 @@ def check_processor() -> str:
 
 def check_git() -> str:
     """Check that git can read the repository, and that it is complete."""
-    from stages.core.errors import StageError
-    from tools.verify.repository import (
+    from dvc_verify import VerifyError
+    from dvc_verify.git import (
         COMPLETE,
         ask_git,
         check_repository,
@@ -146,7 +146,7 @@ def check_git() -> str:
         if not is_in_git():
             return "not used: DVC's option core.no_scm is set"
         commit = find_last_commit()
-    except StageError as error:
+    except VerifyError as error:
         raise CheckError(str(error)) from error
     if is_partial():
         raise CheckError(f"a partial clone, in which `dvc metrics diff` can hang: {COMPLETE}")
@@ -197,7 +197,7 @@ def check_pipeline() -> str:
     from dvc.repo import Repo
     from dvc.rwlock import RWLockFileCorruptedError
 
-    from tools.verify.fingerprint import RECORD, read_fingerprint
+    from dvc_verify.machine import RECORD, read_fingerprint
 
     try:
         with Repo() as repo:
@@ -212,7 +212,7 @@ def check_pipeline() -> str:
     if changed:
         return f"changed: {', '.join(changed)} (`make repro`)"
     if LOCK.exists() and read_fingerprint(Path()) is None:
-        raise CheckError(f"{RECORD} is missing, damaged or of another {LOCK}: make repro")
+        raise CheckError(f"{RECORD} is missing or of another {LOCK}: make repro")
     return "up to date"
 
 
@@ -251,13 +251,13 @@ def check_cache() -> str:
 
 def read_recorded_outputs() -> dict[str, str]:
     """Return the MD5 of each output in dvc.lock; nothing if the file cannot be read."""
-    from stages.core.errors import StageError
-    from tools.verify.lockfile import list_files, read_lock
+    from dvc_verify import VerifyError
+    from dvc_verify.lockfile import list_files, read_lock
 
     try:
         outputs = list_files(read_lock(), "outs").items()
         return {path: recorded.md5 for path, recorded in outputs}
-    except (StageError, LookupError, AttributeError, TypeError):
+    except (VerifyError, LookupError, AttributeError, TypeError):
         return {}  # check_pipeline reports it
 
 
@@ -285,8 +285,9 @@ def check_raw() -> str:
 
 def check_lock() -> str:
     """Compare code, parameters and small outputs in the last commit with its dvc.lock."""
-    from tools.verify.lockfile import find_stale, read_lock
-    from tools.verify.repository import clone_commit, find_last_commit, is_in_git
+    from dvc_verify.git import clone_commit, find_last_commit, is_in_git
+    from dvc_verify.project import read_project
+    from dvc_verify.stale import find_stale
 
     if not is_in_git():
         return "not checked: this folder has no commits"
@@ -294,7 +295,7 @@ def check_lock() -> str:
         clone = clone_commit(find_last_commit(), Path(folder) / "clone")
         if not (clone / LOCK).exists():
             return f"not checked: the last commit has no {LOCK}"
-        found = find_stale(clone, read_lock(clone)).values()
+        found = find_stale(read_project(clone)).values()
     if notes := dict.fromkeys(note for stage in found for note in stage):
         raise CheckError("\n".join(f"{note}: make repro && git commit --all" for note in notes))
     return f"{LOCK} belongs to the last commit"

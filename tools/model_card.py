@@ -15,11 +15,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
+from dvc_verify.lockfile import compute_md5, list_files, list_parameters, read_lock
 from stages.core.errors import StageError, run
 from stages.core.files import read_csv, read_json, write_text
 from stages.core.paths import DATASET, LOCK, METRICS, MODEL, PREDICTIONS, RAW
 from stages.evaluate import compute_accuracy_interval
-from tools.verify.lockfile import compute_md5, list_files, list_parameters, read_lock
 
 CARD = Path("docs/model-card.md")
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from dvc_verify.git import check_repository, run_git
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import GRAPH, PARAMETERS
 from stages.core.settings import Section, read_yaml
 from stages.model.settings import ModelParameters, TrainParameters, check_together
-from tools.verify.repository import check_repository, run_git
 
 RECIPES = Path("recipes")
 

@@ -32,6 +32,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
+from dvc_verify import VerifyError
 from stages.core.errors import StageError, run
 from stages.core.files import Floats, write_text
 from stages.core.paths import REPORTS
@@ -321,7 +322,7 @@ def main() -> None:
         path.unlink(missing_ok=True)  # an older report would mislead if this comparison fails
     try:
         report = compare(arguments.base, arguments.head, arguments.max_drop)
-    except StageError as error:
+    except (StageError, VerifyError) as error:
         write_text(markdown, f"## Cannot be compared\n\n{error}\n")
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,6 +24,11 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
 
+from dvc_verify import VerifyError
+from dvc_verify.git import ask_git, find_last_commit, is_shallow, run_git
+from dvc_verify.lockfile import Lock, flatten, list_files, read_lock
+from dvc_verify.project import read_project
+from dvc_verify.stale import find_stale
 from stages.core.dataset import is_zero_white, read_classes
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_csv, read_json
@@ -40,8 +45,6 @@ from stages.core.paths import (
 from stages.core.prepared import read_split
 from stages.core.settings import read_yaml
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS
-from tools.verify.lockfile import Lock, find_stale, flatten, list_files, read_lock
-from tools.verify.repository import ask_git, find_last_commit, is_shallow, run_git
 
 WORKSPACE = "workspace"
 SEEDS = ("model.seed", "train.seed")  # what tools.seeds and tools.sweep vary
@@ -177,7 +180,7 @@ def read_commit(name: str, commit: str | None) -> Result:
                 inputs=inputs,
                 stale=notes,
             )
-        except StageError as error:
+        except (StageError, VerifyError) as error:
             raise StageError(f"{name}: {error}") from error
 
 
@@ -192,8 +195,8 @@ def read_provenance(lock: Lock) -> tuple[dict[str, str], dict[str, str], list[st
             {path: file.md5 for path, file in list_files(lock, kind).items()}
             for kind in ("outs", "deps")
         )
-        notes = list(dict.fromkeys(chain(*find_stale(Path(), lock).values())))
-    except (AttributeError, KeyError, TypeError):
+        notes = list(dict.fromkeys(chain(*find_stale(read_project(Path())).values())))
+    except (AttributeError, KeyError, TypeError, VerifyError):
         return {}, {}, ["dvc.yaml or dvc.lock is damaged, or belongs to another project"]
     return written, {path: read[path] for path in read.keys() - written.keys()}, notes
 

@@ -16,15 +16,15 @@ from distributed import Client, Future, LocalCluster, wait
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
+from dvc_verify.git import ask_git, run_git
 from stages.core import machine
 from stages.core.errors import StageError
 from stages.core.files import write_bytes, write_text
 from stages.core.paths import REPORTS
 from tools.compare.revision import Result, read_commit, resolve_commit
 from tools.sweep import dask_worker
+from tools.sweep.machines import find_difference
 from tools.sweep.runs import Run, choose_names, find_finished, require_commit
-from tools.verify import fingerprint
-from tools.verify.repository import ask_git, run_git
 
 LOGS = REPORTS / "sweep"
 IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -91,7 +91,7 @@ def check_workers(client: Client, address: str) -> None:
         client.wait_for_workers(1)
     here = machine.collect_fingerprint()
     for name, there in client.run(machine.collect_fingerprint).items():
-        if difference := fingerprint.find_difference(here, there):
+        if difference := find_difference(here, there):
             raise StageError(f"the worker {name} may compute other bytes: {difference}")
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from dvc.cli import main as call_dvc
 from dvc.repo import Repo
 
+from dvc_verify.git import ask_git, run_git
+from dvc_verify.lockfile import list_files, read_lock
 from stages.core.errors import StageError, run
 from stages.core.files import read_json
 from stages.core.machine import collect_fingerprint
 from stages.core.paths import MODEL
-from tools.verify.fingerprint import find_difference
-from tools.verify.lockfile import list_files, read_lock
-from tools.verify.repository import ask_git, run_git
+from tools.sweep.machines import find_difference
 
 
 def end_with_parent() -> None:

@@ -11,6 +11,8 @@ from dvc.repo.experiments.utils import gen_random_name
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from hydra.errors import HydraException
 
+from dvc_verify.git import ask_git, find_last_commit, is_shallow
+from dvc_verify.lockfile import flatten
 from stages.core.errors import StageError
 from stages.core.files import write_text
 from stages.core.paths import LOCK, PARAMETERS
@@ -24,9 +26,7 @@ from tools.compare.revision import (
     read_commit,
 )
 from tools.recipe import check, find_sections
-from tools.verify.dataset import check_dataset
-from tools.verify.lockfile import flatten
-from tools.verify.repository import ask_git, find_last_commit, is_shallow
+from tools.sweep.dataset import check_dataset
 
 
 @dataclass(frozen=True)
