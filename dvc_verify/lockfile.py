@@ -68,8 +68,8 @@ def read_lock(project: Path = Path()) -> Lock:
     content = read_yaml(project / LOCK)
     if "schema" not in content:
         raise VerifyError(
-            f"{project / LOCK} has the first schema, which DVC no longer reads: run `dvc repro` "
-            "and commit"
+            f"{project / LOCK}: it has the first schema, which DVC no longer reads: run "
+            "`dvc repro` and commit"
         )
     stages = content.get("stages")
     if not isinstance(stages, dict) or not all(isinstance(each, dict) for each in stages.values()):

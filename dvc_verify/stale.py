@@ -81,7 +81,8 @@ def _compare_values(stage: Stage, recorded: Mapping[str, Any]) -> Iterator[str]:
     for file, values in (recorded.get("params") or {}).items():
         present = stage.parameters.get(file, {})
         now = flatten({key: present[key] for key in values if key in present})
-        before = flatten(values)
+        listed = stage.listed["params"]
+        before = flatten({k: v for k, v in values.items() if name_parameter(file, k) in listed})
         for name in now | before:
             ours, theirs = (
                 repr(side[name]) if name in side else "missing" for side in (now, before)

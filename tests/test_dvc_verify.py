@@ -119,7 +119,7 @@ PROJECTS = {
             "use": "identical",
         },
         [
-            "old/dvc.lock has the first schema, which DVC no longer reads",
+            "old/dvc.lock: it has the first schema, which DVC no longer reads",
             "behind.csv is only behind behind.csv.dvc",
             "download: it needs the network, which was cut off; --network allows it",
             "frozen: it is frozen in dvc.yaml",

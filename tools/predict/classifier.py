@@ -10,7 +10,6 @@ from functools import partial
 import cv2
 import numpy as np
 
-from dvc_verify.lockfile import compute_md5, list_files, read_lock
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_json
 from stages.core.paths import DATASET, LOCK, MODEL, RAW, TRAIN, VALIDATION
@@ -31,6 +30,7 @@ from tools.predict.picture import (
     open_image,
     read_image_file,
 )
+from tools.verify.lockfile import compute_md5, list_files, read_lock
 
 # What is tried in turn if a photo leads to no digit: options of `list_steps`. The first ones change
 # the strokes that were found, the others find other strokes.

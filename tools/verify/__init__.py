@@ -1,0 +1,1 @@
+"""The former place of dvc_verify; see lockfile.py."""
