@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,67 +31,19 @@ import pandas as pd
 from stages import evaluate, plot
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
-from stages.core.paths import PARAMETERS, REPORTS
-from stages.core.settings import read_yaml
+from stages.core.paths import REPORTS
 from stages.model.settings import ModelParameters, TrainParameters
+from tests.helpers.cases import EVERY_OPTION, KINDS, Values, make_sections
 
 CPUS = ("Haswell", "EPYC-Milan")  # one of Intel and one of AMD
 REPORT = REPORTS / "cpus.md"
 BATCHES = 1.5  # in an epoch: a full batch and a smaller one
-# The starting values of every case except the first. Every optimizer accepts them. Batches are
-# small, because an emulator is slow.
-PLAIN = {"batch_size": 64, "momentum": 0.0, "nesterov": False, "label_smoothing": 0.0}
-
-# The changes to params.yaml in each case. Together they use every architecture, API, optimizer,
-# schedule and loss.
-CASES: dict[str, dict[str, dict[str, Any]]] = {
+# What each case changes. Batches are small except in the first, because an emulator is slow.
+CASES: dict[str, Values] = {
     "params.yaml": {},
-    "dense, adam, batch 32": {
-        "model": {"architecture": "dense", "api": "sequential", "batch_normalization": False},
-        "train": {"optimizer": "adam", "batch_size": 32, "schedule": {"name": "constant"}},
-    },
-    "dense, sgd, squared error": {
-        "model": {"architecture": "dense", "dropout": 0.3},
-        "train": {"optimizer": "sgd", "loss": "mean_squared_error", "schedule": {"name": "step"}},
-    },
-    "dense, lion": {"model": {"architecture": "dense"}, "train": {"optimizer": "lion"}},
-    "dense, muon": {"model": {"architecture": "dense"}, "train": {"optimizer": "muon"}},
-    "convolutional, nesterov": {
-        "train": {
-            "optimizer": "sgd",
-            "momentum": 0.9,
-            "nesterov": True,
-            "schedule": {"name": "exponential"},
-        }
-    },
-    "convolutional, rmsprop, dropout": {
-        "model": {"dropout": 0.3},
-        "train": {"optimizer": "rmsprop", "schedule": {"name": "plateau"}},
-    },
-    "convolutional, adamw, squared error": {
-        "train": {"optimizer": "adamw", "loss": "mean_squared_error"}
-    },
-    "convolutional, adagrad, no batch normalization": {
-        "model": {"batch_normalization": False},
-        "train": {"optimizer": "adagrad"},
-    },
-    "convolutional, cropped, two members over shifts": {
-        "model": {"crop": 2, "members": 2, "test_time_augmentation": True},
-    },
-    "branched, nadam": {
-        "model": {"architecture": "branched", "api": "functional"},
-        "train": {"optimizer": "nadam"},
-    },
-    "branched, adamax, squared error": {
-        "model": {"architecture": "branched", "api": "functional"},
-        "train": {"optimizer": "adamax", "loss": "mean_squared_error"},
-    },
-    "branched, adadelta, dropout": {
-        "model": {"architecture": "branched", "api": "functional", "dropout": 0.3},
-        "train": {"optimizer": "adadelta"},
-    },
+    **KINDS,
+    **{", ".join(map(str, values.values())): values for values in EVERY_OPTION},
 }
-
 REPORTING = "metrics and plots"
 NAMES = [*CASES, REPORTING]
 
@@ -105,24 +56,19 @@ def probe() -> None:
     from stages.model.worker import Worker
     from stages.train import train_members
 
-    content = read_yaml(PARAMETERS)
     rng = np.random.default_rng(0)
-    for name, changes in CASES.items():
-        model_values = content["model"] | changes.get("model", {})
-        plain = {} if name == "params.yaml" else PLAIN
-        train_values = content["train"] | {"epochs": 2} | plain | changes.get("train", {})
-        schedule = changes.get("train", {}).get("schedule", {})
-        train_values["schedule"] = content["train"]["schedule"] | schedule
-        parameters = TrainParameters.check(train_values)
+    for name, values in CASES.items():
+        model_parameters, parameters = make_sections(values | {"train.epochs": 2})
+        if name == "params.yaml":
+            model_parameters = ModelParameters.read()
+            parameters = TrainParameters.read().model_copy(update={"epochs": 2})
         count = int(BATCHES * parameters.batch_size)
         images = rng.random((count, 28, 28), np.float32)
         labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
         split = images, labels
         configure_tensorflow(parameters.replicas)
         replicate, state = Worker(parameters.replicas).replicate, State()
-        model = train_members(
-            ModelParameters.check(model_values), parameters, split, split, replicate, state
-        )
+        model = train_members(model_parameters, parameters, split, split, replicate, state)
         probabilities = replicate(model).predict_probabilities(images, parameters.batch_size)
         digest = hashlib.sha256(make_history(state).to_csv().encode())
         for array in (*model.get_weights(), probabilities):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from helpers import fork_server
+from helpers.cases import make_sections
 from helpers.parameters import read_defaults
 from helpers.project import Project, spy_on_repro
 from helpers.server import Server, running
@@ -226,61 +227,25 @@ def parameters():
     return read_defaults()
 
 
-@pytest.fixture
-def model_with(parameters):
+@pytest.fixture(scope="session")
+def model_with():
     """A function that returns the parameters of a small network, with the given ones changed."""
-    from stages.model.settings import ModelParameters
-
-    small = {
-        "architecture": "convolutional",
-        "api": "functional",
-        "crop": 2,
-        "filters": [[4], [6]],
-        "hidden_units": [8],
-        "batch_normalization": True,
-        "dropout": 0.0,
-        "members": 1,
-        "test_time_augmentation": False,
-        "seed": 1,
-    }
-
-    def make(**changes) -> ModelParameters:
-        return ModelParameters.check(parameters["model"] | small | changes)
-
-    return make
+    return lambda **changes: make_sections({f"model.{key}": changes[key] for key in changes})[0]
 
 
-@pytest.fixture
-def train_with(parameters):
+@pytest.fixture(scope="session")
+def train_with():
     """A function that returns parameters for one epoch, with the given ones changed.
 
     A group of parameters, such as `schedule`, keeps the values that are not given.
     """
-    from stages.model.settings import TrainParameters
 
-    short = {
-        "epochs": 1,
-        "batch_size": 32,
-        "loss": "categorical_crossentropy",
-        "label_smoothing": 0.0,
-        "auxiliary_weight": 0.3,
-        "optimizer": "adam",
-        "learning_rate": 0.01,
-        "momentum": 0.0,
-        "nesterov": False,
-        "metrics": ["accuracy"],
-        "seed": 1,
-        "replicas": 2,
-        "schedule": {"name": "constant", "every": 1, "factor": 0.5, "warmup": 0.25},
-        "early_stopping": {"enabled": False, "patience": 3, "min_delta": 0.0},
-        "augmentation": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},
-    }
-
-    def make(**changes) -> TrainParameters:
-        values = dict(parameters["train"])
-        for name, value in [*short.items(), *changes.items()]:
-            values[name] = values[name] | value if isinstance(value, dict) else value
-        return TrainParameters.check(values)
+    def make(**changes):
+        values = {}
+        for name, value in changes.items():
+            group = value.items() if isinstance(value, dict) else [("", value)]
+            values |= {f"train.{name}.{key}".rstrip("."): each for key, each in group}
+        return make_sections(values)[1]
 
     return make
 

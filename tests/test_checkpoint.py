@@ -2,6 +2,7 @@
 
 import keras
 import pytest
+from helpers.cases import KINDS, make_sections
 
 from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
 from stages.model import checkpoint, storage
@@ -18,48 +19,16 @@ class KilledError(Exception):
     """Stands for the end of a process between two epochs."""
 
 
-# Model and training parameters, and the epochs after which the training is interrupted, counted
-# over all members.
-CASES = {
-    "dropout, augmentation, muon": (
-        {"architecture": "convolutional", "dropout": 0.5},
-        {"optimizer": "muon", "epochs": 3, "schedule": {"name": "cosine"}}
-        | {"augmentation": {"shift": 2.0, "rotation": 5.0}, "label_smoothing": 0.1},
-        [1, 2, 3],
-    ),
-    "early stopping": (
-        {"architecture": "dense"},
-        {"optimizer": "sgd", "learning_rate": 20.0, "epochs": 30}
-        | {"early_stopping": {"enabled": True, "patience": 2}},
-        [1, 3, 4],
-    ),
-    "plateau, momentum": (
-        {"architecture": "dense", "dropout": 0.2},
-        {"optimizer": "sgd", "momentum": 0.9, "epochs": 5, "learning_rate": 1e-9}
-        | {"schedule": {"name": "plateau", "every": 1}},
-        [2, 4],
-    ),
-    "ensemble, test-time augmentation": (
-        {"architecture": "dense", "members": 3, "test_time_augmentation": True, "dropout": 0.2},
-        {"optimizer": "nadam", "epochs": 2, "label_smoothing": 0.1},
-        [1, 2, 5, 6],
-    ),
-    "branched": (
-        {"architecture": "branched"},
-        {"optimizer": "rmsprop", "epochs": 3, "metrics": ["precision", "recall"]}
-        | {"schedule": {"name": "exponential"}, "loss": "mean_squared_error"},
-        [2],
-    ),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("kind", "interruptions"),
+    [*zip(KINDS, ([1, 2, 3], [1, 3, 4], [2, 4], [1, 2, 5, 6]), strict=True)],
+)
 def test_resumed_training_gives_the_same_bytes(
-    case, tensorflow, model_with, train_with, small_split, tmp_path, capsys
+    kind, interruptions, tensorflow, small_split, tmp_path, capsys
 ):
-    model_changes, train_changes, interruptions = CASES[case]
-    parameters = model_with(**model_changes), train_with(**train_changes)
+    """After these epochs, counted over all members."""
+    parameters = make_sections(KINDS[kind])
 
     def run(state=None, stop_after=None):
         """Return the bytes of the outputs, or the checkpoint after `stop_after` epochs."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from helpers.cases import KINDS
 from helpers.checks import get_refusal
 from helpers.project import ROOT, SMALL, Project, allow_interrupts
 from ruamel.yaml import YAML
@@ -275,31 +276,9 @@ def test_sums_do_not_depend_on_the_number_of_workers():
     assert backwards.tobytes() != expected.tobytes()  # so the order does matter
 
 
-CASES = {
-    "dense, dropout, plateau": {
-        "train.optimizer": "adam",
-        "model.dropout": 0.3,
-        "train.schedule.name": "plateau",
-        "train.label_smoothing": 0.0,
-        "train.epochs": 3,
-    },
-    "convolutional, muon, augmentation, early stopping": {
-        "model.architecture": "convolutional",
-        "model.filters": [[2], [3]],
-        "train.augmentation.rotation": 5.0,
-        "train.early_stopping.enabled": True,
-        "train.epochs": 2,
-    },
-    "branched ensemble over shifts": {
-        "model.architecture": "branched",
-        "model.filters": [[2], [3]],
-        "model.members": 2,
-        "model.test_time_augmentation": True,
-        "train.optimizer": "sgd",
-        "train.momentum": 0.9,
-        "train.epochs": 1,
-    },
-}
+# A training of a second, and one that is long enough for a kill.
+SHORT = {"model.dropout": 0.3, "train.schedule.name": "plateau", "train.epochs": 3}
+LONG = SHORT | {"train.epochs": 20}
 
 
 @pytest.fixture(scope="module")
@@ -396,18 +375,15 @@ def results(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "count"), [*zip(CASES, (4, 3, 2), strict=True)])
-def test_any_number_of_workers_gives_the_same_bytes(clones, results_alone, case, count):
-    projects = clones(count, CASES[case])
+@pytest.mark.parametrize(("kind", "count"), [*zip(KINDS, (4, 2, 3, 2), strict=True)])
+def test_any_number_of_workers_gives_the_same_bytes(clones, results_alone, kind, count):
+    projects = clones(count, KINDS[kind])
     printed = finish(start_workers(projects))
     assert all(text.count(f"{count} workers, 4 replicas") == 1 for text in printed)
-    assert results(projects[0]) == results_alone(CASES[case])
+    assert results(projects[0]) == results_alone(KINDS[kind])
     for other in projects[1:]:
         assert not (other.folder / "data/model").exists()
         assert not (other.folder / "data/checkpoint").exists()
-
-
-LONG = CASES["dense, dropout, plateau"] | {"train.epochs": 20}
 
 
 @pytest.mark.slow
@@ -449,7 +425,7 @@ def test_worker_that_dies_while_tensorflow_connects_is_named(clones):
 def test_worker_that_dies_when_the_result_is_saved_loses_nothing(clones, results_alone):
     dying = "import os; from stages.model import ensemble\n"
     dying += "ensemble.average_members = lambda _: os._exit(9)\n" + TRAIN
-    values = CASES["dense, dropout, plateau"]
+    values = SHORT
     projects, addresses = clones(2, values), find_free_addresses(2)
     processes = [
         *start_workers(projects[:1], addresses),
@@ -638,7 +614,7 @@ def ssh(tmp_path):
 @pytest.mark.linux
 def test_launcher_runs_over_ssh(clones, results_alone, ssh):
     """Worker 1 is started with ssh in another clone, as docs/cluster.md says."""
-    values = CASES["dense, dropout, plateau"]
+    values = SHORT
     projects = clones(2, values)
     addresses = [
         address.replace(".1:", f".{i + 2}:") for i, address in enumerate(find_free_addresses(2))

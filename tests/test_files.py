@@ -5,6 +5,7 @@ import json
 import os
 import time
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from stages.core.prepared import check_split, read_split
 IMAGES = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 LABELS = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
 SPLIT = {"images": IMAGES, "labels": LABELS}
+LATE = np.zeros((5000, 1, 1), np.float32)  # the last image is not in the first piece
+LATE[-1] = 2
 NAN = IMAGES + np.float32("nan")
 
 
@@ -71,6 +74,7 @@ def test_npz_does_not_depend_on_date_or_umask(tmp_path, monkeypatch):
     finally:
         os.umask(before)
     assert first.read_bytes() == second.read_bytes()
+    assert sha256(first.read_bytes()).hexdigest()[:16] == "05c6044dadd24428"
 
 
 def test_object_arrays_are_refused(path):
@@ -178,6 +182,8 @@ def test_split_with_a_flipped_bit_is_right_or_refused(path):
         (IMAGES, LABELS[:0], "2 labels, found 0"),
         (NAN, LABELS, r"pixels in \[0, 1\], found \[nan, nan\]"),
         (IMAGES * 255, LABELS, r"pixels in \[0, 1\], found \[0.0, 255.0\]"),
+        (IMAGES * np.float32(1.5), LABELS, r"pixels in \[0, 1\], found \[0.0, 1.5\]"),
+        (LATE, np.eye(1, dtype=np.float32).repeat(5000, 0), r"pixels .* found \[0.0, 2.0\]"),
         (-IMAGES, LABELS, r"pixels in \[0, 1\], found \[-1.0, -?0.0\]"),
         (IMAGES, LABELS * 0, "one-hot labels, found a row that is not one-hot"),
         (IMAGES, LABELS * 2, "one-hot labels, found a row that is not one-hot"),

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.cases import KINDS
 from helpers.project import Project, allow_interrupts, list_dependents, list_outputs, read_graph
 
 from dvc_verify.lockfile import compute_md5
@@ -20,43 +21,8 @@ KILLS = int(os.environ.get("KILLS", "1"))
 TRAIN = ["repro", "--force", "--no-run-cache", "--single-item", "train"]
 CHECKPOINT = "data/checkpoint/checkpoint.npz"
 
-CASES = {
-    "dropout and augmentation": {
-        "model.dropout": 0.3,
-        "train.epochs": 60,
-        "train.augmentation.shift": 2.0,
-        "train.optimizer": "muon",
-        "train.label_smoothing": 0.1,
-    },
-    "early stopping": {
-        "model.architecture": "convolutional",
-        "model.filters": [[4], [8]],
-        "train.label_smoothing": 0.0,
-        "train.epochs": 60,
-        "train.early_stopping.patience": 20,
-        "train.optimizer": "sgd",
-        "train.momentum": 0.9,
-        "train.learning_rate": 0.3,
-        "train.schedule.name": "constant",
-        "train.early_stopping.enabled": True,
-    },
-    "plateau and branches": {
-        "model.architecture": "branched",
-        "model.filters": [[2], [3]],
-        "train.label_smoothing": 0.0,
-        "train.epochs": 30,
-        "train.optimizer": "adam",
-        "train.schedule.name": "plateau",
-        "train.metrics": ["precision", "recall"],
-    },
-    "ensemble with test-time augmentation": {
-        "model.members": 3,
-        "model.test_time_augmentation": True,
-        "train.epochs": 20,
-        "train.optimizer": "adamw",
-        "train.schedule.name": "exponential",
-    },
-}
+# Epochs for the kills to interrupt. Early stopping keeps the best weights, but never stops.
+LONG = {"train.epochs": 40, "train.early_stopping.patience": 40}
 
 
 def start(project: Project, *arguments: str) -> subprocess.Popen:
@@ -111,13 +77,13 @@ def repair(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_killed_training_ends_in_the_same_bytes(project, case):
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_training_ends_in_the_same_bytes(project, kind):
     """Kills DVC, or DVC and its stage, at random moments, and then lets the training finish."""
-    project.set(CASES[case])
+    project.set(KINDS[kind] | LONG)
     project.run_stages("train")
     expected = hashes(project, "train")
-    rng = random.Random(case)  # noqa: S311  # not for security
+    rng = random.Random(kind)  # noqa: S311  # not for security
     said = ""
     for _ in range(KILLS):
         process = start(project, *TRAIN)

@@ -54,6 +54,23 @@ def test_notebook_network_has_the_pages_parameter_count(model_with):
     assert model.count_params() == 784 * 128 + 128 + 128 * 10 + 10 == 101_770
 
 
+@pytest.mark.parametrize(
+    ("architecture", "count"),
+    [
+        # Convolutions of 5x5 and 3x3 pixels leave 8x8; a normalisation has four values a filter.
+        ("convolutional", 25 * 5 + 20 + 9 * 5 * 7 + 28 + 64 * 7 * 8 + 32 + 90),
+        # Two branches of 3x3 and 5x5 pixels, then 3x3 leave 10x10; the auxiliary output.
+        ("branched", 9 * 5 + 25 * 5 + 40 + 9 * 10 * 7 + 28 + 100 * 7 * 8 + 32 + 90 + 110),
+    ],
+)
+def test_convolutions_have_these_sizes(model_with, architecture, count):
+    parameters = model_with(architecture=architecture, filters=[[5], [7]])
+    model = architectures.build(parameters, SHAPE, CLASSES)
+    assert model.count_params() == count
+    kinds = keras.layers.BatchNormalization
+    assert {layer.momentum for layer in model.layers if isinstance(layer, kinds)} == {0.9}
+
+
 def test_too_many_convolutions_are_refused(model_with):
     parameters = model_with(crop=1, filters=[[2], [2, 2]])
     reason = r"model\.crop is 1 and model\.filters \[\[2\], \[2, 2\]\]: images of 15x40 pixels"

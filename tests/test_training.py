@@ -1,20 +1,19 @@
-import itertools
 import math
 import re
 import sys
-import typing
 import weakref
 
 import keras
 import numpy as np
 import pytest
+from helpers.cases import COMBINATIONS, list_choices, make_sections
 
 from stages import train as stage
 from stages.core.errors import StageError
 from stages.model import architectures, batches, optimizer, training
 from stages.model.checkpoint import State
 from stages.model.parallel import DataParallel
-from stages.model.settings import EarlyStopping, ModelParameters, Schedule, TrainParameters
+from stages.model.settings import EarlyStopping, ModelParameters, TrainParameters
 from stages.model.training import make_history
 from stages.model.worker import Worker
 from stages.train import warn_of_few_steps
@@ -337,25 +336,21 @@ def test_metrics_count_every_image_once(train_with, model_with, small_split):
         assert history["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def literal(model, field):
-    """Return the values that an enumerated key may take."""
-    annotation = model.model_fields[field].annotation
-    if typing.get_origin(annotation) is list:
-        (annotation,) = typing.get_args(annotation)
-    return typing.get_args(annotation)
-
-
-@pytest.mark.parametrize("loss", literal(TrainParameters, "loss"))
-@pytest.mark.parametrize("architecture", literal(ModelParameters, "architecture"))
-def test_step_of_replicas_equals_that_of_keras(
+@pytest.mark.parametrize("loss", list_choices(TrainParameters, "loss"))
+@pytest.mark.parametrize("architecture", list_choices(ModelParameters, "architecture"))
+def test_steps_of_replicas_equal_those_of_keras(
     architecture, loss, model_with, train_with, small_split
 ):
-    """Without batch normalisation, which each replica does by itself. 63 images: 31 and 32."""
+    """Two steps, on 40 and 23 images; a replica has 11 or 12 of the last ones.
+
+    Without batch normalisation, which each replica does by itself.
+    """
+    order = np.random.default_rng([1, 0]).permutation(63)  # of the first epoch with seed 1
     images, labels = (array[:63] for array in small_split)
     parameters = train_with(
         optimizer="sgd",
         learning_rate=0.1,
-        batch_size=64,
+        batch_size=40,
         loss=loss,
         label_smoothing=0.1 * (loss == "categorical_crossentropy"),
     )
@@ -367,19 +362,72 @@ def test_step_of_replicas_equals_that_of_keras(
     history = fit(replicas, (images, labels), small_split, parameters)
     one = training.make_loss(parameters)
     losses, targets = (
-        [dict.fromkeys(("main", "auxiliary"), each) for each in (one, labels)]
+        [dict.fromkeys(("main", "auxiliary"), each) for each in (one, labels[order])]
         if architecture == "branched"
-        else (one, labels)
+        else (one, labels[order])
     )
     weights = {"main": 1.0, "auxiliary": 0.3} if architecture == "branched" else None
     network.compile(keras.optimizers.SGD(0.1), losses, loss_weights=weights)
-    expected = network.fit(images, targets, batch_size=64, shuffle=False, verbose=0).history
-    steps = [
+    expected = network.fit(images[order], targets, batch_size=40, shuffle=False, verbose=0).history
+    changes = [
         np.concatenate([(after - before).ravel() for after, before in zip(end, start, strict=True)])
         for end in (replicas.network.get_weights(), network.get_weights())
     ]
-    np.testing.assert_allclose(*steps, atol=1e-3 * abs(steps[1]).max(), rtol=1e-3)
+    np.testing.assert_allclose(*changes, atol=1e-3 * abs(changes[1]).max(), rtol=1e-3)
     assert history["loss"].tolist() == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_moving_averages_take_each_share_in_turn(model_with, train_with, small_split):
+    network = architectures.build(model_with(architecture="dense"), (28, 28), 10)
+    model = DataParallel(network, 2)
+    fit(
+        model, small_split, small_split, train_with(batch_size=64, learning_rate=1e-9)
+    )  # the weights do not change
+    images = small_split[0][np.random.default_rng([1, 0]).permutation(64)]
+    mean, variance = 0, 1
+    for share in (images[:32], images[32:]):
+        outputs = share.reshape(32, -1) @ network.get_weights()[0]
+        mean = 0.9 * mean + 0.1 * outputs.mean(axis=0)
+        variance = 0.9 * variance + 0.1 * outputs.var(axis=0)
+    found = [v.numpy() for v in model.network.weights if v.path.endswith(("_mean", "_variance"))]
+    np.testing.assert_allclose(found, [mean, variance], rtol=1e-4, atol=1e-6)
+
+
+def test_random_numbers_differ_between_layers_replicas_and_steps(small_split):
+    """Two layers with the same seed keep half of the pixels each, so a quarter is left."""
+    drop = [keras.layers.Dropout(0.5, seed=7) for _ in range(2)]
+    model = DataParallel(keras.Sequential([keras.Input((28, 28)), *drop]), 2)
+    model.compile(keras.optimizers.SGD(), lambda _, outputs: outputs[0, 0, 0], [], 0.0)
+    images, labels = np.ones((8, 28, 28), np.float32), np.ones(8)
+    masks = set()
+    for step in (0, 1):
+        model.optimizer.iterations.assign(step)
+        for replica in (0, 1):
+            outputs = model.train_share(replica, images, labels, 0, 8).outputs.numpy()
+            assert 0.2 < (outputs > 0).mean() < 0.3
+            masks.add(outputs.tobytes())
+    assert len(masks) == 4
+
+
+def test_optimizer_has_the_parameters(train_with):
+    def configure(name, **changes):
+        return optimizer.make_optimizer(train_with(optimizer=name, **changes), 10).get_config()
+
+    plain, nesterov = configure("sgd"), configure("sgd", momentum=0.9, nesterov=True)
+    assert (plain["momentum"], plain["nesterov"]) == (0, False)
+    assert (nesterov["momentum"], nesterov["nesterov"]) == (0.9, True)
+    assert configure("rmsprop", momentum=0.8)["momentum"] == 0.8
+    muon = configure("muon", learning_rate=0.05)
+    assert (muon["weight_decay"], muon["adam_weight_decay"]) == (None, None)
+    assert muon["learning_rate"] == pytest.approx(0.05)
+
+
+def test_each_member_has_its_own_seeds(model_with, train_with):
+    for parameters in (model_with(members=3), train_with()):
+        members = [parameters.for_member(number) for number in range(3)]
+        assert members[0] == parameters
+        assert len({member.seed for member in members}) == 3
+        assert parameters.model_copy(update={"seed": members[1].seed}) == members[1]
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (60, 8)])
@@ -440,84 +488,19 @@ def test_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(
     ]
 
 
-CHOICES = {
-    "network": [
-        (architecture, api)
-        for architecture in literal(ModelParameters, "architecture")
-        for api in literal(ModelParameters, "api")
-        if (architecture, api) != ("branched", "sequential")
-    ],
-    "optimizer": [
-        *[(name, 0.0, False) for name in literal(TrainParameters, "optimizer")],
-        ("sgd", 0.9, False),
-        ("sgd", 0.9, True),
-        ("rmsprop", 0.9, False),
-    ],
-    "schedule": literal(Schedule, "name"),
-    "loss": literal(TrainParameters, "loss"),
-    "metrics": [*[[name] for name in literal(TrainParameters, "metrics")], ["recall", "accuracy"]],
-    "batch_normalization": [True, False],
-    "dropout": [0.0, 0.5],
-    "early_stopping": [True, False],
-    "shift": [0.0, 1.5],
-}
-
-
-def pairwise(choices):
-    """Return combinations in which every value of each key meets every value of each other key."""
-
-    def pairs(row):
-        return set(itertools.combinations(sorted(row.items()), 2))
-
-    everything = [[(key, i) for i in range(len(values))] for key, values in choices.items()]
-    missing = set().union(*(pairs(dict(row)) for row in itertools.product(*everything)))
-    rows = []
-    while missing:
-        row = dict(min(missing))
-        for key in choices:
-            if key not in row:
-                options = range(len(choices[key]))
-                gains = [len(pairs(row | {key: option}) & missing) for option in options]
-                row[key] = gains.index(max(gains))
-        missing -= pairs(row)
-        rows.append({key: values[row[key]] for key, values in choices.items()})
-    return rows
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "choice", pairwise(CHOICES), ids=lambda choice: "-".join(map(str, choice.values()))
+    "values", COMBINATIONS, ids=lambda values: "-".join(map(str, values.values()))
 )
-def test_any_combination_of_valid_values_trains(choice, model_with, train_with, small_split):
-    architecture, api = choice["network"]
-    optimizer, momentum, nesterov = choice["optimizer"]
-    parameters = train_with(
-        optimizer=optimizer,
-        momentum=momentum,
-        nesterov=nesterov,
-        schedule={"name": choice["schedule"]},
-        loss=choice["loss"],
-        metrics=choice["metrics"],
-        early_stopping={"enabled": choice["early_stopping"]},
-        augmentation={"shift": choice["shift"]},
-    )
-    model = architectures.build(
-        model_with(
-            architecture=architecture,
-            api=api,
-            filters=[[2], [3]],
-            hidden_units=[4],
-            batch_normalization=choice["batch_normalization"],
-            dropout=choice["dropout"],
-        ),
-        (28, 28),
-        10,
-    )
-    portable_model = DataParallel(model, 1)  # one replica is faster to trace than two
-    before = [w.numpy() for w in portable_model.trainable_variables]
-    history = fit(portable_model, small_split, small_split, parameters)
+def test_any_combination_of_valid_values_trains(values, small_split):
+    smallest = {"model.filters": [[2], [3]], "model.hidden_units": [4]}
+    model_parameters, parameters = make_sections(smallest | values)
+    network = architectures.build(model_parameters, (28, 28), 10)
+    model = DataParallel(network, 1)  # one replica is faster to trace than two
+    before = [w.numpy() for w in model.trainable_variables]
+    history = fit(model, small_split, small_split, parameters)
     assert set(history) >= {"epoch", "learning_rate", "loss", "val_loss", "chosen"}
-    assert set(history) >= {*choice["metrics"], *(f"val_{name}" for name in choice["metrics"])}
-    after = [w.numpy() for w in portable_model.trainable_variables]
+    assert set(history) >= {f"{kind}{name}" for kind in ("", "val_") for name in parameters.metrics}
+    after = [w.numpy() for w in model.trainable_variables]
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
     keras.backend.clear_session()

@@ -192,7 +192,7 @@ from benchmarks import cpus
 runtime.configure_tensorflow(threads)
 runtime.configure_tensorflow = cpus.hash_reports = lambda *_: None
 for number in replicas:
-    cpus.CASES = {"control": {"train": {"replicas": number}}}
+    cpus.CASES = {"control": {"train.replicas": number}}
     cpus.probe()
 """
 

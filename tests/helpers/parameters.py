@@ -99,7 +99,7 @@ def read_defaults() -> dict[str, Any]:
 def have_default_results() -> bool:
     """Return whether dvc.lock records a run with the values in DEFAULTS."""
     stages = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"].values()
-    recorded = {}
+    recorded: dict[str, Any] = {}
     for stage in stages:
         recorded |= stage.get("params", {}).get("params.yaml", {})
     return all(get_value(recorded, key) == value for key, value in DEFAULTS.items())
