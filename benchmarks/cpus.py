@@ -34,6 +34,7 @@ from stages.core.files import write_text
 from stages.core.paths import REPORTS
 from stages.model.settings import ModelParameters, TrainParameters
 from tests.helpers.cases import EVERY_OPTION, KINDS, Values, make_sections
+from tools.shared.report import format_table
 
 CPUS = ("Haswell", "EPYC-Milan")  # one of Intel and one of AMD
 REPORT = REPORTS / "cpus.md"
@@ -145,24 +146,22 @@ def find_emulator() -> str:
     sys.exit(0)
 
 
-def format_table(results: dict[str, dict[str, str]]) -> str:
+def tabulate_hashes(results: dict[str, dict[str, str]]) -> str:
     """Return the first eight characters of each hash as a Markdown table, one row for each case.
 
     The first column is this machine's. A hash that differs from it is marked with ≠.
     """
     native = next(iter(results.values()))
-    rows = [
+    return format_table(
         [
-            case,
-            *(
-                f"`{h[case][:8]}`{'' if h[case] == native[case] else ' ≠'}"
-                for h in results.values()
-            ),
+            {"case": case}
+            | {
+                name: f"`{found[case][:8]}`{'' if found[case] == native[case] else ' ≠'}"
+                for name, found in results.items()
+            }
+            for case in NAMES
         ]
-        for case in NAMES
-    ]
-    table: str = pd.DataFrame(rows, columns=["case", *results]).to_markdown(index=False)
-    return f"{table}\n"
+    )
 
 
 def main() -> None:
@@ -182,8 +181,8 @@ def main() -> None:
         start = time.monotonic()
         results[cpu or "this machine"] = run_probe(cpu)
         print(f"{cpu or 'this machine'}: {time.monotonic() - start:.0f} s", flush=True)
-        write_text(REPORT, format_table(results))
-    print(f"\n{format_table(results)}")
+        write_text(REPORT, tabulate_hashes(results) + "\n")
+    print(f"\n{tabulate_hashes(results)}\n")
     native = results["this machine"]
     if different := [cpu for cpu, found in results.items() if found != native]:
         raise StageError(f"the bytes differ on {', '.join(different)}")

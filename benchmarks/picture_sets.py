@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from benchmarks.fonts import draw_character, find_handwriting, find_text
 from benchmarks.scenes import SCENES, empty_page, texture
-from benchmarks.tables import Row, format_table, insert_tables
+from benchmarks.tables import insert_tables
 from stages import plot
 from stages.core.errors import run
 from stages.core.paths import RAW, REPORTS
@@ -33,6 +33,7 @@ from tools.predict.__main__ import Prediction, draw_steps
 from tools.predict.classifier import Classifier, load_classifier
 from tools.predict.letters import LETTERS
 from tools.predict.picture import ImageFileError
+from tools.shared.report import format_table
 
 COUNT = 500  # image files in each set made from MNIST
 SCENE_COUNT = 200  # photos in each set of photos as people take them
@@ -438,7 +439,7 @@ def main() -> None:
     classifier, fonts = load_classifier(), find_handwriting()
     with matplotlib.rc_context(plot.STYLE):
         plot.save(draw_examples(classifier, fonts), FIGURE, 60)
-    rows: list[Row] = []
+    rows: list[dict[str, str]] = []
     for name, files in chain(make_sets(RAW, COUNT), make_scenes(RAW, fonts, SCENE_COUNT)):
         score = evaluate(classifier, files)
         low, high = compute_accuracy_interval(score.right, score.count)
@@ -453,7 +454,7 @@ def main() -> None:
             }
         )
         print(name, score, flush=True)
-    others: list[Row] = []
+    others: list[dict[str, str]] = []
     for name, contents in make_others(fonts, load_fashion(), SCENE_COUNT):
         score = evaluate(classifier, [(content, None) for content in contents])
         others.append(

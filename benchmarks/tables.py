@@ -7,16 +7,15 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.core.errors import StageError
 from stages.core.files import write_text
 from stages.plot import BLUE, ORANGE
+from tools.shared.report import format_table
 
 Result = dict[str, Any]
 Results = dict[str, dict[str, list[Result]]]  # by part and name; one result for each seed
-Row = dict[str, str]  # the cells of a row, by the titles of their columns
 
 TITLES = {
     "page": "the course page's script",
@@ -37,11 +36,6 @@ def take_median(results: list[Result], *keys: str) -> float:
     return median(values)
 
 
-def format_table(rows: list[Row]) -> str:
-    """Return a Markdown table that ends with a line end."""
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"
-
-
 def insert_tables(path: Path, tables: Mapping[str, str], mark: str = "benchmark") -> None:
     """Replace tables in a Markdown file. Each is between two comments.
 
@@ -59,7 +53,7 @@ def insert_tables(path: Path, tables: Mapping[str, str], mark: str = "benchmark"
                 f"{path}: has no place for the table {name!r}; expected the lines "
                 f"{first.strip()} and {last.strip()}"
             )
-        text = before + first + table + last + after
+        text = before + first + table.rstrip("\n") + "\n" + last + after
     write_text(path, text)
 
 
@@ -173,7 +167,7 @@ def tabulate_growth(results: Results) -> str:
         f"- peak anonymous memory with {large[0]['images']:,} training images, divided by that "
         f"with {small[0]['images']:,}: {', '.join(ratios)}.\n"
     )
-    return format_table(rows) + "\n" + "".join(lines)
+    return format_table(rows) + "\n\n" + "".join(lines)
 
 
 def tabulate_workers(results: Results) -> str:
@@ -194,7 +188,7 @@ def tabulate_workers(results: Results) -> str:
             }
         )
     count = by_turn[0]["weights"]
-    return format_table(rows) + f"\nThe network of `params.yaml` has {count:,} weights.\n"
+    return format_table(rows) + f"\n\nThe network of `params.yaml` has {count:,} weights.\n"
 
 
 def format_range(values: list[float], digits: int) -> str:

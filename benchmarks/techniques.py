@@ -22,7 +22,6 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.tables import format_table as format_rows
 from benchmarks.tables import insert_tables
 from dvc_verify.git import ask_git
 from dvc_verify.lockfile import flatten
@@ -33,9 +32,9 @@ from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
 from tools.compare.revision import SEEDS, Result, resolve_commit
 from tools.recipe import RECIPES
+from tools.shared.report import format_table
 from tools.sweep import table
-from tools.sweep.__main__ import add_place, read_place
-from tools.sweep.dask_cluster import run_all
+from tools.sweep.dask_cluster import add_place, read_place, run_all
 from tools.sweep.runs import Combination, make_combinations, require_commit
 
 DESCRIPTION = Path("benchmarks/techniques.yaml")
@@ -118,7 +117,7 @@ def format_loss_difference(label: str, row: Mapping[str, Any]) -> str:
     return table.format_difference(row, "validation.loss")
 
 
-def format_table(each: Table, results: Mapping[str, Result]) -> str:
+def format_results(each: Table, results: Mapping[str, Result]) -> str:
     """Return a table of the page, and the link to its picture, as Markdown."""
     rows = table.compute_rows(each.combinations, results)
     base = results[each.combinations[0].runs[0].text]
@@ -140,9 +139,9 @@ def format_table(each: Table, results: Mapping[str, Result]) -> str:
                 f"{mean(values):.3g}" if values else ""
             )
         lines.append(line)
-    text = format_rows(lines)
+    text = format_table(lines)
     if each.picture:
-        text += f"\n![{each.picture['title']}]({each.picture['file']})\n"
+        text += f"\n\n![{each.picture['title']}]({each.picture['file']})\n"
     return text
 
 
@@ -160,7 +159,7 @@ def format_summary(tables: list[Table], results: Mapping[str, Result]) -> str:
                     "loss": format_loss_difference(each.labels[1], row),
                 }
             )
-    return format_rows(lines)
+    return format_table(lines)
 
 
 def format_machine(description: Mapping[str, Any], commit: str) -> str:
@@ -224,7 +223,7 @@ def main() -> None:
     results = run_all(runs, read_place(arguments))
     if failed := len({each.text for each in runs} - results.keys()):
         raise StageError(f"{failed} runs failed for the reasons above; {PAGE} is unchanged")
-    made = {each.name: format_table(each, results) for each in tables}
+    made = {each.name: format_results(each, results) for each in tables}
     made["summary"] = format_summary(tables, results)
     made["machine"] = format_machine(description, resolve_commit("HEAD"))
     insert_tables(PAGE, made, "techniques")

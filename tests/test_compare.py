@@ -1,23 +1,40 @@
 """Comparisons of real runs on branches of a small project, by DVC's commands and by the tools."""
 
+import argparse
+import base64
 import io
 import json
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.pages import find_missing_lines, find_quoted_commands
 from helpers.project import ROOT
+from PIL import Image
 
 from stages.core.errors import StageError
 from stages.core.machine import collect_fingerprint, promises_same_bytes
 from stages.core.settings import read_yaml
 from tools import seeds
 from tools.compare import __main__ as compare
-from tools.compare.significance import adjust_p_values, compare_runs, compare_seeds
+from tools.compare import revision
+from tools.compare.significance import (
+    SIGNIFICANCE_LEVEL,
+    Verdict,
+    adjust_p_values,
+    compare_runs,
+    compare_seeds,
+)
+
+# Ten values that each stand for ten of the value before: 10 ** 9 in all.
+BOMB = "a0: &a0 [q]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
 
 # The command make, which does not install anything with these options.
 MAKE = ("make", "--silent", "--old-file", ".venv/runtime")
@@ -113,6 +130,8 @@ def test_p_value_of_two_runs(fixed, broken, p_value, direction):
         ([0.91, 0.92, 0.93], [0.91, 0.92, 0.93], 1, "same"),
         ([0.9, 0.9], [0.9, 0.9], 1, "same"),
         ([0.9, 0.9], [0.8, 0.8], 0, "worse"),
+        # One side without any spread: t = 0.01 / sqrt(0.0002 / 2) = 1 on 1 degree of freedom.
+        ([0.9, 0.9], [0.9, 0.92], 0.5, "same"),
     ],
 )
 def test_p_value_of_two_sets_of_seeds(before, after, p_value, direction):
@@ -136,11 +155,31 @@ def test_larger_drop_than_allowed_is_worse():
     assert verdict.direction == "worse"
     assert verdict.summary == "Worse by 0.000500, but only 0.0004 is allowed"
     assert compare_runs(5, 0, 10_000, max_drop=0.0).direction == "same"
+    assert compare_runs(0, 5, 10_000, max_drop=0.0005).summary == "No evidence of a difference"
+    assert Verdict(0.1, SIGNIFICANCE_LEVEL, "", max_drop=1.0).direction == "same"
+    assert compare_runs(1, 2, 10_000, max_drop=1.0).evidence.startswith("1 image fixed, 2 broken")
+    assert compare_runs(2, 1, 10_000, max_drop=1.0).evidence.startswith("2 images fixed, 1 broken")
+    assert re.findall(
+        "± (.*?%)", compare_seeds([0.9, 0.9], [0.9, 0.92], max_drop=1.0).evidence
+    ) == [
+        "0.000%",
+        "1.414%",
+    ]
+    # The means differ by a rounding error, which is no drop.
+    assert compare_seeds([0.937, 0.915], [0.938, 0.914], max_drop=0.0).drop == 0
+
+
+def test_long_value_is_cut():
+    """GitHub refuses comments above 65,536 characters."""
+    (change,) = compare.compare_parameters({"a": "x" * 1000, "b": 1}, {"a": 2, "b": 1})
+    assert (len(change.before), change.after) == (compare.LONGEST, "2")
 
 
 def test_differences_are_exact_and_have_a_direction():
     before = {"test.accuracy": 0.9913, "test.loss": 0.3, "train.epochs": 4, "a.old": 1.0}
     after = {"test.accuracy": 0.9919, "test.loss": 0.4, "train.epochs": 6, "a.new": 2.0}
+    for name, value in [("test.top2_accuracy", 0.5), ("test.log_loss", 2.0), ("test.f1", 0.5)]:
+        before[name], after[name] = value, value / 2 if name != "test.f1" else value
     changes = [tuple(vars(change).values()) for change in compare.compare_metrics(before, after)]
     assert 0.9919 - 0.9913 != 0.0006  # the difference of two floats
     assert changes == [
@@ -148,6 +187,9 @@ def test_differences_are_exact_and_have_a_direction():
         ("test.loss", "0.3", "0.4", "+0.1", "worse"),
         ("train.epochs", "4", "6", "+2", ""),
         ("a.old", "1.0", "none", "", ""),
+        ("test.top2_accuracy", "0.5", "0.25", "-0.25", "worse"),
+        ("test.log_loss", "2.0", "1.0", "-1.0", "better"),
+        ("test.f1", "0.5", "0.5", "0", "same"),
         ("a.new", "none", "2.0", "", ""),
     ]
 
@@ -158,6 +200,7 @@ def test_differences_are_exact_and_have_a_direction():
         ("0.013261653051791689", "", "0.013262"),
         ("+0.0009000000000000119", "+", "+0.000900"),
         ("-1E-9", "+", "-1e-09"),
+        ("1.5e-06", "", "0.000002"),
         ("+2", "+", "+2"),
         ("5", "", "5"),
         ("0.0", "", "0.000000"),
@@ -167,6 +210,32 @@ def test_differences_are_exact_and_have_a_direction():
 )
 def test_numbers_are_shortened(number, sign, short):
     assert compare.shorten(number.lower(), sign) == short
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("1", 1), ("1e-3", 0.001)])
+def test_largest_drop_is_a_fraction(text, value):
+    assert compare.parse_fraction(text) == value
+    for other in ("-0.1", "1.1", "nan", "a"):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 0 to 1"):
+            compare.parse_fraction(other)
+
+
+def test_most_confident_mistakes_come_first():
+    """Of equal ones, the first in the test set. An image of ink is shown black on white."""
+    images = np.zeros((3, 1, 2), np.float32)
+    images[1] = [[0, 0.4]]
+    table = pd.DataFrame(
+        {"index": [0, 1, 2], "confidence_before": [0.5, 0.9, 0.9], "confidence_after": [1, 2, 3]}
+    )
+    rows = compare.list_images(table, "before", images, ink=True)
+    assert [row["index"] for row in rows] == [1, 2, 0]
+    for ink, levels in [(True, [255, 153]), (False, [0, 102])]:
+        (shown, *_) = compare.list_images(table, "before", images, ink)
+        stream = io.BytesIO(base64.b64decode(shown["image"].partition(",")[2]))
+        assert np.array(Image.open(stream)).tolist() == [levels]
+    assert compare.list_images(table, "after", None, ink=True)[0] == {
+        **{"index": 2, "confidence_before": 0.9, "confidence_after": 3, "image": None}
+    }
 
 
 def test_only_significant_classes_are_marked():
@@ -296,7 +365,10 @@ def test_older_revision_with_per_class_metrics(here, run):
     here.run("git", "switch", "-q", "main")
     code, printed = run(compare, "older", "longer")
     assert code == 2  # its dvc.lock no longer matches, which is reported
-    assert printed.startswith("## Significantly better: older → longer\n")
+    heading, _, fix = printed.splitlines()[:3]
+    assert heading == "## Stale results: older → longer"
+    assert "make repro" in fix
+    assert "For the results as they are: Significantly better." in printed
     assert "> **STALE RESULTS.** older: data/evaluation/metrics.json has changed" in printed
     assert len(read_table(printed, "Metrics")) == 14
 
@@ -364,6 +436,9 @@ def test_shallow_clone_gets_a_command_to_fetch_the_rest(project, tmp_path, monke
     [
         ("metrics.json", r'"loss": [0-9.]+', '"loss": NaN', "expected a finite number for .*loss"),
         ("metrics.json", r'"loss": [0-9.]+', '"loss": "low"', "expected a finite number .*'low'"),
+        ("metrics.json", r'"loss": [0-9.]+', '"loss": true', "expected a finite number .*True"),
+        ("metrics.json", r'"loss": [0-9.]+', f'"loss": {10**400}', "expected a finite number"),
+        ("../raw/dataset.json", r'"sha256": \{', '"sha256": [], "x": {', "sha256"),
         ("metrics.json", r'"accuracy":', '"acuracy":', "test.accuracy is missing"),
         ("metrics.json", r'"accuracy": [0-9.]+', '"accuracy": 0.5', "come from different runs"),
         ("metrics.json", "{", "", "metrics.json: not readable as JSON"),
@@ -382,6 +457,8 @@ def test_shallow_clone_gets_a_command_to_fetch_the_rest(project, tmp_path, monke
             r"\g<0>0",
             "have different test sets",
         ),
+        ("../../params.yaml", r"\A", BOMB, "params.yaml: not readable as YAML: its aliases"),
+        ("../../dvc.lock", r"\A", BOMB, "dvc.lock: not readable as YAML: its aliases"),
         ("../../dvc.lock", "schema", "<<<<<<< HEAD\nschema", "dvc.lock: not readable as YAML"),
     ],
 )
@@ -408,6 +485,15 @@ def test_lock_without_hashes_is_reported(here, run):
     code, printed = run(compare, "longer")
     assert code == 2
     assert "> **STALE RESULTS.** workspace: dvc.yaml or dvc.lock is damaged" in printed
+
+
+def test_images_of_another_test_set_are_not_shown(here):
+    result = revision.read_revision("workspace")
+    assert len(revision.read_test_images(result)) == len(result.predictions)
+    fewer = replace(result, classes=result.classes[:-1])
+    moved = result.predictions.assign(actual=result.predictions["actual"].to_numpy()[::-1])
+    for other in (fewer, replace(result, predictions=moved)):
+        assert revision.read_test_images(other) is None
 
 
 def test_different_validation_sets_are_reported(here, run):
@@ -513,9 +599,9 @@ def test_documentation_shows_real_output(here):
         pytest.skip("this processor trains an equivalent model, with other numbers")
     shown = [q for q in find_quoted_commands(ROOT / "docs/comparing.md") if q.output]
     assert [" ".join(quoted.command) for quoted in shown] == [
-        "dvc metrics diff main longer",
         "make compare BASE=main HEAD=longer",
         "make seeds N=2",
+        "dvc metrics diff main longer",
     ]
     for (program, *arguments), output in shown:
         command = [*MAKE, *arguments] if program == "make" else [program, *arguments]

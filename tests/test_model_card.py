@@ -8,7 +8,7 @@ from helpers.project import ROOT
 
 from stages.core.errors import StageError
 from stages.core.paths import LOCK, METRICS
-from tools.model_card import CARD, count_class, escape, format_interval, make_card
+from tools.model_card import CARD, count_class, format_interval, make_card
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,3 @@ def test_interval_is_wilsons():
     # z = 1.95996: 8 of 10 gives 0.7167 +- 0.2266 by Wilson's formula.
     assert format_interval(8, 10) == "80.00 % (49.02 % to 94.33 %)"
     assert format_interval(0, 0) == "-"
-
-
-def test_class_names_are_escaped():
-    assert escape("T-shirt/top") == "T-shirt/top"
-    assert escape("a|b_c*d<e>") == r"a\|b\_c\*d\<e\>"

@@ -5,14 +5,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import dask
 import psutil
 import pytest
 import trustme
@@ -25,8 +27,8 @@ from stages.core.errors import StageError
 from stages.core.machine import collect_fingerprint
 from stages.core.settings import read_yaml
 from tools.sweep import __main__ as sweep
-from tools.sweep import job, table
-from tools.sweep.dask_cluster import Place, connect, explain, format_time
+from tools.sweep import table, worker
+from tools.sweep.dask_cluster import Place, connect, find_reason, keep
 from tools.sweep.machines import find_difference
 from tools.sweep.runs import Combination, Run, expand_grid, make_combinations
 
@@ -201,6 +203,24 @@ def test_failed_run_does_not_stop_the_others(project):
     find_experiment(project, "dpi: 55")
 
 
+@pytest.mark.slow
+def test_two_sweeps_at_once_in_a_folder_with_any_name(project, tmp_path):
+    """Both do the same run under the same name. DVC's writer of settings knows only ASCII."""
+    other = project.copy(tmp_path / "한글 'é' +#%&,\"🙂")
+    (other.folder / ".dvc/config.local").write_text("[core]\n    autostage = true\n")
+    sweeps = [
+        subprocess.Popen([*SWEEP, "--seeds", "1"], cwd=other.folder, stdout=-1, stderr=-1)
+        for _ in range(2)
+    ]
+    ended = [(sweep.communicate(), sweep.returncode) for sweep in sweeps]
+    assert [code for _, code in ended] == [0, 0], ended
+    (name,) = [name for name in list_experiments(other) if name.startswith("seed1-")]
+    cached = list((other.folder / ".dvc/cache").rglob("*"))
+    other.run("dvc", "exp", "apply", name)
+    assert list((other.folder / ".dvc/cache").rglob("*")) == cached  # the runs used it
+    assert "autostage" in (other.folder / ".dvc/config.local").read_text()
+
+
 # Runs on a cluster that was started by hand
 
 
@@ -339,14 +359,40 @@ def test_cluster_uses_the_remote(project, tmp_path, tls):
     assert user.run("dvc", "status").stdout.startswith("Data and pipelines are up to date")
 
 
-def test_missing_scheduler_is_one_line(monkeypatch):
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
-    dask.config.refresh()
-    with (
-        pytest.raises(StageError, match=r"^tcp://127.0.0.1:9: no Dask scheduler answers: "),
-        connect(Place(cluster="tcp://127.0.0.1:9")),
-    ):
-        pass
+@pytest.mark.parametrize("speaks", [b"", b"SSH-2.0-OpenSSH", None])
+def test_missing_scheduler_is_one_line(speaks):
+    """Another program listens, which waits, as the dashboard, or speaks; or nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        if speaks is None:
+            listening.close()
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(speaks)
+                connection.recv(1) if not speaks else None
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(StageError) as refused, connect(Place(cluster=address)):
+            pass
+    assert [part for part in (address, "8786", "8787") if part not in str(refused.value)] == []
+
+
+def test_model_is_kept_under_its_own_md5(here):
+    """Whatever a worker says. DVC's cache has what dvc.lock names, or nothing."""
+    commit = here.run("git", "rev-parse", "HEAD").stdout.strip()
+    reference = "refs/exps/te/st/kept"
+    here.run("git", "update-ref", reference, commit)
+    here.run("git", "bundle", "create", "-q", "kept.bundle", reference)
+    done = {"bundle": Path("kept.bundle").read_bytes(), "model": b"a model"}
+    Path("kept.bundle").unlink()
+    keep({"reference": reference}, done)
+    keep({"reference": reference}, done)  # a second sweep at the same time
+    here.run("git", "update-ref", "-d", reference)
+    kept = Path(".dvc/cache/files/md5/fe/2dbffd447a970c1a42dac39791f114")
+    assert kept.read_bytes() == b"a model"
+    kept.unlink()
 
 
 def test_raw_data_comes_from_the_remote(project, tmp_path, monkeypatch):
@@ -356,11 +402,11 @@ def test_raw_data_comes_from_the_remote(project, tmp_path, monkeypatch):
         project.run("git", *AUTHOR, "commit", "-q", "-a", "-m", "remote")
         project.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
     monkeypatch.chdir(tmp_path / "clone")
-    assert job.pull_raw_data()
+    assert worker.pull_raw_data()
     status = Project(tmp_path / "clone").run("dvc", "status", "download").stdout
     assert status.startswith("Data and pipelines are up to date")
     Project(tmp_path / "clone").run("dvc", "remote", "remove", "storage")
-    assert not job.pull_raw_data()
+    assert not worker.pull_raw_data()
 
 
 def test_worker_with_another_library_is_named():
@@ -490,17 +536,31 @@ def test_table_of_single_and_failed_runs():
 def test_plot_has_a_point_for_each_run():
     combinations, results = make_sweep([0.90, 0.92], [0.95, 0.96])
     (axes,) = table.plot_accuracy(combinations, results).axes
-    line, *points = axes.lines
-    assert [list(found.get_ydata()) for found in points] == [[90, 92], [95, 96]]
-    assert list(line.get_ydata()) == [91, 95.5]
+    line, points = axes.lines
+    assert list(points.get_xdata()) == ["0", "0", "1", "1"]
+    assert list(points.get_ydata()) == pytest.approx([90, 92, 95, 96])
+    assert list(line.get_ydata()) == pytest.approx([91, 95.5])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
     assert table.plot_accuracy(combinations[:1], results) is None
 
 
-def test_reasons_and_times():
+def test_plot_joins_combinations_that_differ_in_one_parameter():
+    values = [("1", "a"), ("2", "a"), ("1", "b"), ("2", "b")]
+    combinations, results = make_sweep(*([0.1 * n] for n in range(4)))
+    combinations = [
+        replace(old, overrides=("x.n=1", "x.k=1"), parameters={"x.n": n, "x.k": k})
+        for old, (n, k) in zip(combinations, values, strict=True)
+    ]
+    first, _ = table.plot_accuracy(combinations, results).axes
+    assert [line.get_label() for line in first.lines[::2]] == ["x.k=a", "x.k=b"]
+    assert [list(line.get_ydata()) for line in first.lines[::2]] == [
+        pytest.approx([0, 10]),
+        pytest.approx([20, 30]),
+    ]
+
+
+def test_reason_is_the_message_of_the_stage():
     log = Path("reports/sweep/x.log")
     done = {"log": "Running stage 'train'\nerror: too small\nERROR: failed to reproduce 'train'\n"}
-    assert explain(done, log) == "too small (all output: reports/sweep/x.log)"
-    assert explain({"log": ""}, log).startswith("no output")
-    times = [format_time(seconds) for seconds in (3, 32, 50, 300, 7200)]
-    assert times == ["5 seconds", "30 seconds", "1 minute", "5 minutes", "2.0 hours"]
+    assert find_reason(done, log) == "too small (all output: reports/sweep/x.log)"
+    assert find_reason({"log": ""}, log).startswith("no output")

@@ -32,6 +32,8 @@ run(main)
         ("7\r8\v\f\x85\u2028", r"7\r8\x0b\x0c\x85\u2028"),
         ("\x1b[31mred\x9b0m\x07", r"\x1b[31mred\x9b0m\x07"),
         ("\u202egnp.7\u2066\u200f", r"\u202egnp.7\u2066\u200f"),
+        (" ::error::7.png", r" \x3a:error::7.png"),
+        ("7 ##[error] ::8", r"7 #\x23[error] ::8"),
         ("\udcff", r"\udcff"),  # what Python makes of a byte that is not UTF-8
     ],
 )

@@ -34,7 +34,7 @@ DISK_SPACE = 1_000_000_000  # bytes: raw and prepared data, and copies of them i
 
 
 class CheckError(Exception):
-    """A check found something wrong. The message has one line for each problem, with its fix."""
+    """A check found something wrong. Each argument is a line: a problem, with its fix."""
 
 
 def check_files() -> str:
@@ -43,9 +43,7 @@ def check_files() -> str:
     pinned = set(re.findall(r"^([\w.-]+)==", text, re.M))
     changed = {name: what for name, what in find_changed_packages().items() if name in pinned}
     if changed:
-        raise CheckError(
-            "\n".join(f"{name}: {what}: {REINSTALL}" for name, what in changed.items())
-        )
+        raise CheckError(*(f"{name}: {what}: {REINSTALL}" for name, what in changed.items()))
     if extra := find_extra_files():
         raise CheckError(f"no package has installed {extra[0]}: rm -f {' '.join(map(str, extra))}")
     return f"those of {len(pinned)} packages are as installed"
@@ -82,7 +80,7 @@ def check_places() -> str:
         if spec and spec.origin and not spec.origin.startswith(places):
             problems.append(f"{name} is imported from {spec.origin}: unset PYTHONPATH")
     if problems:
-        raise CheckError("\n".join(problems))
+        raise CheckError(*problems)
     return "packages come from this environment"
 
 
@@ -103,7 +101,7 @@ def check_variables() -> str:
             "unset TF_CONFIG"
         )
     if problems:
-        raise CheckError("\n".join(problems))
+        raise CheckError(*problems)
     return "none that disturbs DVC or git"
 
 
@@ -176,7 +174,7 @@ def check_disk() -> str:
         if size < DISK_SPACE
     ]
     if problems:
-        raise CheckError("\n".join(problems))
+        raise CheckError(*problems)
     return f"{min(free.values()) / 1e9:.0f} GB free"
 
 
@@ -245,7 +243,7 @@ def check_cache() -> str:
                 f"rm -f {' '.join([str(place), *outputs])} && dvc repro"
             )
     if problems:
-        raise CheckError("\n".join(problems))
+        raise CheckError(*problems)
     return f"{len(objects)} files with the right MD5"
 
 
@@ -279,7 +277,7 @@ def check_raw() -> str:
         if not has_expected_hash(RAW / file.name, file)
     ]
     if problems:
-        raise CheckError("\n".join(problems))
+        raise CheckError(*problems)
     return f"{len(files)} of {len(CATALOGUE[dataset].files)} files there, with the right SHA-256"
 
 
@@ -297,7 +295,7 @@ def check_lock() -> str:
             return f"not checked: the last commit has no {LOCK}"
         found = find_stale(read_project(clone)).values()
     if notes := dict.fromkeys(note for stage in found for note in stage):
-        raise CheckError("\n".join(f"{note}: make repro && git commit --all" for note in notes))
+        raise CheckError(*(f"{note}: make repro && git commit --all" for note in notes))
     return f"{LOCK} belongs to the last commit"
 
 
@@ -326,16 +324,19 @@ def main() -> None:
         if cause := needed & wrong:
             print_line(f"-      {name}: not checked, because of the {cause.pop()}")
             continue
+        findings: tuple[str, ...]
         try:
-            findings = check()
-            verdict = "-" if findings.startswith("not ") else "ok"
+            findings = (check(),)
+            verdict = "-" if findings[0].startswith("not ") else "ok"
         except ModuleNotFoundError as error:
-            verdict, findings = "wrong", f"{error}: {REINSTALL}"
+            verdict, findings = "wrong", (f"{error}: {REINSTALL}",)
+        except CheckError as error:
+            verdict, findings = "wrong", error.args
         except Exception as error:  # one failing check must not stop the others
-            verdict, findings = "wrong", str(error)
+            verdict, findings = "wrong", (str(error),)
         if verdict == "wrong":
             wrong.add(name)
-        for line in findings.splitlines():
+        for line in findings:
             print_line(f"{verdict:<6} {name}: {line}")
     sys.exit(bool(wrong))
 

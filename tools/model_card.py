@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from dvc_verify.lockfile import compute_md5, list_files, list_parameters, read_lock
@@ -20,6 +19,7 @@ from stages.core.errors import StageError, run
 from stages.core.files import read_csv, read_json, write_text
 from stages.core.paths import DATASET, LOCK, METRICS, MODEL, PREDICTIONS, RAW
 from stages.evaluate import compute_accuracy_interval
+from tools.shared.report import render
 
 CARD = Path("docs/model-card.md")
 
@@ -41,32 +41,22 @@ def make_card(project: Path) -> str:
     mistakes = predictions[predictions["actual"] != predictions["predicted"]]
     dataset = read_json(project / DATASET)
     parameters = list_parameters(lock)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  # it is Markdown, and the filter `escape` is used
-    )
-    environment.filters |= {
+    values = {
         "percent": format_percent,
-        "escape": escape,
         "interval": format_interval,
+        "dataset": dataset,
+        "model": outputs[MODEL.as_posix()],
+        "metrics": read_json(project / METRICS),
+        "counts": [outputs[path].size - 8 for path in labels],  # the header has 8 bytes
+        "classes": [count_class(name, predictions) for name in dataset["classes"]],
+        "mistakes": len(mistakes),
+        "confident": int((mistakes["confidence"] > 0.9).sum()),
+        "parameters": parameters,
+        "parameter_text": format_parameters(parameters),
+        "keras": read_pin(project, "keras"),
+        "tensorflow": read_pin(project, "tensorflow"),
     }
-    return environment.get_template("model_card.md.jinja").render(
-        dataset=dataset,
-        model=outputs[MODEL.as_posix()],
-        metrics=read_json(project / METRICS),
-        counts=[outputs[path].size - 8 for path in labels],  # the header has 8 bytes
-        classes=[count_class(name, predictions) for name in dataset["classes"]],
-        mistakes=len(mistakes),
-        confident=int((mistakes["confidence"] > 0.9).sum()),
-        parameters=parameters,
-        parameter_text=format_parameters(parameters),
-        keras=read_pin(project, "keras"),
-        tensorflow=read_pin(project, "tensorflow"),
-    )
+    return render("model_card.md.jinja", values)
 
 
 def check_md5(path: Path, md5: str) -> None:
@@ -129,11 +119,6 @@ def format_interval(correct: int, count: int) -> str:
         return "-"
     low, high = compute_accuracy_interval(correct, count)
     return f"{format_percent(correct / count)} ({format_percent(low)} to {format_percent(high)})"
-
-
-def escape(text: str) -> str:
-    """Return `text` escaped, so that Markdown shows it unchanged."""
-    return re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", text)
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import REPORTS
 from tools.compare.revision import Result, name_experiment, resolve_commit
-from tools.sweep.__main__ import add_place, parse_count, read_place
-from tools.sweep.dask_cluster import run_all
+from tools.shared.report import format_table, replace_report
+from tools.sweep.dask_cluster import add_place, parse_count, read_place, run_all
 from tools.sweep.runs import make_combinations, require_commit
 
 
@@ -35,18 +35,18 @@ def summarise(results: list[Result], per_class: bool) -> str:
             recall = (table["actual"] == table["predicted"]).groupby(table["actual"]).mean()
             row |= {f"recall of {name}": recall.get(name, 0.0) for name in result.classes}
         rows.append(row)
-    metrics = pd.DataFrame(rows)
-    table = pd.DataFrame(
-        {
-            "mean": metrics.mean(),
-            "standard deviation": metrics.std(),
-            "lowest": metrics.min(),
-            "highest": metrics.max(),
-        }
-    ).rename_axis("metric")
-    mean, deviation = table.loc["test.accuracy", ["mean", "standard deviation"]]
-    text = table.to_markdown(floatfmt=".6f")
-    return f"Test accuracy {mean:.3%} ± {deviation:.3%} (standard deviation)\n\n{text}\n"
+    table = pd.DataFrame(rows).agg(["mean", "std", "min", "max"]).T
+    titles = ("mean", "standard deviation", "lowest", "highest")
+    lines = [
+        {"metric": str(metric)}
+        | {title: f"{value:.6f}" for title, value in zip(titles, values, strict=True)}
+        for metric, values in table.iterrows()
+    ]
+    mean, deviation = table.loc["test.accuracy", ["mean", "std"]]
+    return (
+        f"Test accuracy {mean:.3%} ± {deviation:.3%} (standard deviation)\n\n"
+        f"{format_table(lines, 'lrrrr')}\n"
+    )
 
 
 def main() -> None:
@@ -75,7 +75,8 @@ def main() -> None:
     results = [found[each.text] for each in combination.runs]
     text = f"# {len(results)} seeds of {commit[:7]}\n\n{summarise(results, arguments.per_class)}"
     report = REPORTS / "seeds.md"
-    write_text(report, text)
+    with replace_report(report) as path:
+        write_text(path, text)
     print(f"\n{text}\nThis text is in {report}. `dvc exp show` lists the experiments.")
 
 

@@ -6,6 +6,7 @@ such as that of a file, a branch or a class, may hold codes that colour or move 
 
 import io
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -19,14 +20,16 @@ def make_printable(text: object, keep: str = "") -> str:
     r"""Return `text` on one line, with every invisible character escaped, such as `\x1b`.
 
     These are line ends, codes for terminals, the marks with which Unicode reverses a line, and what
-    Python makes of bytes that are not UTF-8. The characters in `keep` stay.
+    Python makes of bytes that are not UTF-8. The characters in `keep` stay. What GitHub Actions
+    obeys in a program's output, `::error` and `##[error]`, is escaped too.
     """
-    return "".join(
+    line = "".join(
         letter
         if letter.isprintable() or letter in keep or unicodedata.category(letter) == "Zs"  # a space
         else letter.encode("unicode_escape").decode()
         for letter in str(text)
     )
+    return re.sub(r"^(\s*):(?=:)", r"\1\\x3a", line).replace("##[", r"#\x23[")
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:

@@ -24,18 +24,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
-from dvc_verify import VerifyError
 from stages.core.errors import StageError, run
 from stages.core.files import Floats, write_text
 from stages.core.paths import REPORTS
+from stages.core.terminal import print_line
 from tools.compare import revision
 from tools.compare.revision import WORKSPACE, Result
 from tools.compare.significance import (
@@ -45,14 +43,15 @@ from tools.compare.significance import (
     compare_seeds,
     compute_p_value,
 )
+from tools.shared.report import escape, format_table, render, replace_report
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
-
+LONGEST = 200  # characters of a parameter's value in both reports
 LISTED = 10  # most fixed images in the Markdown report, and most broken ones
 SHOWN = 100  # most fixed images in the HTML report, and most broken ones
 
-HIGHER_IS_BETTER = ("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1")
-LOWER_IS_BETTER = ("loss",)
+# Words in the names of metrics. Any other metric gets neither "better" nor "worse".
+HIGHER_IS_BETTER = {"accuracy", "precision", "recall", "f1", "auc", "score"}
+LOWER_IS_BETTER = {"loss", "error", "mistakes"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def compare_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[Ch
         Change(
             key,
             *(
-                json.dumps(side[key], default=str) if key in side else "none"
+                json.dumps(side[key], default=str)[:LONGEST] if key in side else "none"
                 for side in (before, after)
             ),
         )
@@ -90,8 +89,8 @@ def compare_metrics(before: dict[str, float], after: dict[str, float]) -> list[C
             changes.append(Change(key, old, new))
             continue
         difference = Decimal(new) - Decimal(old)  # exact, unlike the difference of two floats
-        name = key.rpartition(".")[2]
-        sign = (name in HIGHER_IS_BETTER) - (name in LOWER_IS_BETTER)
+        words = set(key.rpartition(".")[2].split("_"))
+        sign = bool(words & HIGHER_IS_BETTER) - bool(words & LOWER_IS_BETTER)
         direction = "same"
         if difference:
             direction = {1: "better", -1: "worse", 0: ""}[sign * (1 if difference > 0 else -1)]
@@ -179,15 +178,17 @@ def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
     ]
     old, new = accuracies
     seeds = compare_seeds(old, new, max_drop) if min(len(old), len(new)) > 1 else None
+    stale = [f"{side.name}: {note}" for side in (base, head) for note in side.stale]
     found = (revision.read_test_images(side) for side in (head, base))
     images = next((images for images in found if images is not None), None)
     return {
         "base": base,
         "head": head,
+        "heading": "Stale results" if stale else (seeds or runs).summary,
         "verdict": seeds or runs,
         "runs": runs if seeds else None,
         "accuracies": accuracies,
-        "stale": [f"{side.name}: {note}" for side in (base, head) for note in side.stale],
+        "stale": stale,
         "parameters": compare_parameters(base.parameters, head.parameters),
         "code": revision.list_changed_inputs(base, head),
         "metrics": compare_metrics(base.metrics, head.metrics),
@@ -202,11 +203,6 @@ def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
     }
 
 
-def escape(text: str) -> str:
-    """Return `text` escaped, so that Markdown shows it unchanged, also in a table."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
 def shorten(number: str, sign: str = "") -> str:
     """Return a number with six decimals. Whole numbers and other text are returned unchanged."""
     if not re.search(r"\d[.e]", number):
@@ -214,13 +210,6 @@ def shorten(number: str, sign: str = "") -> str:
     value = float(number)
     tiny = 0 < abs(value) < 1e-6
     return f"{value:{sign}.0e}" if tiny else f"{value:{sign}.6f}"
-
-
-def format_table(rows: list[dict[str, str]], alignment: str) -> str:
-    """Return a Markdown table. `alignment` has one letter for each column: l(eft) or r(ight)."""
-    sides = ["left" if letter == "l" else "right" for letter in alignment]
-    table = pd.DataFrame(rows).map(escape)
-    return table.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
 def format_tables(report: Mapping[str, Any], per_class: bool) -> dict[str, str]:
@@ -265,24 +254,11 @@ def format_tables(report: Mapping[str, Any], per_class: bool) -> dict[str, str]:
         if per_class or row["significant"]
     ]
     return {
-        "parameter_table": format_table(parameters, "lll") if parameters else "",
-        "metric_table": format_table(metrics, "lrrrl") if metrics else "",
-        "image_table": format_table(images, "lrlll") if images else "",
-        "class_table": format_table(classes, "lrrrrrr") if classes else "",
+        "parameter_table": format_table(parameters, "lll"),
+        "metric_table": format_table(metrics, "lrrrl"),
+        "image_table": format_table(images, "lrlll"),
+        "class_table": format_table(classes, "lrrrrrr"),
     }
-
-
-def render(report: Mapping[str, Any], kind: str) -> str:
-    """Return the text of the report. `kind` is its format, md or html."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(["html.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["escape_markdown"] = escape
-    return environment.get_template(f"compare.{kind}.jinja").render(report)
 
 
 def compare(base: str, head: str, max_drop: float) -> dict[str, Any]:
@@ -318,17 +294,20 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     page, markdown = REPORTS / "compare.html", REPORTS / "compare.md"
-    for path in (page, markdown):
-        path.unlink(missing_ok=True)  # an older report would mislead if this comparison fails
     try:
+        for path in (page, markdown):
+            path.unlink(missing_ok=True)  # an older report would mislead if this comparison fails
         report = compare(arguments.base, arguments.head, arguments.max_drop)
-    except (StageError, VerifyError) as error:
-        write_text(markdown, f"## Cannot be compared\n\n{error}\n")
-        print(f"error: {error}", file=sys.stderr)
+        text = render("compare.md.jinja", report | format_tables(report, arguments.per_class))
+        with replace_report(markdown) as path:
+            write_text(path, text)
+        with replace_report(page) as path:
+            write_text(path, render("compare.html.jinja", report))
+    except (StageError, OSError) as error:  # 1, with which `run` would end, has another meaning
+        with suppress(StageError, OSError):
+            write_text(markdown, f"## Cannot be compared\n\n{escape(error)}\n")
+        print_line(f"error: {error}", sys.stderr)
         sys.exit(2)
-    text = render(report | format_tables(report, arguments.per_class), "md") + "\n"
-    write_text(markdown, text)
-    write_text(page, render(report, "html"))
     extra = "the images" if report["with_images"] else "all classes and decimals"
     print(f"{text}\nThis text is in {markdown}, and with {extra} in {page}.")
     if report["stale"]:

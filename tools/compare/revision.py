@@ -8,6 +8,7 @@ import fnmatch
 import io
 import math
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -164,7 +165,8 @@ def read_commit(name: str, commit: str | None) -> Result:
             predictions = read_predictions()
             check_agreement(metrics, predictions)
             classes, dataset = read_classes(DATASET), read_json(DATASET)
-            hashes = dataset.get("sha256", {})
+            if not isinstance(hashes := dataset.get("sha256", {}), dict):
+                raise StageError(f"{DATASET}: expected SHA-256 by file under 'sha256'")
             written, inputs, notes = read_provenance(read_lock())
             return Result(
                 name=name,
@@ -207,11 +209,8 @@ def check_metrics(content: Any) -> dict[str, float]:
     if "test.accuracy" not in metrics:
         raise StageError(f"{METRICS}: test.accuracy is missing")
     for key, value in metrics.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and abs(value) <= sys.float_info.max):  # NaN is not
             raise StageError(f"{METRICS}: expected a finite number for {key}, found {value!r}")
     # Older revisions also have per-class scores here. The predictions give the same scores.
     return {key: value for key, value in metrics.items() if not key.startswith("test.per_class.")}
@@ -304,7 +303,8 @@ def list_changed_inputs(base: Result, head: Result) -> list[str]:
         return []
     # dvc.lock has one hash for a folder. git can tell which of the folder's tracked files differ.
     commits = [side.commit for side in (base, head) if side.commit]
-    files = ask_git("diff", "--name-only", "--relative", *commits, "--", *changed).splitlines()
+    listed = ask_git("diff", "-z", "--name-only", "--relative", *commits, "--", *changed)
+    files = [file for file in listed.split("\0") if file]
     untracked = [
         path for path in changed if not any(f"{file}/".startswith(f"{path}/") for file in files)
     ]

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
-from scipy.stats import binomtest, ttest_ind
+from scipy.stats import binomtest, ttest_ind_from_stats
 
 SIGNIFICANCE_LEVEL = 0.05  # a difference with a smaller p-value is significant
 
@@ -81,10 +81,13 @@ def compute_welch_p_value(before: list[float], after: list[float]) -> float:
 
     Each list needs at least two values.
     """
-    # Without any spread, t would be 0/0 or infinite.
-    if not (statistics.stdev(before) or statistics.stdev(after)):
-        return float(statistics.mean(before) == statistics.mean(after))
-    return float(ttest_ind(before, after, equal_var=False).pvalue)
+    old, new = (
+        (statistics.mean(side), statistics.stdev(side), len(side)) for side in (before, after)
+    )
+    if not (old[1] or new[1]):  # without any spread, t would be 0/0 or infinite
+        return float(old[0] == new[0])
+    # scipy computes moments with less precision than `statistics`, and warns of small spreads.
+    return float(ttest_ind_from_stats(*old, *new, equal_var=False).pvalue)
 
 
 def compare_seeds(before: list[float], after: list[float], max_drop: float) -> Verdict:

@@ -14,7 +14,6 @@ docs/cluster.md says how to start a cluster.
 
 import argparse
 import sys
-from contextlib import suppress
 
 import matplotlib
 
@@ -23,38 +22,12 @@ from stages.core.errors import run
 from stages.core.files import write_csv, write_text
 from stages.core.paths import REPORTS
 from tools.compare.revision import name_experiment, resolve_commit
+from tools.shared.report import replace_report
 from tools.sweep import table
-from tools.sweep.dask_cluster import Place, run_all
+from tools.sweep.dask_cluster import add_place, parse_count, read_place, run_all
 from tools.sweep.runs import expand_grid, make_combinations, require_commit
 
 REPORT = REPORTS / "sweep.md"
-
-
-def parse_count(text: str, above: int = 0) -> int:
-    """Return a whole number above a limit, for argparse."""
-    with suppress(ValueError):
-        if (number := int(text)) > above:
-            return number
-    raise argparse.ArgumentTypeError(f"expected a whole number above {above}, found {text!r}")
-
-
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where to run."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--jobs", type=parse_count, default=1, help="how many runs at a time on this machine"
-    )
-    where.add_argument("--cluster", metavar="ADDRESS", help="the address of a Dask scheduler")
-    parser.add_argument(
-        "--models",
-        action="store_true",
-        help="with --cluster: also bring the trained networks, for projects without a DVC remote",
-    )
-
-
-def read_place(arguments: argparse.Namespace) -> Place:
-    """Return where to run."""
-    return Place(arguments.jobs, arguments.cluster, arguments.models)
 
 
 def main() -> None:
@@ -95,11 +68,13 @@ def main() -> None:
     results = run_all(runs, read_place(arguments))
     rows = table.compute_rows(combinations, results)
     report = table.format_report(combinations, rows)
-    write_text(REPORT, report)
-    write_csv(REPORT.with_suffix(".csv"), table.make_csv(combinations, rows))
-    with matplotlib.rc_context(plot.STYLE):
-        if figure := table.plot_accuracy(combinations, results):
-            plot.save(figure, REPORT.with_suffix(".png"), 120)
+    with replace_report(REPORT) as path:
+        write_text(path, report)
+    with replace_report(REPORT.with_suffix(".csv")) as path:
+        write_csv(path, table.make_csv(combinations, rows))
+    if figure := table.plot_accuracy(combinations, results):
+        with matplotlib.rc_context(plot.STYLE), replace_report(REPORT.with_suffix(".png")) as path:
+            plot.save(figure, path, 120)
     print(f"\n{report}\nThis text is in {REPORT}. `dvc exp show` lists the experiments.")
     if failed := len({run.text for run in runs} - results.keys()):
         sys.exit(f"error: {failed} runs failed for the reasons above")

@@ -1,6 +1,9 @@
 """Run experiments on Dask workers, and keep each as soon as it is finished."""
 
+import argparse
+import hashlib
 import logging
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,21 +16,25 @@ from uuid import uuid4
 
 import cloudpickle
 from distributed import Client, Future, LocalCluster, wait
+from distributed.comm import get_address_host_port
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
+from tqdm import tqdm
 
 from dvc_verify.git import ask_git, run_git
 from stages.core import machine
 from stages.core.errors import StageError
 from stages.core.files import write_bytes, write_text
 from stages.core.paths import REPORTS
+from stages.core.terminal import make_printable
 from tools.compare.revision import Result, read_commit, resolve_commit
-from tools.sweep import dask_worker
+from tools.sweep import worker
 from tools.sweep.machines import find_difference
 from tools.sweep.runs import Run, choose_names, find_finished, require_commit
 
 LOGS = REPORTS / "sweep"
 IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+MOST_FRAMES = 1 << 16  # in a Dask message; text, read as a number of frames, is far more
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,47 @@ class Place:
     models: bool = False  # bring the trained networks from the cluster's workers to DVC's cache
 
 
+def parse_count(text: str, above: int = 0) -> int:
+    """Return a whole number above a limit, for argparse."""
+    with suppress(ValueError):
+        if (number := int(text)) > above:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a whole number above {above}, found {text!r}")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where to run: the fields of Place."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--jobs", type=parse_count, default=1, help="how many runs at a time on this machine"
+    )
+    where.add_argument("--cluster", metavar="ADDRESS", help="the address of a Dask scheduler")
+    parser.add_argument(
+        "--models",
+        action="store_true",
+        help="with --cluster: also bring the trained networks, for projects without a DVC remote",
+    )
+
+
+def read_place(arguments: argparse.Namespace) -> Place:
+    """Return where to run."""
+    return Place(arguments.jobs, arguments.cluster, arguments.models)
+
+
+def check_scheduler(address: str) -> None:
+    """Raise OSError or ValueError unless a Dask scheduler answers.
+
+    Dask would wait forever for any other program. A scheduler speaks first: it sends the number of
+    frames of its message, in eight bytes. With TLS, Dask itself finds the fault.
+    """
+    if address.startswith("tls://"):
+        return
+    host, port = get_address_host_port(address)
+    with socket.create_connection((host, port), timeout=10) as connection:
+        if not 0 < int.from_bytes(connection.recv(8), "little") < MOST_FRAMES:
+            raise ValueError("another program listens there")
+
+
 @contextmanager
 def connect(place: Place) -> Iterator[Client]:
     """Yield a client of the cluster, or of one that is started on this machine and ends with it.
@@ -47,13 +95,17 @@ def connect(place: Place) -> Iterator[Client]:
     """
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors get one line below
     # The workers have no copy of the project.
-    for module in (dask_worker, machine):
+    for module in (worker, machine):
         cloudpickle.register_pickle_by_value(module)
     if place.cluster:
         try:
+            check_scheduler(place.cluster)
             client = Client(place.cluster)
         except (OSError, ValueError) as error:
-            raise StageError(f"{place.cluster}: no Dask scheduler answers: {error}") from error
+            raise StageError(
+                f"{place.cluster}: no Dask scheduler answers: {error}; a scheduler's port is 8786 "
+                "unless you chose another, and 8787 is the port of its dashboard"
+            ) from error
         with client:
             check_workers(client, place.cluster)
             yield client
@@ -104,8 +156,8 @@ def make_bundle() -> bytes:
         return bundle.read_bytes()
 
 
-def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
-    """Return what tools.sweep.job has to know of a run."""
+def describe_jobs(commit: str, place: Place) -> dict[str, Any]:
+    """Return what all runs have in common for tools.sweep.worker."""
     cache, local_config = None, ""
     if not place.cluster:
         with Repo() as repo:
@@ -119,29 +171,31 @@ def make_job(commit: str, name: str, run: Run, place: Place) -> dict[str, Any]:
         "fingerprint": machine.collect_fingerprint(),
         "local_config": local_config,
         "models": place.models and bool(place.cluster),
-        "name": name,
-        "overrides": list(run.overrides),
         "prefix": ask_git("rev-parse", "--show-prefix"),
-        "reference": str(ExpRefInfo(commit, name)),
     }
 
 
-def keep(job: dict[str, Any], done: dict[str, Any]) -> None:
-    """Add the experiment to the user's repository, and its model to DVC's cache."""
+def keep(job: Mapping[str, Any], done: Mapping[str, Any]) -> None:
+    """Add the experiment to the user's repository, and its model to DVC's cache, under its MD5.
+
+    A second sweep at the same time may have added the same experiment, with the same bytes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "experiment.bundle"
         bundle.write_bytes(done["bundle"])
         reference = job["reference"]
-        run_git("fetch", "--quiet", "--no-tags", str(bundle), f"{reference}:{reference}")
-    with Repo() as repo:
-        for md5, content in done["models"].items():
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-gc")
+        run_git("fetch", *options, str(bundle), f"+{reference}:{reference}")
+    if done["model"]:
+        md5 = hashlib.md5(done["model"], usedforsecurity=False).hexdigest()
+        with Repo() as repo:
             path = Path(repo.cache.local.oid_to_path(md5))
-            if not path.exists():
-                write_bytes(path, content)
-                path.chmod(0o444)  # as DVC protects the files of its cache
+        if not path.exists():
+            write_bytes(path, done["model"])
+            path.chmod(0o444)  # as DVC protects the files of its cache
 
 
-def explain(done: dict[str, Any], log: Path) -> str:
+def find_reason(done: Mapping[str, Any], log: Path) -> str:
     """Return why a run failed: the error message of its stage, and where all of its output is."""
     lines = [line.strip() for line in done["log"].splitlines() if line.strip()]
     found = [line for line in lines if line.startswith("error: ")] or lines or ["no output"]
@@ -149,45 +203,34 @@ def explain(done: dict[str, Any], log: Path) -> str:
 
 
 class Progress:
-    """One line that says how far a sweep is."""
+    """How far a sweep is: on a terminal a line that changes, elsewhere a line for each change."""
 
     def __init__(self, count: int) -> None:
         """Prepare for `count` runs."""
-        self.count = count
-        self.seconds: list[float] = []  # of each run that is done
-        self.failed = 0
-        self.shown = ""
-        self.terminal = sys.stdout.isatty()
+        self.count, self.done, self.failed, self.line = count, 0, 0, ""
+        self.bar = tqdm(
+            total=count,
+            file=sys.stdout,
+            bar_format="{desc}, about {remaining} left",
+            disable=not sys.stdout.isatty(),
+        )
 
     def show(self, slots: int) -> None:
-        """Show the line, over the last one on a terminal; elsewhere only if it has changed.
-
-        `slots` is the number of runs that the workers can do at a time.
-        """
-        done = len(self.seconds)
-        left = self.count - done - self.failed
-        running = min(slots, left)
-        line = f"{done} of {self.count} done, {running} running, {self.failed} failed"
-        if done and running:
-            rest = sum(self.seconds) / done * left / running
-            line += f", about {format_time(rest)} left"
-        if self.terminal:
-            print(f"\r{line}\x1b[K", end="", flush=True)
-        elif line != self.shown:
+        """Show the progress. `slots` is the number of runs that the workers can do at a time."""
+        running = min(slots, self.count - self.done - self.failed)
+        line = f"{self.done} of {self.count} done, {running} running, {self.failed} failed"
+        if self.bar.disable and line != self.line:
             print(line, flush=True)
-        self.shown = line
+        self.line = line
+        self.bar.set_description_str(line)
 
-    def print(self, text: str) -> None:
-        """Print a line of text above the progress line."""
-        print(f"\r{text}\x1b[K" if self.terminal else text, flush=True)
-
-
-def format_time(seconds: float) -> str:
-    """Return a duration for people."""
-    minutes = seconds / 60
-    if minutes < 1:
-        return "1 minute" if seconds > 45 else f"{max(5, 5 * round(seconds / 5))} seconds"
-    return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+    def end_run(self, failure: str = "") -> None:
+        """Count a run, and report its failure if it has failed."""
+        self.done += not failure
+        self.failed += bool(failure)
+        self.bar.update()
+        if failure:
+            self.bar.write(make_printable(failure), file=sys.stdout)
 
 
 def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
@@ -205,16 +248,19 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
         print(f"{len(finished)} of {len(distinct)} runs were done before", flush=True)
     if not left:
         return finished
-    names = choose_names(commit, left)
-    bundle = make_bundle()
+    names, common, bundle = choose_names(commit, left), describe_jobs(commit, place), make_bundle()
     progress = Progress(len(left))
     try:
         with connect(place) as client:
+            run_job = send_code(worker.run_job)
             shared = client.submit(bytes, bundle, key=f"commit-{uuid4().hex}")
-            run_job = send_code(dask_worker.run_job)
             waiting: dict[Future, tuple[Run, dict[str, Any]]] = {}
             for run in left:
-                job = make_job(commit, names[run], run, place)
+                job = common | {
+                    "name": names[run],
+                    "overrides": list(run.overrides),
+                    "reference": str(ExpRefInfo(commit, names[run])),
+                }
                 key = f"{names[run]}-{uuid4().hex}"
                 waiting[client.submit(run_job, shared, job, key=key)] = run, job
             try:
@@ -225,11 +271,12 @@ def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
             finally:
                 client.cancel([*waiting, shared])
     except (KeyboardInterrupt, ConnectionError) as error:
-        progress.print("")
-        done = f"{len(progress.seconds)} of {len(left)} runs are done and kept"
         raise StageError(
-            f"{str(error) or 'interrupted'}; {done}, and the same command does the others"
+            f"{str(error) or 'interrupted'}; {progress.done} of {len(left)} runs are done and "
+            "kept, and the same command does the others"
         ) from None
+    finally:
+        progress.bar.close()
     return finished
 
 
@@ -249,23 +296,19 @@ def wait_for_each(
             raise ConnectionError("the scheduler no longer answers") from error
         yield from [future for future in waiting if future.done()]
     progress.show(0)
-    if progress.terminal:
-        print()
 
 
 def collect(future: Future, run: Run, job: dict[str, Any], progress: Progress) -> Result | None:
     """Keep the result of a run and return it, or report why it failed and return None."""
+    reason = str(future.exception())  # KilledWorker: several workers were killed
     if future.status == "finished":
         done = future.result()
         if not done["code"]:
             keep(job, done)
-            progress.seconds.append(done["seconds"])
+            progress.end_run()
             return read_commit(job["name"], resolve_commit(job["reference"]))
         log = LOGS / f"{job['name']}.log"
         write_text(log, done["log"])
-        reason = explain(done, log)
-    else:
-        reason = str(future.exception())  # KilledWorker: several workers were killed
-    progress.failed += 1
-    progress.print(f"failed: {run.label}: {reason}")
+        reason = find_reason(done, log)
+    progress.end_run(f"failed: {run.label}: {reason}")
     return None

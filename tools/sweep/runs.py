@@ -75,7 +75,7 @@ def expand_grid(settings: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(sweep[str(PARAMETERS)]) for sweep in sweeps]
 
 
-def apply(
+def change_parameters(
     overrides: Iterable[str], sections: Mapping[str, type[Section] | None]
 ) -> tuple[str, dict[str, Any]]:
     """Return params.yaml with some values changed: its text as DVC writes it, and its content.
@@ -121,13 +121,13 @@ def make_combinations(
             for override in overrides:
                 if seeds and override.startswith(tuple(seed_keys)):
                     raise StageError(f"{override} contradicts the seeds")
-            text, content = apply([*base, *overrides], sections)
+            text, content = change_parameters([*base, *overrides], sections)
             parameters = flatten(content)
             runs = []
             for seed in seeds:
                 added = tuple(f"{key}={seed}" for key in seed_keys)
                 whole = (*base, *overrides, *added)
-                text, _ = apply(whole, sections)
+                text, _ = change_parameters(whole, sections)
                 runs.append(Run(whole, text, f"{label}, seed {seed}", name(overrides, seed)))
             if not seeds:
                 runs.append(Run((*base, *overrides), text, label))
