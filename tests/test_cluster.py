@@ -1,5 +1,6 @@
 """Trainings on several workers: real processes that talk over loopback."""
 
+import ast
 import json
 import os
 import re
@@ -11,8 +12,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import psutil
@@ -23,7 +25,7 @@ from helpers.project import ROOT, SMALL, Project, allow_interrupts
 from ruamel.yaml import YAML
 
 from dvc_verify.lockfile import compute_md5
-from stages.cluster import rendezvous
+from stages.cluster import port, rendezvous
 from stages.cluster.addresses import find_own_ips, read_tf_config, split_address
 from stages.core.errors import StageError
 from tools.worker import find_free_addresses, make_tf_config, read_kubernetes, read_slurm
@@ -167,16 +169,23 @@ def test_workers_with_different_addresses_are_named(wait_for_all):
     addresses = find_free_addresses(2)
     for other in (addresses[::-1], 0), ([*addresses, "127.0.0.1:9"], 1):
         lines = wait_for_all((addresses, 0), other, patience=60)
+        pairs = [(0, addresses[0], other[1]), (other[1], addresses[1], 0)]
         assert lines == [
-            f"worker {other[1]} has other addresses in TF_CONFIG than worker 0 ({addresses[0]})",
-            f"worker 0 has other addresses in TF_CONFIG than worker {other[1]} ({addresses[1]})",
+            f"worker {mine} ({address}) and worker {sender} have different addresses in TF_CONFIG"
+            for mine, address, sender in pairs
         ]
 
 
 def test_other_connections_do_not_count_as_workers(wait_for_all):
     """Something connects and sends anything, and a worker that ends again and never comes back."""
     addresses = find_free_addresses(2)
-    messages = [b"GET / HTTP/1.0\n", b"[]\n", b"[[], 1, 1]\n", b"\xff" * 100_000, b""]
+    messages = [
+        b"GET / HTTP/1.0\n",
+        b"[]\n",
+        b"[[], 1, 1]\n",
+        b"\xff" * 100_000,
+        b"[" * 60_000 + b"\n",
+    ]
     messages.append(json.dumps([1, addresses, False]).encode() + b"\n")
     with ThreadPoolExecutor() as pool:
         lines = pool.submit(wait_for_all, (addresses, 0))
@@ -231,24 +240,106 @@ def test_names_that_other_machines_cannot_use_are_refused(monkeypatch):
     assert "host0 is 127.0.1.1 on this machine, which other machines cannot reach" in message
 
 
-def test_connections_to_other_addresses_are_dropped():
-    """Also those that were made before. TensorFlow listens on all addresses of the machine."""
-    from stages.cluster.port import accept_only
+# Runs as another user, and prints what it gets from each port until its input closes.
+STRANGER = """
+import encodings.idna, os, select, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+found = set()
+print("started", flush=True)
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    for address in sys.argv[1:]:
+        host, port = address.rsplit(":", 1)
+        try:
+            with socket.create_connection((host, int(port)), timeout=0.3) as connection:
+                found.add("served" if connection.recv(1) else "closed")
+        except OSError as error:
+            found.add(type(error).__name__)
+print(sorted(found))
+"""
 
-    with socket.socket() as listener:
-        listener.bind(("0.0.0.0", 0))  # noqa: S104  # as TensorFlow does
-        listener.listen()
-        port = listener.getsockname()[1]
-        before = [socket.create_connection((f"127.0.0.{i}", port), timeout=5) for i in (2, 3)]
-        accepted = [listener.accept()[0] for _ in before]
-        accept_only(f"127.0.0.2:{port}")
-        accepted[0].send(b"kept")
-        assert [each.recv(4) for each in before] == [b"kept", b""]
-        for each in before + accepted:
-            each.close()
-        socket.create_connection(("127.0.0.2", port), timeout=5).close()
-        with pytest.raises(TimeoutError):
-            socket.create_connection(("127.0.0.3", port), timeout=1)
+
+@pytest.fixture
+def stranger():
+    """A function that lets another user of this machine connect to addresses during a block.
+
+    It yields a list, to which it then adds the results of the attempts: "served" is the worst.
+    """
+    if os.geteuid():
+        pytest.skip("needs root to become another user")
+
+    @contextmanager
+    def try_to_connect(*addresses):
+        command, results = [sys.executable, "-c", STRANGER, *addresses], []
+        with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+            assert process.stdout.readline() == "started\n"
+            yield results
+            results += ast.literal_eval(process.communicate("\n")[0])
+
+    return try_to_connect
+
+
+@pytest.mark.linux
+def test_only_workers_reach_a_guarded_port(stranger):
+    """Not another user, and no one else once all workers are connected; on IPv4 and IPv6."""
+    address = find_free_addresses(1)[0]
+    number = split_address(address)[1]
+    hosts = ["127.0.0.1", "::1"]
+    for host in hosts:
+        addresses = [f"{host}:{number}", f"{host}:1"]
+        with port.guard_port(addresses[0]) as guard, port.bind(number, True) as server:
+            server.listen()  # as TensorFlow does
+            server.settimeout(5)
+            with stranger(*(f"{each}:{number}" for each in hosts)) as results:
+                connecting = Thread(target=connect_to, args=addresses[:1])
+                connecting.start()
+                while connecting.is_alive():
+                    port.admit(guard, port.find_sources(addresses, 0))
+                accepted, peer = server.accept()
+                accepted.close()
+                assert peer[0].removeprefix("::ffff:") == host
+                port.admit(guard, [])
+                with pytest.raises(TimeoutError):
+                    socket.create_connection((host, number), timeout=1.5)
+            assert results == ["TimeoutError"]
+            server.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+
+@pytest.mark.linux
+def test_port_of_another_training_is_refused():
+    address = find_free_addresses(1)[0]
+    with port.guard_port(address):
+        message = get_refusal(port.guard_port, address)
+    assert message.endswith(
+        f"port {split_address(address)[1]} cannot be used: Address already in use"
+    )
+
+
+def test_unprotected_port_gives_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert port.guard_port("127.0.0.1:2222") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: this system cannot protect port 2222: ")
+    assert "run any program as you" in line
+
+
+@pytest.mark.linux
+def test_another_user_is_no_worker(wait_for_all, stranger):
+    """It connects while a worker waits, and is not heard."""
+    addresses = find_free_addresses(2)
+    with stranger(addresses[0]) as results:
+        (line,) = wait_for_all((addresses, 0))
+    assert line.startswith(f"worker 1 ({addresses[1]}) did not start within 2 s")
+    assert line.endswith("; refused connections from 127.0.0.1")
+    assert set(results) <= {"closed", "ConnectionResetError", "ConnectionRefusedError"}
+
+
+@pytest.mark.parametrize("line", [b"", b"[" * 60_000, b"[Infinity, [], true]", b"[1, []]", b"{}"])
+def test_other_messages_are_ignored(line):
+    assert rendezvous.parse(line) is None
+    assert rendezvous.parse(b'[1, ["a:1"], true]') == (1, ["a:1"], True)
 
 
 # Trainings
@@ -456,6 +547,21 @@ def test_faults_before_training_write_nothing(clones):
     for project in projects:
         assert not (project.folder / "data/model").exists()
         assert not (project.folder / "data/checkpoint").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.linux
+def test_another_user_is_not_served(clones, results_alone, stranger):
+    """Before, while and after the workers connect, at all addresses of the machine."""
+    values = SHORT
+    projects, addresses = clones(2, values), find_free_addresses(2)
+    ports = [split_address(address)[1] for address in addresses]
+    tried = [f"{host}:{each}" for host in ("127.0.0.1", "127.0.0.9", "::1") for each in ports]
+    with stranger(*tried) as results_of_stranger:
+        finish(start_workers(projects, addresses))
+    assert "served" not in results_of_stranger
+    assert "TimeoutError" in results_of_stranger  # TensorFlow was there
+    assert results(projects[0]) == results_alone(values)
 
 
 @pytest.mark.slow

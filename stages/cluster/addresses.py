@@ -14,6 +14,8 @@ from typing import Any
 
 from stages.core.errors import StageError
 
+IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 def read_tf_config(text: str) -> tuple[list[str], int]:
     """Return the addresses of all workers, as host:port, and the index of this one."""
@@ -74,28 +76,28 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def find_ips(address: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Return the IP addresses of a host, with their families."""
+def find_ips(address: str) -> list[IP]:
+    """Return the IP addresses of a host. Raises StageError if its name is not known."""
     host, port = split_address(address)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise StageError(f"TF_CONFIG: {host} is not a known host: {error}") from error
-    return sorted({(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found})
+    return [ipaddress.ip_address(name) for name in sorted({str(entry[4][0]) for entry in found})]
 
 
-def find_own_ips(address: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Return the IP addresses of this worker's own host, with their families.
+def find_own_ips(address: str) -> list[IP]:
+    """Return the IP addresses of this worker's own host.
 
     Raises StageError if other machines cannot reach them. Debian gives a machine's own name the
     address 127.0.1.1, which every machine uses for itself.
     """
     host, _ = split_address(address)
     found = find_ips(address)
-    for _, ip in found:
-        if ipaddress.ip_address(ip).is_unspecified:
+    for ip in found:
+        if ip.is_unspecified:
             raise StageError(f"TF_CONFIG: {host} is not an address that other workers can reach")
-        if ipaddress.ip_address(ip).is_loopback and not is_local(host):
+        if ip.is_loopback and not is_local(host):
             raise StageError(
                 f"TF_CONFIG: {host} is {ip} on this machine, which other machines cannot reach; "
                 "use the machine's IP address instead of its name"

@@ -7,13 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from stages.cluster.addresses import split_address
+from stages.cluster.port import TABLES, admit, find_sources, guard_port, list_own_connections
 from stages.core.errors import StageError
 
 CONNECTING = 60  # seconds that TensorFlow may take to connect workers that have all started
+PAUSE = 0.05  # seconds between two looks at who connects
 
 
 @contextmanager
@@ -40,31 +45,58 @@ def name_failure(message: str, addresses: list[str], index: int) -> str:
     """Return a line that names the worker whose end caused an error of TensorFlow."""
     # Errors are passed on from worker to worker; the last one named is where they began.
     named = [int(number) for number in re.findall(r"replica:0/task:(\d+)", message)]
-    gone = [number for number in named if number != index][-1:] or find_silent(addresses, index)
+    gone = [number for number in named if number != index][-1:]
     return f"{name_workers(addresses, gone)} no longer answers" if gone else message
 
 
 @contextmanager
 def watch_connecting(addresses: list[str], index: int) -> Iterator[None]:
-    """Kill this process, with one line, if the block takes longer than `CONNECTING` seconds.
+    """Let only the other workers connect in this block, and afterwards no one.
 
-    TensorFlow holds Python's global lock while it connects, so another process watches.
+    Kill this process, with one line, if the block takes longer than `CONNECTING` seconds.
+    TensorFlow holds Python's global lock while it connects, so another process does all this.
     """
+    guard = guard_port(addresses[index])
+    fds = [guard.fileno()] if guard else []
     module = [sys.executable, "-m", "stages.cluster.failures"]
-    command = [*module, str(CONNECTING), str(index), *addresses]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+    command = [*module, str(CONNECTING), str(index), ",".join(map(str, fds)), *addresses]
+    project = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, cwd=project, stdin=subprocess.PIPE, start_new_session=True, pass_fds=fds
+    ):
         yield
         # Leaving the block closes the pipe, which tells the other process to end.
+    if guard:
+        admit(guard, [])
+        guard.detach()  # it stays open until this process ends
 
 
 def watch() -> None:
-    """Wait until the pipe from the parent process closes, or kill the parent after some time."""
-    seconds, index, *addresses = sys.argv[1:]
-    if select.select([sys.stdin], [], [], float(seconds))[0]:
-        return
-    names = name_workers(addresses, find_silent(addresses, int(index))) or "another worker"
+    """Admit other workers until the pipe from the parent process closes, or kill the parent."""
+    seconds, index, fd, *addresses = sys.argv[1:]
+    deadline = time.monotonic() + float(seconds)
+    guard = socket.socket(fileno=int(fd)) if fd else None
+    silent: Future[list[int]] | None = None
+    with ThreadPoolExecutor() as pool:
+        while not (silent and silent.done()):
+            if guard:
+                admit(guard, find_sources(addresses, int(index)))
+            if select.select([sys.stdin], [], [], PAUSE)[0]:
+                return
+            if not silent and time.monotonic() > deadline:
+                silent = pool.submit(find_silent, addresses, int(index))
+    names = name_workers(addresses, silent.result()) or "another worker"
     print(f"error: {names} no longer answers", file=sys.stderr, flush=True)
     os.kill(os.getppid(), signal.SIGKILL)
+
+
+def wait_for_others(address: str) -> None:
+    """Wait until no other worker is connected to this one, at most 10 seconds."""
+    port, deadline = split_address(address)[1], time.monotonic() + 10
+    while time.monotonic() < deadline:
+        time.sleep(PAUSE if TABLES[0].exists() else 1)
+        if all(source[1] != port for source, _ in list_own_connections()):
+            break
 
 
 def find_silent(addresses: list[str], index: int) -> list[int]:

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 
 from stages.cluster.addresses import find_own_ips, split_address
 from stages.cluster.failures import name_workers
+from stages.cluster.port import is_worker
 from stages.core.errors import StageError
 
 PATIENCE = 120  # seconds to wait for the other workers
@@ -40,11 +41,14 @@ def listen(address: str) -> list[socket.socket]:
     Raises StageError if the address is in use or belongs to another machine.
     """
     listeners: list[socket.socket] = []
-    for family, ip in find_own_ips(address):
+    for ip in find_own_ips(address):
+        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
         try:
             # On Linux this sets SO_REUSEADDR, so that closed connections of an earlier run, which
             # the system keeps for a minute, do not matter.
-            listeners.append(socket.create_server((ip, split_address(address)[1]), family=family))
+            listeners.append(
+                socket.create_server((str(ip), split_address(address)[1]), family=family)
+            )
         except OSError as error:
             for listener in listeners:
                 listener.close()
@@ -67,17 +71,21 @@ async def _wait_for_all(addresses: list[str], index: int, listeners: list[socket
     heard: set[int] = set()  # the workers whose messages arrive
     complete: set[int] = set()  # those that have heard from all others
     told: set[int] = set()  # those to which this worker sent that it has
+    refused: set[str] = set()  # IP addresses of strangers
     mistakes: list[str] = []
 
     async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sent_by: set[int] = set()
-        # Anything may connect to a port, and send anything.
-        with closing(writer), suppress(OSError, ValueError, TypeError, asyncio.CancelledError):
-            while line := await reader.readline():
-                sender, known, is_complete = json.loads(line)
+        with closing(writer), suppress(OSError, ValueError, asyncio.CancelledError):
+            peer = writer.get_extra_info("peername")
+            if not is_worker(peer, addresses, index):
+                refused.add(peer[0])
+                return
+            while message := parse(await reader.readline()):
+                sender, known, is_complete = message
                 if known != addresses:
                     mistakes.append(
-                        f"worker {int(sender)} has other addresses in TF_CONFIG than {own}"
+                        f"{own} and worker {sender} have different addresses in TF_CONFIG"
                     )
                 elif sender in others:
                     sent_by.add(sender)
@@ -106,10 +114,11 @@ async def _wait_for_all(addresses: list[str], index: int, listeners: list[socket
             while not (complete == told == others or mistakes):
                 await asyncio.sleep(PAUSE)
     except TimeoutError:
-        names = name_workers(addresses, others - heard or others - complete)
+        names = name_workers(addresses, others - heard or others - complete or others - told)
         missed = f"start within {PATIENCE} s, or cannot reach {own}"
         missed = missed if others - heard else f"find all workers within {PATIENCE} s"
-        mistakes.append(f"{names} did not {missed}")
+        unknown = f"; refused connections from {', '.join(sorted(refused))}" if refused else ""
+        mistakes.append(f"{names} did not {missed}{unknown}")
     finally:
         if mistakes:
             await asyncio.sleep(10 * PAUSE)  # so that the other workers hear of it too
@@ -120,3 +129,12 @@ async def _wait_for_all(addresses: list[str], index: int, listeners: list[socket
         await asyncio.sleep(PAUSE)  # asyncio reports a `read` that ends before it has begun
     if mistakes:
         raise StageError(mistakes[0])
+
+
+def parse(line: bytes) -> tuple[int, object, bool] | None:
+    """Return the content of a message, or None if it is not one."""
+    with suppress(ValueError, RecursionError):
+        match json.loads(line):
+            case [int(sender), known, bool(is_complete)]:
+                return sender, known, is_complete
+    return None

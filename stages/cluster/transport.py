@@ -1,24 +1,13 @@
 """Exchange tensors between workers, with TensorFlow's collective operations over gRPC."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
 import numpy as np
 import tensorflow as tf
 
 from stages.cluster.failures import watch_connecting
-from stages.cluster.port import accept_only
 from stages.cluster.rendezvous import wait_for_all
 from stages.model.parallel import Tensors
 
 GROUP_KEY = 2222  # TensorFlow's number for this group of workers; it uses small numbers itself
-
-
-class Group(NamedTuple):
-    """Tensors of one kind to exchange. Those of all keys have the same shapes."""
-
-    own: dict[Any, Tensors]  # of this worker
-    keys_of: Callable[[int], Sequence[Any]]  # the keys that a worker, given by its number, has
 
 
 class Transport:
@@ -35,43 +24,13 @@ class Transport:
             # The strategy starts TensorFlow's server, and looks after the other workers.
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
             self._number = tf.Variable(0)  # of the last gather
-            self.gather = tf.function(self._gather, autograph=False, reduce_retracing=True)
-            accept_only(self.addresses[self.index])
-            self.gather(tf.zeros(1))
+            self._gather = tf.function(self.gather, autograph=False, reduce_retracing=True)
+            # When the second gather ends, all workers have ended the first, and need no other
+            # connections any more.
+            for _ in range(2):
+                self._gather(tf.zeros(1))
 
-    def exchange(self, *groups: Group) -> list[dict[Any, Tensors]]:
-        """Return the tensors of all workers, for each group. They are sent together.
-
-        A worker with fewer keys than another sends zeros too, since all send the same size.
-        """
-        rows = []
-        for own, keys_of in groups:
-            filled = [flatten(tensors) for tensors in own.values()]
-            slots = max(len(keys_of(worker)) for worker in range(self.count))
-            rows += filled + [tf.zeros_like(filled[0])] * (slots - len(filled))
-        received = self._gather(tf.concat(rows, 0))
-        columns = iter(tf.split(received, [tf.size(row) for row in rows], axis=1))
-        result = []
-        for own, keys_of in groups:
-            example = next(iter(own.values()))
-            keys = [keys_of(worker) for worker in range(self.count)]
-            every = {}
-            for slot in range(max(map(len, keys))):
-                column = next(columns)
-                for worker, worker_keys in enumerate(keys):
-                    if slot < len(worker_keys):
-                        every[worker_keys[slot]] = unflatten(column[worker], example)
-            result.append(every)
-        return result
-
-    def exchange_bytes(self, content: bytes) -> list[bytes]:
-        """Return the `content` of every worker, in their order."""
-        lengths = self.gather(tf.constant([len(content)], tf.int64)).numpy()[:, 0]
-        padded = content.ljust(int(lengths.max() + 8) // 8 * 8, b"\0")
-        received = self.gather(tf.constant(np.frombuffer(padded, np.int64))).numpy()
-        return [row.tobytes()[:length] for row, length in zip(received, lengths, strict=True)]
-
-    def _gather(self, tensor: tf.Tensor) -> tf.Tensor:
+    def gather(self, tensor: tf.Tensor) -> tf.Tensor:
         """Return the tensors of all workers, stacked; all have the same shape and one axis.
 
         All workers gather in the same order, so the tensors with equal numbers belong together.
@@ -85,18 +44,24 @@ class Transport:
         )
         return tf.ensure_shape(received, (self.count, tensor.shape[0]))
 
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """Return the `content` of every worker, in their order."""
+        lengths = self._gather(tf.constant([len(content)], tf.int64)).numpy()[:, 0]
+        padded = content.ljust(int(lengths.max() + 8) // 8 * 8, b"\0")
+        received = self._gather(tf.constant(np.frombuffer(padded, np.int64))).numpy()
+        return [row.tobytes()[:length] for row, length in zip(received, lengths, strict=True)]
+
 
 def flatten(tensors: Tensors) -> tf.Tensor:
     """Return the values of all tensors, one after the other."""
-    return tf.concat([tf.zeros([0]), *(tf.reshape(tensor, [-1]) for tensor in tensors)], 0)
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
 
 
-def unflatten(values: tf.Tensor, example: Tensors) -> Tensors:
-    """Return tensors with the shapes of `example`, from their values one after the other."""
-    if not example:
-        return []
-    parts = tf.split(values, [tf.size(tensor) for tensor in example], num=len(example))
+def unflatten(values: tf.Tensor, examples: Tensors) -> Tensors:
+    """Return tensors with the shapes of `examples`, from the first of `values`."""
+    sizes = [tf.size(tensor) for tensor in examples]
+    parts = tf.split(values[: tf.add_n(sizes)], sizes, num=len(examples))
     return [
         tf.ensure_shape(tf.reshape(part, tf.shape(tensor)), tensor.shape)
-        for part, tensor in zip(parts, example, strict=True)
+        for part, tensor in zip(parts, examples, strict=True)
     ]

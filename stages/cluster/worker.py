@@ -2,16 +2,16 @@
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import islice
 
 import keras
 import tensorflow as tf
 
 from stages.cluster.addresses import check_count, read_tf_config
-from stages.cluster.failures import end_process, find_silent
-from stages.cluster.transport import Group, Transport
+from stages.cluster.failures import end_process, wait_for_others
+from stages.cluster.transport import Transport, flatten, unflatten
 from stages.core.errors import StageError
 from stages.model.checkpoint import State, pack, unpack
 from stages.model.origin import Origin, find_differences
@@ -46,18 +46,15 @@ class ClusterWorker(Worker):
 
         So nothing runs after the `with` statement.
         """
-        addresses, index = self.transport.addresses, self.transport.index
-        with end_process(addresses, index):
-            self.transport.connect()
+        transport = self.transport
+        with end_process(transport.addresses, transport.index):
+            transport.connect()
             yield
             # Worker 0 has saved the result, and needs no other worker any more.
-            with suppress(tf.errors.OpError) if index == 0 else nullcontext():
-                self.transport.exchange_bytes(b"")
-            deadline = time.monotonic() + 10
-            while index == 0 and time.monotonic() < deadline:
-                if len(find_silent(addresses, index)) == len(addresses) - 1:
-                    break
-                time.sleep(0.1)
+            with suppress(tf.errors.OpError) if self.writes_results else nullcontext():
+                transport.gather_bytes(b"")
+            if self.writes_results:
+                wait_for_others(transport.addresses[0])
 
     def load_state(self, origin: Origin) -> State:
         """Return the state from which all workers start: that in the checkpoint of worker 0.
@@ -67,7 +64,7 @@ class ClusterWorker(Worker):
         """
         state = super().load_state(origin) if self.writes_results else State()
         host = f"worker {self.transport.index} ({socket.gethostname()})"
-        contents = self.transport.exchange_bytes(pack(origin | {HOST: host}, state))
+        contents = self.transport.gather_bytes(pack(origin | {HOST: host}, state))
         (first, state), *others = [unpack(content) for content in contents]
         for other, _ in others:
             name = other.pop(HOST)
@@ -87,44 +84,47 @@ class ClusterModel(DataParallel):
         """Copy `model` with its weights."""
         super().__init__(model, replicas)
         self.transport = transport
-        self.local_replicas = self.list_replicas(transport.index)
-
-    def list_replicas(self, worker: int) -> range:
-        """Return the replicas that a worker computes."""
-        return list_replicas(worker, self.transport.count, self.replicas)
-
-    def list_nodes(self, worker: int) -> list[Node]:
-        """Return the nodes of the binary tree at which a worker adds its gradients."""
-        return find_largest_nodes(self.list_replicas(worker), (0, self.replicas))
+        self.local_replicas = list_replicas(transport.index, transport.count, replicas)
 
     def gather(
         self, shares: dict[int, Share], count: tf.Tensor
     ) -> tuple[list[Tensors], list[Tensors], Tensors]:
         """Return the outputs and averages of all replicas, and the sum of all gradients.
 
-        All workers exchange everything at once. Outputs are padded to equal shapes for that.
+        Each worker adds the gradients of its replicas as far as the tree allows. Then all exchange
+        everything at once, as vectors of equal lengths: outputs are padded to equal numbers of
+        rows, and the vector of a worker with fewer parts is padded too.
         """
         rows = (count + self.replicas - 1) // self.replicas
-        outputs = {
-            replica: [
-                tf.pad(tensor, [[0, rows - tf.shape(tensor)[0]], [0, 0]])
-                for tensor in list_outputs(share.outputs)
-            ]
-            for replica, share in shares.items()
-        }
-        averages = {replica: share.averages for replica, share in shares.items()}
+        results = []
+        for share in shares.values():
+            outputs = list_outputs(share.outputs)
+            padded = [tf.pad(each, [[0, rows - tf.shape(each)[0]], [0, 0]]) for each in outputs]
+            results.append(padded + share.averages)
         leaves = {(replica, replica + 1): share.gradients for replica, share in shares.items()}
-        sums = {node: add_tree(leaves, node) for node in self.list_nodes(self.transport.index)}
-        outputs, averages, sums = self.transport.exchange(
-            Group(outputs, self.list_replicas),
-            Group(averages, self.list_replicas),
-            Group(sums, self.list_nodes),
-        )
-        bounds = enumerate(self.find_bounds(count))
+        own = find_largest_nodes(self.local_replicas, (0, self.replicas))
+        sums = [add_tree(leaves, node) for node in own]
+
+        parts = []  # of the vector of each worker: its replicas, its nodes, and its tensors
+        for worker in range(self.transport.count):
+            replicas = list_replicas(worker, self.transport.count, self.replicas)
+            nodes = find_largest_nodes(replicas, (0, self.replicas))
+            parts.append((replicas, nodes, results[0] * len(replicas) + sums[0] * len(nodes)))
+        length = tf.reduce_max([sum(map(tf.size, tensors)) for _, _, tensors in parts])
+        vector = flatten([tensor for tensors in results + sums for tensor in tensors])
+        received = self.transport.gather(tf.pad(vector, [[0, length - tf.size(vector)]]))
+
+        every: list[Tensors] = []
+        tree: dict[Node, Tensors] = {}
+        for worker, (replicas, nodes, examples) in enumerate(parts):
+            tensors = iter(unflatten(received[worker], examples))
+            every += [[*islice(tensors, len(results[0]))] for _ in replicas]
+            tree |= {node: [*islice(tensors, len(sums[0]))] for node in nodes}
+        shapes = zip(every, self.find_bounds(count), strict=True)
         return (
-            [[tensor[: stop - start] for tensor in outputs[i]] for i, (start, stop) in bounds],
-            [averages[replica] for replica in range(self.replicas)],
-            add_tree(sums, (0, self.replicas)),
+            [[tensor[: j - i] for tensor in result[: len(outputs)]] for result, (i, j) in shapes],
+            [result[len(outputs) :] for result in every],
+            add_tree(tree, (0, self.replicas)),
         )
 
 
