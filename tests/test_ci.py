@@ -148,3 +148,33 @@ def test_tests_of_a_group_stay_together(request):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("needs several processes")
     assert request.node.nodeid.endswith("@kept")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_action_keeps_the_report_and_the_exit_code(tmp_path, code):
+    """What dvc_verify/action.yml runs."""
+    summary, command = (
+        tmp_path / "summary",
+        f"mkdir reports; echo text > reports/verify.md; exit {code}",
+    )
+    (tmp_path / "gh").write_text('#!/bin/sh\necho "$@" > called\n')
+    (tmp_path / "gh").chmod(0o755)
+    variables = {
+        "COMMAND": command,
+        "GITHUB_STEP_SUMMARY": str(summary),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PULL_REQUEST": "7",
+    }
+    script = Path("dvc_verify/ci.sh").resolve()
+    done = subprocess.run([script], cwd=tmp_path, env=os.environ | variables, check=False)
+    assert (done.returncode, summary.read_text()) == (code, "text\n")
+    assert (tmp_path / "called").read_text().startswith("pr comment 7 --body-file")
+
+
+def test_action_passes_every_input_in_a_variable():
+    """An input in a script could run commands."""
+    action = YAML(typ="safe").load(Path("dvc_verify/action.yml"))
+    (step, _) = action["runs"]["steps"]
+    assert "${{" not in step["run"]
+    used = " ".join([*step["env"].values(), step["working-directory"]])
+    assert all(f"inputs.{name}" in used for name in action["inputs"] if name != "name")
