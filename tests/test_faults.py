@@ -1,7 +1,7 @@
 """Failures during a run: signals, full disks, missing permissions, a second run, damaged locks.
 
-Real DVC runs on a small project, and real signals go to real processes. docs/faults.md lists every
-fault with its test.
+Real DVC runs on a small project, and real signals go to real processes. FAULTS.md lists every fault
+with its test.
 """
 
 import hashlib
@@ -373,14 +373,14 @@ def test_doctor_warns_of_a_nearly_full_disk(project):
     assert line.startswith("wrong  disk: /mnt has 0.1 GB free, but a run may need 1 GB: ")
 
 
-# docs/faults.md
+# FAULTS.md
 
 
 def test_every_listed_fault_has_a_test():
-    text = (ROOT / "docs/faults.md").read_text()
-    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.M)
-    assert {int(number) for number, _ in rows} >= set(range(1, 81))
-    assert all("::" in tests for _, tests in rows)
+    text = (ROOT / "tests/FAULTS.md").read_text()
+    rows = re.findall(r"^\| (?!fault |what is read |-).*\|(.*)\|$", text, re.M)
+    assert len(rows) > 90
+    assert all("::" in tests for tests in rows)
     listed = set(re.findall(r"`(\w+\.py)::(\w+)`", text))
     assert {
         f"{module}::{name}"
