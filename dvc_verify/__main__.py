@@ -13,6 +13,7 @@ import io
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from dvc_verify.check import Check
@@ -23,6 +24,30 @@ from dvc_verify.packages import find_changed_packages
 from dvc_verify.report import annotate, clean, make_report, write_report
 from dvc_verify.settings import Settings
 from dvc_verify.stale import find_stale
+
+
+class Output(io.TextIOWrapper):
+    """Shows any text and raises no error, so that printing never changes the exit code."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        """Write to the file of `stream`, which closes it."""
+        line, through = stream.line_buffering, stream.write_through
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", None, line, through)
+
+    def write(self, text: str, /) -> int:
+        """Write a text, unless the pipe is closed or the disk is full."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, if it can be written."""
+        with suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        """Leave the file open."""
+        self.flush()
 
 
 def parse() -> argparse.Namespace:
@@ -89,9 +114,9 @@ def check_lock(check: Check) -> int:
 
 def main() -> None:
     """Check the project in the current folder."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # printing never changes the exit code
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            setattr(sys, name, Output(stream))
     for name in LOCAL_VARIABLES:
         os.environ.pop(name, None)
     options = parse()
@@ -104,7 +129,7 @@ def main() -> None:
             check = Check(workspace, find_last_commit(workspace), Path(name).resolve(), options)
             sys.exit(check_lock(check) if options.action == "lock" else verify(check))
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {clean(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

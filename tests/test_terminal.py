@@ -74,6 +74,15 @@ def test_output_that_cannot_be_written_changes_no_exit_code(
     assert ("No space left" in ended.stderr) == (redirected == "> /dev/full")
 
 
+@pytest.mark.parametrize("redirected", ["> /dev/full", "> /dev/full 2>&1", "2>&1 | true", "2>&-"])
+def test_dvc_verify_keeps_its_exit_code(run_python, redirected):
+    """It imports nothing of this project. `tmp_path` is not a repository."""
+    shell = f'set -o pipefail; "{sys.executable}" -m dvc_verify lock {redirected}'
+    ended = run_python("-c", f"import os; os.execvp('bash', ['bash', '-c', {shell!r}])")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
 def test_every_command_ends_through_run():
     """The only others run before packages are installed, or measure a command."""
     found = {}
