@@ -23,7 +23,7 @@ export MPLBACKEND := agg
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
-.PHONY: help repro test test-quick compare seeds draw export verify doctor lint lock-check model-card techniques \
+.PHONY: help repro test test-quick compare seeds draw export verify doctor resolve lint lock-check model-card techniques \
 	benchmark verify-cpus requirements ready moved
 .DEFAULT_GOAL := help
 
@@ -63,6 +63,14 @@ verify: ready $(if $(PERTURB),.venv/development) ## Reproduce the last commit in
 
 doctor: ready ## Check environment, data and cache, and print fixes.
 	@$(BIN)/python -m tools.doctor
+
+resolve: ready ## After a merge with conflicts, write what stages wrote again, and name all other conflicts.
+	@$(BIN)/python tools/resolve.py
+	@$(BIN)/dvc repro
+	@$(BIN)/python -m dvc_verify record
+	@$(BIN)/python -m tools.model_card
+	@git add --all dvc.lock fingerprint.json docs/model-card.md data
+	@echo 'Everything that stages wrote is resolved. See `git status`, then run `git commit`.'
 
 ## For maintainers
 

@@ -18,6 +18,7 @@ from typing import Any
 from dvc_verify import VerifyError
 from dvc_verify.git import ask_git
 from dvc_verify.lockfile import LOCK, refuse_conflict
+from dvc_verify.packages import find_changed_packages
 
 RECORD = Path("fingerprint.json")
 PINS = (
@@ -147,8 +148,16 @@ def compare_machines(
     ]
     known = (recorded or {}).get("libraries", {})
     rows += [(n, known.get(n, "not recorded"), installed.get(n, "none")) for n in sorted(libraries)]
-    return rows + [
-        (name, f"{version} (pinned)", installed[name])
-        for name, version in sorted(pins.items())
-        if installed.get(name, version) != version
-    ]
+    return (
+        rows
+        + [
+            (name, f"{version} (pinned)", installed[name])
+            for name, version in sorted(pins.items())
+            if installed.get(name, version) != version
+        ]
+        + [
+            (name, "as installed", what)
+            for name, what in find_changed_packages().items()
+            if name in pins or name in here["libraries"]
+        ]
+    )

@@ -1,7 +1,7 @@
 """Compare the files of installed packages with the packages' own records.
 
-pip and uv list every file that they install, with its hash, in the package's RECORD. Compiled files
-(`.pyc`) do not count: Python writes them later. Uses the standard library only.
+pip and uv list every file that they install, with its hash, in the package's RECORD. Uses the
+standard library only.
 
     python packages.py     # print a line for each package that has other files
 """
@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SITE = Path(sysconfig.get_path("purelib"))
+# Python compiles files when it loads them. Companies add their certificate to the ones of certifi.
+WRITTEN_LATER = (".pyc", ".pem")
 
 
 def find_changed_packages(site: Path = SITE) -> dict[str, str]:
@@ -28,8 +30,8 @@ def find_changed_packages(site: Path = SITE) -> dict[str, str]:
     found = {}
     with ThreadPoolExecutor() as pool:
         for package, folder, rows in read_records(site):
-            paths = [path for path, digest in rows if digest and path.suffix != ".pyc"]
-            digests = [digest for path, digest in rows if digest and path.suffix != ".pyc"]
+            hashed = [row for row in rows if row[1] and row[0].suffix not in WRITTEN_LATER]
+            paths, digests = [path for path, _ in hashed], [digest for _, digest in hashed]
             notes = [
                 f"{path.relative_to(site)} {'has changed' if digest else 'is missing'}"
                 for path, expected, digest in zip(

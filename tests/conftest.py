@@ -15,6 +15,7 @@ import pytest
 import trustme
 from helpers import fork_server
 from helpers.cases import make_sections
+from helpers.needs import miss
 from helpers.parameters import read_defaults
 from helpers.project import Project, spy_on_repro
 from helpers.server import Server, running
@@ -57,10 +58,14 @@ def pytest_collection_modifyitems(items):
         fixtures = set(item.fixturenames)
         if fixtures & {"first_run", "trained"}:
             item.add_marker("slow")
-        if "mnist" in fixtures:  # this fixture downloads MNIST if the project does not have it
+        if fixtures & {"mnist", "fashion_mnist", "package_index"}:  # these may download something
             item.add_marker("network")
         if "browser" in fixtures:
             item.add_marker("browser")
+        if "mounting" in fixtures:
+            item.add_marker("linux")
+        if item.get_closest_marker("linux") and sys.platform != "linux":
+            item.add_marker(pytest.mark.skip("needs Linux"))
         if "small_project" in fixtures:  # one module, one copy of the project
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -120,8 +125,7 @@ def browser():
     names = ("chromium-headless-shell", "chromium", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
-        reason = f"none of {', '.join(names)} is on the PATH; on Debian: apt-get install chromium"
-        (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
+        miss(f"{names[0]}, chromium or google-chrome; on Debian: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -196,17 +200,41 @@ def small_project(first_run, tmp_path_factory):
     return Project(first_run / "project").copy(tmp_path_factory.mktemp("small") / "project")
 
 
-@pytest.fixture(scope="session")
-def mnist(shared):
-    """The folder with MNIST's four IDX files: the project's, or one that is downloaded once."""
+def download_once(name: str, shared: Path) -> Path:
+    """Return the folder with a dataset's IDX files: the project's, or one that is made once."""
+    from stages.core.errors import StageError
     from stages.core.paths import RAW
     from stages.download import download
     from stages.sources.catalogue import CATALOGUE
     from stages.sources.fetch import has_expected_hash
 
-    if all(has_expected_hash(ROOT / RAW / file.name, file) for file in CATALOGUE["mnist"].files):
+    if all(has_expected_hash(ROOT / RAW / file.name, file) for file in CATALOGUE[name].files):
         return ROOT / RAW
-    return prepare(shared / "mnist", lambda folder: download(CATALOGUE["mnist"], None, folder))
+    try:
+        return prepare(shared / name, lambda folder: download(CATALOGUE[name], None, folder))
+    except StageError as error:
+        miss(f"{CATALOGUE[name].title}: {str(error).splitlines()[0]}")
+
+
+@pytest.fixture(scope="session")
+def mnist(shared):
+    """The folder with MNIST's four IDX files."""
+    return download_once("mnist", shared)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(shared):
+    """The folder with Fashion-MNIST's four IDX files."""
+    return download_once("fashion_mnist", shared)
+
+
+@pytest.fixture(scope="session")
+def package_index(tmp_path_factory):
+    """Skip where pip cannot download packages."""
+    folder = tmp_path_factory.mktemp("index")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+    if subprocess.run([*command, "six"], check=False, capture_output=True).returncode:
+        miss("a package index that pip can reach")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers.project import AUTHOR
 from ruamel.yaml import YAML
 
 WORKFLOWS = {
@@ -54,10 +55,13 @@ def test_job_is_limited_and_pinned(job):
             assert os.access(script, os.X_OK)
 
 
-def test_only_the_comment_needs_a_token_that_may_write():
+def test_only_comment_and_record_need_a_token_that_may_write():
     assert all(content["permissions"] == {"contents": "read"} for content in WORKFLOWS.values())
     writing = {name: job["permissions"] for name, job in JOBS.items() if "permissions" in job}
-    assert writing == {"compare.yml: compare": {"contents": "read", "pull-requests": "write"}}
+    assert writing == {
+        "compare.yml: compare": {"contents": "read", "pull-requests": "write"},
+        "record.yml: record": {"contents": "write"},
+    }
     steps = [step for step in JOBS["compare.yml: compare"]["steps"] if "GH_TOKEN" in str(step)]
     assert [step["run"] for step in steps] == [".ci/comment reports/compare.md"]
     assert "head.repo.full_name == github.repository" in steps[0]["if"]  # not for forks
@@ -125,6 +129,38 @@ def test_accepted_results_are_no_failure(tmp_path, code, accepted):
     report = (tmp_path / "reports/compare.md").read_text()
     assert report.startswith("-m tools.compare origin/main HEAD\n")
     assert ("accept-results" in report) == (code > 0 and accepted == "true")
+
+
+@pytest.mark.parametrize(
+    ("repository", "changes", "code", "commits"),
+    [("o/n", True, 0, 2), ("o/n", False, 0, 1), ("stranger/n", True, 1, 1)],
+)
+def test_results_are_recorded_unless_of_a_fork(tmp_path, repository, changes, code, commits):
+    def git(*arguments):
+        command = ["git", "-C", tmp_path, *AUTHOR, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    for path in (
+        "dvc.lock",
+        "fingerprint.json",
+        "docs/model-card.md",
+        "data/metrics.json",
+        ".ci/x",
+    ):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("old\n")
+    script = shutil.copy(".ci/record", tmp_path / ".ci")
+    git("init", "-q")
+    git("add", "--all")
+    git("commit", "-q", "-m", "start")
+    (tmp_path / "make").write_text("#!/bin/sh\n" + "echo $@ > dvc.lock\n" * changes)
+    (tmp_path / "make").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "FROM": repository, "INTO": "o/n"}
+    ended = subprocess.run([script], env=environment, check=False)
+    assert ended.returncode == code
+    assert len(git("log", "--format=%h").split()) == commits
+    assert git("show", "HEAD:dvc.lock") == ("repro model-card\n" if commits == 2 else "old\n")
 
 
 def test_failed_installation_is_reported(tmp_path):

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from helpers.cases import KINDS
 from helpers.checks import get_refusal
+from helpers.needs import miss
 from helpers.project import ROOT, SMALL, Project, allow_interrupts
 from ruamel.yaml import YAML
 
@@ -630,11 +631,6 @@ def run_ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def skip_or_fail(reason):
-    """Skip a test for want of a program. With CI set, .ci/run has installed it."""
-    (pytest.fail if "CI" in os.environ and os.geteuid() == 0 else pytest.skip)(reason)
-
-
 @pytest.fixture
 def hosts():
     """The names of three network namespaces, like hosts, and of the one that is their switch.
@@ -644,7 +640,7 @@ def hosts():
     if os.geteuid():
         pytest.skip("needs root for network namespaces")
     if not (shutil.which("ip") and shutil.which("tc")):
-        skip_or_fail("needs `ip` and `tc`; on Debian: apt-get install iproute2")
+        miss("`ip` and `tc`; on Debian: apt-get install iproute2")
     names = [f"mnist{os.getpid()}-{i}" for i in (0, 1, 2, "switch")]
     *hosts, switch = names
     try:
@@ -697,7 +693,7 @@ def ssh(tmp_path):
     """The command that logs in at a real sshd on loopback, with a key made for it."""
     sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
     if not (sshd and shutil.which("ssh")):
-        skip_or_fail("needs sshd and ssh; on Debian: apt-get install openssh-server")
+        miss("sshd and ssh; on Debian: apt-get install openssh-server")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd asks for it
     key, port = tmp_path / "key", find_free_addresses(1)[0].rpartition(":")[2]

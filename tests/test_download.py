@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import struct
-import sys
 import tarfile
 import tempfile
 import time
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 from helpers.checks import read_contents, write_files
 from helpers.damage import damaged, many_examples
+from helpers.needs import miss
 from hypothesis import given
 
 from stages.core.errors import StageError
@@ -394,7 +394,7 @@ def test_failed_sources_are_listed_with_reasons(server, raw, tmp_path, monkeypat
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose reading fails")
+@pytest.mark.linux  # has a file whose reading fails
 def test_unreadable_file_is_the_fault_of_its_source(server, raw, tmp_path):
     """The message does not blame the file that is written, and the next source is tried."""
     folder = tmp_path / "mine"
@@ -630,8 +630,10 @@ def test_digits_are_made_from_scikit_learn(tmp_path):
 FASHION = Path(CATALOGUE["fashion_mnist"].folders[0])
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.linux
 def test_debian_package_has_fashion_mnist(tmp_path):
+    if not FASHION.is_dir():
+        miss("Fashion-MNIST; on Debian: apt-get install dataset-fashion-mnist")
     download(CATALOGUE["fashion_mnist"], None, tmp_path)
     assert idx.read(tmp_path / TRAIN_IMAGES, 3, count=1).shape == (1, 28, 28)
     assert len(read_contents(tmp_path)) == 4
@@ -683,7 +685,7 @@ print(kilobytes("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.linux  # reads /proc
 def test_memory_does_not_grow_with_the_files(run_python, tmp_path):
     images = RANDOM.integers(0, 256, (60_000, 28, 28), np.uint8)
     write_files(tmp_path / "mine", {TRAIN_IMAGES: idx.dump(images)})

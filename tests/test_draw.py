@@ -286,6 +286,7 @@ def test_too_large_a_request_is_rejected_unread(served):
         assert b" 413 " in connection.recv(4096).splitlines()[0]
 
 
+@pytest.mark.linux
 def test_server_listens_on_loopback_only(served):
     port = int(served.rsplit(":", 1)[1])
     listening = [

@@ -76,8 +76,7 @@ print(keras.__version__)
 
 
 @pytest.mark.slow
-@pytest.mark.network
-@pytest.mark.usefixtures("tensorflow")
+@pytest.mark.usefixtures("tensorflow", "package_index")
 def test_exported_model_opens_in_keras_3_10(model_with, tmp_path):
     from stages.model import architectures
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.checks import read_contents
+from helpers.needs import miss
 from helpers.project import ROOT, allow_interrupts, list_outputs, read_graph
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
@@ -188,7 +189,9 @@ NAMESPACE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []
 def mounting():
     """Skip where the system does not let tests mount a file system."""
     probe = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    if not shutil.which("unshare") or subprocess.run(probe, check=False).returncode:
+    if not shutil.which("unshare"):
+        miss("unshare; on Debian: apt-get install util-linux")
+    if subprocess.run(probe, check=False).returncode:
         pytest.skip("not allowed to mount; other tests limit the size of files instead")
 
 
@@ -363,6 +366,29 @@ def test_doctor_names_every_fault_and_its_fix(project):
     ended = project.run("python", "-m", "tools.doctor").stdout.splitlines()
     assert [line.split()[0] for line in ended] == ["ok"] * 12
     assert data(project) == before
+
+
+def test_command_for_a_torn_output_replaces_the_cached_file(project):
+    """A power cut tears the output and DVC's file, because they are one file."""
+    before = data(project)
+    torn = project.folder / "data/processed/train.npz"
+    torn.chmod(0o644)
+    os.truncate(torn, 1000)
+    printed = run_failing(project, "python", "-m", "stages.train")
+    project.run("sh", "-c", printed.rpartition("make it again: ")[2])
+    assert data(project) == before
+
+
+def test_doctor_and_lock_check_refuse_a_conflict_in_the_fingerprint(project):
+    """`make repro` writes the file again."""
+    record = project.folder / "fingerprint.json"
+    right = record.read_text()
+    record.write_text(f"<<<<<<< HEAD\n{right}=======\n{right}>>>>>>> other\n")
+    project.commit("merge")
+    assert "fingerprint.json" in doctor(project)["pipeline"][0]
+    assert "fingerprint.json" in run_failing(project, "python", "-m", "dvc_verify", "lock")
+    project.run("python", "-m", "dvc_verify", "record")
+    assert record.read_text() == right
 
 
 @pytest.mark.usefixtures("mounting")

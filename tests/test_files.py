@@ -136,7 +136,7 @@ def split_file() -> bytes:
 def test_other_file_is_named_with_the_fix(path, content):
     path.write_bytes(content)
     with pytest.raises(
-        StageError, match=f"{path}: not a readable .npz: .*; delete it and run `dvc repro`"
+        StageError, match=f"{path}: not a readable .npz: .*; make it again: find -L {path} "
     ):
         read_split(path)
 

@@ -350,7 +350,7 @@ def test_make_reads_arguments_from_its_command_line_only(form):
 
 
 @pytest.mark.slow
-@pytest.mark.network
+@pytest.mark.usefixtures("package_index")
 def test_user_settings_do_not_redirect_installation(tmp_path):
     """The home folder cannot be written to either, as in some containers."""
     shutil.copy("requirements-tools.txt", tmp_path)

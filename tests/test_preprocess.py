@@ -1,6 +1,5 @@
 """The stage preprocess, compared with the course page's code (recipes/notebook.yaml)."""
 
-import sys
 import zipfile
 from pathlib import Path
 
@@ -261,7 +260,7 @@ print(kilobytes("VmHWM") - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.linux  # reads /proc
 def test_memory_stays_near_the_size_of_the_files(raw, run_python):
     """The raw files hold as many images as MNIST."""
     images = RANDOM.integers(0, 256, (70_000, 28, 28), np.uint8)

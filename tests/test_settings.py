@@ -300,6 +300,13 @@ def test_damaged_file_gives_a_section_or_a_stage_error(tmp_path_factory, text):
     assert "\n" not in message_of(partial(Example.read, path))
 
 
+def test_merge_conflict_is_named_with_its_line(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: 1\n<<<<<<< HEAD\nb: 2\n=======\nb: 3\n>>>>>>> other\n")
+    with pytest.raises(StageError, match=f"^merge conflict in {path}, line 2: "):
+        read_yaml(path)
+
+
 @many_examples
 @given(damaged(PARAMETERS.read_bytes()))
 def test_damaged_params_yaml_is_read_or_refused(tmp_path_factory, content):

@@ -102,12 +102,12 @@ def test_changed_image_reruns_download(project):
     assert project.run("dvc", "status", "--json", "download").stdout.strip() == "{}"
 
 
-@pytest.mark.network
-def test_fashion_mnist_replaces_the_other_dataset(first_run, tmp_path):
+def test_fashion_mnist_replaces_the_other_dataset(first_run, fashion_mnist, tmp_path):
     clone = Project(first_run / "project").copy(tmp_path / "clone")
     clone.set(
         {
             "download.dataset": "fashion_mnist",
+            "download.folder": str(fashion_mnist),
             "preprocess.validation_fraction": 0.8,  # fewer training images are faster
             "model.hidden_units": [64],
             "train.augmentation": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},

@@ -49,6 +49,7 @@ def replace(project, path, old, new):
     (project.folder / path).write_text(text.replace(old, new))
 
 
+@pytest.mark.linux
 def test_unchanged_project_is_identical_under_perturb(original):
     code, printed, report = verify(original, "--strict", "--perturb")
     assert code == 0
@@ -114,6 +115,7 @@ def test_every_difference_is_found_and_named(project):
     assert f"- preprocess: {edited} differs" in printed
 
 
+@pytest.mark.linux
 def test_replicas_that_depend_on_the_cores_are_found(project):
     old = "return DataParallel(network, replicas, workers)"
     new = 'return DataParallel(network, len(__import__("os").sched_getaffinity(0)), workers)'

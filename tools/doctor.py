@@ -146,6 +146,8 @@ def check_git() -> str:
         commit = find_last_commit()
     except VerifyError as error:
         raise CheckError(str(error)) from error
+    if conflicts := ask_git("diff", "--name-only", "--diff-filter=U", "--relative").split():
+        raise CheckError(f"merge conflicts in {', '.join(conflicts)}: make resolve")
     if is_partial():
         raise CheckError(f"a partial clone, in which `dvc metrics diff` can hang: {COMPLETE}")
     prefix = ask_git("rev-parse", "--show-prefix").rstrip("/")

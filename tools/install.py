@@ -197,6 +197,11 @@ def has_cache(environment: dict[str, str]) -> bool:
 def install(files: list[str]) -> None:
     """Install the packages that the requirements `files` pin, the damaged ones once more."""
     pins = "".join(Path(file).read_text(encoding="utf-8") for file in files)
+    if re.search("^<<<<<<< ", pins, re.MULTILINE):
+        sys.exit(
+            f"error: merge conflict in {' or '.join(files)}: take one version of each, as in "
+            f"`git checkout --ours {files[0]}`, then pin all packages again: make requirements"
+        )
     names = set(re.findall(r"^([\w-]+)==", pins, re.MULTILINE))
     # Copies, not links: a file that is edited in .venv must not change in uv's cache.
     command = ["install", "--python", str(PYTHON), "--link-mode", "copy", "--require-hashes"]

@@ -6,6 +6,7 @@ sorted and lines end with LF. A file gets its name only when it is complete.
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        with part.open("rb") as stream:  # or a power cut could leave the name and half of the bytes
+            os.fsync(stream.fileno())
         part.replace(path)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -42,6 +45,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the file was renamed, or never created
             part.unlink()
+
+
+def name_replacement(path: Path) -> str:
+    """Return the command that makes a damaged output again.
+
+    The output can be a link to a file in DVC's cache. `dvc repro` would bring that back as it is.
+    """
+    return f'find -L {path} "$(dvc cache dir)" -samefile {path} -delete && dvc repro'
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from stages.core.dataset import read_classes as read_classes  # for tools/predict, until it moves
 from stages.core.errors import StageError
-from stages.core.files import Array, Floats
+from stages.core.files import Array, Floats, name_replacement
 
 Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classes)
 
@@ -44,7 +44,7 @@ def read_split(path: Path) -> Split:
         raise StageError(f"{path}: expected the arrays images and labels: {error}") from error
     except Exception as error:  # zipfile and NumPy raise many types for damaged files
         raise StageError(
-            f"{path}: not a readable .npz: {error}; delete it and run `dvc repro`"
+            f"{path}: not a readable .npz: {error}; make it again: {name_replacement(path)}"
         ) from error
     check_split(path, images, labels)
     return images, labels

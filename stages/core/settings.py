@@ -52,7 +52,8 @@ class Section(BaseModel):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, parsed as DVC does: in YAML 1.2, `1e-3` is a number.
 
-    Raises StageError if the file is missing, is not YAML or holds no mapping.
+    Raises StageError if the file is missing, has a merge conflict, is not YAML or holds no
+    mapping.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _BoundedConstructor
@@ -63,6 +64,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError:  # its message names the file
         raise
     except Exception as error:  # ruamel.yaml also raises KeyError, RecursionError and others
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            if line.startswith(b"<<<<<<< "):
+                raise StageError(
+                    f"merge conflict in {path}, line {number}: keep one version of each part"
+                ) from None
         raise StageError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StageError(f"{path}: expected sections of keys, found {type(content).__name__}")

@@ -9,7 +9,12 @@ from typing import Any
 import keras
 
 from stages.core.errors import StageError
-from stages.core.files import open_zip_member, reject_zip_bombs, write_atomically
+from stages.core.files import (
+    name_replacement,
+    open_zip_member,
+    reject_zip_bombs,
+    write_atomically,
+)
 from stages.model.architectures import AUXILIARY, MAIN, has_two_outputs
 
 MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # of a `.keras` file
@@ -81,7 +86,7 @@ def load(path: Path) -> keras.Model:
     except Exception as error:  # zipfile, h5py and Keras raise many types for a damaged file
         cause = " ".join(str(error).split())
         raise StageError(
-            f"{path}: not a readable model: {cause}; delete it and run `dvc repro`"
+            f"{path}: not a readable model: {cause}; make it again: {name_replacement(path)}"
         ) from error
 
 

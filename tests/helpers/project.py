@@ -56,7 +56,7 @@ class Project:
 
     def copy(self, folder: Path) -> "Project":
         """Copy the project with its results and its cache to a folder that does not exist yet."""
-        self.run("cp", "--archive", "--reflink=auto", str(self.folder), str(folder))
+        self.run("cp", "-a", str(self.folder), str(folder))
         return Project(folder)
 
     def run(
