@@ -1,9 +1,10 @@
 """Train the network on the training set and track its validation loss.
 
 Reads data/processed/train.npz and validation.npz, and `model` and `train` in params.yaml. Writes
-data/model/model.keras, which `keras.models.load_model` opens, and data/model/history.csv, one row
-for each epoch. After an interruption, data/checkpoint holds the training up to its last complete
-epoch, and the next run resumes from it. This stage never opens the file with the test set.
+data/model/model.keras, which `keras.models.load_model` opens, data/model/history.csv, one row for
+each epoch, and data/model/trace.csv, hashes that tell where two trainings depart. After an
+interruption, data/checkpoint holds the training up to its last complete epoch, and the next run
+resumes from it. This stage never opens the file with the test set.
 
     python -m stages.train
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from stages.core.errors import StageError, run
 from stages.core.files import write_csv
-from stages.core.paths import CHECKPOINT, HISTORY, MODEL, TRAIN, VALIDATION
+from stages.core.paths import CHECKPOINT, HISTORY, MODEL, TRACE, TRAIN, VALIDATION
 from stages.core.prepared import Split, read_split
 from stages.model.settings import ModelParameters, TrainParameters, check_together
 
@@ -141,6 +142,7 @@ def main() -> None:
     load_tensorflow()
     from stages.model import checkpoint, storage
     from stages.model.origin import describe_origin
+    from stages.model.trace import make_trace
     from stages.model.training import make_history
 
     worker = find_worker(train.replicas)
@@ -164,6 +166,7 @@ def main() -> None:
         if worker.writes_results:
             storage.save(trained, train.loss, MODEL)
             write_csv(HISTORY, make_history(state))
+            write_csv(TRACE, make_trace(state))
             checkpoint.delete()
 
 

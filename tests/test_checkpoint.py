@@ -8,6 +8,7 @@ from stages.core.paths import CHECKPOINT, TRAIN, VALIDATION
 from stages.model import checkpoint, storage
 from stages.model.checkpoint import State
 from stages.model.origin import describe_origin, find_code, find_differences
+from stages.model.trace import make_trace
 from stages.model.training import make_history
 from stages.model.worker import Worker
 from stages.train import train_members
@@ -42,7 +43,8 @@ def test_resumed_training_gives_the_same_bytes(
         replicate = Worker(parameters[1].replicas).replicate
         model = train_members(*parameters, small_split, small_split, replicate, state, save)
         storage.save(model, parameters[1].loss, tmp_path / "model.keras")
-        return (tmp_path / "model.keras").read_bytes(), make_history(state).to_csv()
+        tables = make_history(state).to_csv(), make_trace(state).to_csv()
+        return (tmp_path / "model.keras").read_bytes(), *tables
 
     expected = run()
     state = None

@@ -14,6 +14,7 @@ from stages.model import architectures, batches, optimizer, training
 from stages.model.checkpoint import State
 from stages.model.parallel import DataParallel
 from stages.model.settings import EarlyStopping, ModelParameters, TrainParameters
+from stages.model.trace import make_trace
 from stages.model.training import make_history
 from stages.model.worker import Worker
 from stages.train import warn_of_few_steps
@@ -245,6 +246,31 @@ def test_later_epochs_do_not_depend_on_earlier_ones(train_with, small_split):
     for (images, labels), (same_images, same_labels) in zip(whole[2], rest[0], strict=True):
         assert images.tobytes() == same_images.tobytes()
         assert labels.tobytes() == same_labels.tobytes()
+
+
+def test_trace_names_what_differs_first(train_with, tiny_model, small_split):
+    """The order of the images, or a learning rate that differs from epoch 2 on."""
+
+    def trace(seed=1, **changes):
+        state, parameters = State(), train_with(epochs=3, batch_size=16, seed=seed, **changes)
+        keras.backend.clear_session()  # names layers from 1 again, as a new process does
+        network = tiny_model()
+        stage.train_network(network, small_split, small_split, parameters, state)
+        return make_trace(state)
+
+    found = trace()
+    assert found["step"].drop_duplicates().tolist() == [0, 1, 2, 4, 8, 12]  # 4 steps an epoch
+    assert found["epoch"].drop_duplicates().tolist() == [0, 1, 2, 3]
+    assert found["layer"].value_counts()["batch"] == 5
+    assert found.equals(trace())
+
+    def find_first(other):
+        row = found[(found != other).any(axis=1)].iloc[0]
+        return row["epoch"], row["step"], row["layer"]
+
+    assert find_first(trace(seed=2)) == (1, 1, "batch")
+    schedule = {"name": "step", "every": 1, "factor": 0.5}
+    assert find_first(trace(schedule=schedule)) == (2, 8, "dense")
 
 
 def test_labels_stay_with_their_images(train_with, small_split):

@@ -19,6 +19,7 @@ TEST = PROCESSED / "test.npz"
 # Written by train.
 MODEL = Path("data/model/model.keras")
 HISTORY = Path("data/model/history.csv")
+TRACE = Path("data/model/trace.csv")
 CHECKPOINT = Path("data/checkpoint/checkpoint.npz")  # deleted at the end of the training
 
 # Written by evaluate.

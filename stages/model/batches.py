@@ -39,25 +39,43 @@ def make_training_batches(
     An epoch has `steps` batches, in its own random order. Images are augmented as
     `parameters.augmentation` says.
     """
-    images, labels = split
-    seed, size, augmentation = parameters.seed, parameters.batch_size, parameters.augmentation
+    return read_batches(
+        tf.data.Dataset.range(first_epoch * steps, parameters.epochs * steps),
+        split,
+        two_outputs,
+        lambda step: select_batch(split, parameters, steps, int(step)),
+        lambda step, images: augment_batch(parameters, step, images),
+    )
 
-    @lru_cache(maxsize=1)
-    def shuffle(epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([seed, epoch]).permutation(len(images))
 
-    def read(step: np.int64) -> Split:
-        epoch, position = divmod(int(step), steps)
-        indices = shuffle(epoch)[position * size : (position + 1) * size]
-        return images[indices], labels[indices]
+def read_batch(split: Split, parameters: TrainParameters, steps: int, step: int) -> Split:
+    """Return the batch of one step, which counts from 0 over all epochs."""
+    images, labels = select_batch(split, parameters, steps, step)
+    return augment_batch(parameters, tf.constant(step, tf.int64), images), labels
 
-    def change(step: tf.Tensor, batch_images: tf.Tensor) -> tf.Tensor:
-        if not any(augmentation.model_dump().values()):
-            return batch_images
-        return augment(batch_images, tf.stack([tf.constant(seed, tf.int64), step]), augmentation)
 
-    steps_in_order = tf.data.Dataset.range(first_epoch * steps, parameters.epochs * steps)
-    return read_batches(steps_in_order, split, two_outputs, read, change)
+def select_batch(split: Split, parameters: TrainParameters, steps: int, step: int) -> Split:
+    """Return the images, not augmented, and the labels of a step."""
+    epoch, position = divmod(step, steps)
+    size = parameters.batch_size
+    order = shuffle(parameters.seed, epoch, len(split[0]))
+    indices = order[position * size : (position + 1) * size]
+    return split[0][indices], split[1][indices]
+
+
+@lru_cache(maxsize=2)  # the batches of the next epoch are read before the last one has ended
+def shuffle(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the order of `count` images in an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def augment_batch(parameters: TrainParameters, step: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+    """Return the images of a step, augmented as `parameters.augmentation` says."""
+    augmentation = parameters.augmentation
+    if not any(augmentation.model_dump().values()):
+        return images
+    seed = tf.stack([tf.constant(parameters.seed, tf.int64), step])
+    return augment(images, seed, augmentation)
 
 
 def make_validation_batches(split: Split, size: int, two_outputs: bool) -> tf.data.Dataset:

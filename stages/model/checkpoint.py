@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,6 +33,7 @@ class State:
     rows: list[list[Row]] = field(default_factory=list)  # of each member that has been started
     chosen: list[int] = field(default_factory=list)  # the epoch whose weights each member ends with
     finished: list[list[Array]] = field(default_factory=list)  # the weights of each finished member
+    trace: list[list[Any]] = field(default_factory=list)  # rows of trace.csv
     # The fields below describe the member that is being trained.
     weights: list[Array] = field(default_factory=list)
     optimizer: list[Array] = field(default_factory=list)
@@ -111,6 +113,7 @@ def pack(origin: Origin, state: State) -> bytes:
         "counters": state.counters,
         "stopped": state.stopped,
         "finished": len(state.finished),
+        "trace": state.trace,
     }
     buffer = io.BytesIO()
     np.savez(buffer, json=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
@@ -135,6 +138,7 @@ def unpack(content: bytes) -> tuple[Origin, State]:
             best_weights=arrays("best_weights"),
             counters=rest["counters"],
             stopped=rest["stopped"],
+            trace=rest["trace"],
         )
     return rest["origin"], state
 

@@ -1,6 +1,7 @@
 """Fit a network: steps, loss, metrics, callbacks and history."""
 
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
@@ -9,13 +10,19 @@ import pandas as pd
 from stages.core.errors import StageError
 from stages.core.prepared import Split
 from stages.model.architectures import has_two_outputs
-from stages.model.batches import count_steps, make_training_batches, make_validation_batches
+from stages.model.batches import (
+    count_steps,
+    make_training_batches,
+    make_validation_batches,
+    read_batch,
+)
 from stages.model.checkpoint import ResumeTraining, State
 from stages.model.optimizer import RecordLearningRate, make_learning_rate
 from stages.model.parallel import DataParallel
 from stages.model.portable import find_averages
 from stages.model.progress import make_progress
 from stages.model.settings import EarlyStopping, TrainParameters, find_smallest_batch
+from stages.model.trace import RecordTrace
 
 METRICS = {
     "accuracy": keras.metrics.CategoricalAccuracy,
@@ -76,6 +83,7 @@ def fit(
             keras.callbacks.TerminateOnNaN(),
             *plateau,
             *stopping,
+            RecordTrace(state, steps, partial(read_batch, training, parameters, steps)),
             # After the callbacks that it saves.
             ResumeTraining(state, [*plateau, *stopping], save),
             *make_progress(name, epochs),
