@@ -167,11 +167,13 @@ def read_commit(name: str, commit: str | None) -> Result:
             classes, dataset = read_classes(DATASET), read_json(DATASET)
             if not isinstance(hashes := dataset.get("sha256", {}), dict):
                 raise StageError(f"{DATASET}: expected SHA-256 by file under 'sha256'")
+            parameters = flatten(read_yaml(PARAMETERS))
+            read_yaml(LOCK)  # refuses aliases that expand to billions of values
             written, inputs, notes = read_provenance(read_lock())
             return Result(
                 name=name,
                 commit=commit,
-                parameters=flatten(read_yaml(PARAMETERS)),
+                parameters=parameters,
                 metrics=metrics,
                 predictions=predictions,
                 title=dataset.get("title", "an unnamed dataset"),
