@@ -85,7 +85,9 @@ def start() -> subprocess.Popen | None:
         return subprocess.Popen(
             [sys.executable, __file__, str(listener.fileno())],
             stdin=subprocess.PIPE,  # the server ends when this is closed
-            stdout=subprocess.DEVNULL,
+            # Pipes: Python decides when it starts whether a stream can seek, and forks keep that.
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
@@ -131,14 +133,9 @@ def run_child(request: dict, streams: list[int]) -> None:
     code = 1
     try:
         os.setpgid(0, 0)
-        for number, name in enumerate(("stdin", "stdout", "stderr")):
-            os.dup2(streams[number], number)
-            os.close(streams[number])
-            # The server's own stream is of another kind, such as a file that can be read again.
-            lines, errors = (1, "backslashreplace") if name == "stderr" else (-1, None)
-            stream = open(number, "w" if number else "r", lines, errors=errors, closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
@@ -160,7 +157,8 @@ def run_child(request: dict, streams: list[int]) -> None:
         threading._shutdown()
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(ValueError):  # the module has closed it
+                stream.flush()
         os._exit(code)
 
 
