@@ -203,6 +203,7 @@ def test_full_disk_is_named_at_every_write(project):
     messages = json.loads(ended.stdout.splitlines()[-1])
     expected = [output for stage in read_graph().values() for output in list_outputs(stage)]
     expected.append("data/checkpoint/checkpoint.npz")
+    expected.remove("data/model/trace.csv")  # fits where the history of the last epoch was
     assert sorted(messages) == sorted(expected)
     for output, message in messages.items():
         assert message.startswith(f"{output}: cannot be written: No space left on device")
