@@ -233,7 +233,7 @@ def package_index(tmp_path_factory):
     """Skip where pip cannot download packages."""
     folder = tmp_path_factory.mktemp("index")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-    if subprocess.run([*command, "six"], check=False, capture_output=True).returncode:
+    if subprocess.run([*command, "uv"], check=False, capture_output=True).returncode:
         miss("a package index that pip can reach")
 
 
