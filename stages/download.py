@@ -48,6 +48,7 @@ class DownloadParameters(Section):
 
     dataset: Literal["mnist", "fashion_mnist", "digits", "custom"]
     folder: str | None
+    colour: Literal["keep", "grey"] = "keep"
     size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     test_fraction: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(42, ge=0, lt=2**32)
@@ -119,7 +120,7 @@ def import_folder(parameters: DownloadParameters, raw: Path) -> Dataset:
             expand(parameters.folder),
             raw,
             size=None if size is None else (size[0], size[1]),
-            keep_colour=False,
+            keep_colour=parameters.colour == "keep",
             test_fraction=parameters.test_fraction,
             seed=parameters.seed,
         )

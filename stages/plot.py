@@ -57,7 +57,7 @@ class PlotParameters(Section):
 
 
 def show_image(axes: Axes, image: Array, ink: bool) -> None:
-    """Draw an image (height, width), uint8 or in [0, 1], in its own shades of grey.
+    """Draw an image, uint8 or in [0, 1], in its own shades of grey or colours (height, width, 3).
 
     With `ink`, its pixels measure ink: 0 is white paper, and the most ink in an image is black.
     """
@@ -67,7 +67,7 @@ def show_image(axes: Axes, image: Array, ink: bool) -> None:
 
 
 def draw_grid(images: Array, captions: list[str], height: float, ink: bool) -> Figure:
-    """Return a figure of images (n, height, width) in rows of up to ten, each with its caption.
+    """Return a figure of images (n, height, width[, 3]) with captions, in rows of up to ten.
 
     `height` is the height of a row in inches. A column is as wide as the longest line of a caption.
     """
@@ -84,7 +84,7 @@ def draw_grid(images: Array, captions: list[str], height: float, ink: bool) -> F
 
 
 def draw_samples(images: Array, labels: Array, classes: list[str], ink: bool) -> Figure:
-    """Return a figure of training images (n, height, width), each under its class name.
+    """Return a figure of training images (n, height, width[, 3]), each under its class name.
 
     `labels` (n,) are positions in `classes`.
     """
@@ -215,7 +215,7 @@ def main() -> None:
     history = read_csv(HISTORY)
     predictions = read_csv(PREDICTIONS, text=("actual", "predicted"))
     samples = (
-        idx.read(RAW / TRAIN_IMAGES, 3, parameters.samples),
+        idx.read(RAW / TRAIN_IMAGES, idx.IMAGES, parameters.samples),
         idx.read(RAW / TRAIN_LABELS, 1, parameters.samples),
     )
     test_images, _ = read_split(TEST)

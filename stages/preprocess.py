@@ -1,7 +1,8 @@
 """Normalise the raw images and split them into a training, a validation and a test set.
 
 Reads data/raw and `preprocess` in params.yaml. Writes data/processed/{train,validation,test}.npz,
-each with images (n, height, width) float32 in [0, 1] and labels (n, classes) float32 one-hot.
+each with images (n, height, width) or, in colour, (n, height, width, 3) float32 in [0, 1], and
+labels (n, classes) float32 one-hot.
 
     python -m stages.preprocess
 """
@@ -37,11 +38,11 @@ class PreprocessParameters(Section):
 
 
 def read_raw(images_path: Path, labels_path: Path, classes: int) -> tuple[Bytes, Bytes]:
-    """Return images (n, height, width) and labels (n,) in [0, classes), both uint8.
+    """Return images (n, height, width), or (n, height, width, 3), and labels (n,), both uint8.
 
     Raises StageError if a file is missing or damaged, or if the two do not match.
     """
-    images, labels = idx.read(images_path, 3), idx.read(labels_path, 1)
+    images, labels = idx.read(images_path, idx.IMAGES), idx.read(labels_path, 1)
     if images.size == 0:
         raise StageError(f"{images_path}: holds no pixels: its shape is {images.shape}")
     if len(images) != len(labels):

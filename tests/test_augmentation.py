@@ -42,6 +42,16 @@ def test_images_are_transformed_as_by_scipy(blocks):
         np.testing.assert_allclose(new, expected, atol=1e-4)
 
 
+def test_all_colours_of_an_image_change_alike(blocks):
+    amounts = {"shift": 3.0, "rotation": 20.0, "zoom": 0.2}
+    grey = augmented(blocks, **amounts)
+    colours = augmented(np.stack([blocks, blocks / 2, 0 * blocks], axis=-1), **amounts)
+    assert colours.shape == (*blocks.shape, 3)
+    np.testing.assert_array_equal(colours[..., 0], grey)
+    np.testing.assert_allclose(colours[..., 1], grey / 2, atol=1e-6)
+    assert not colours[..., 2].any()
+
+
 def test_amounts_depend_on_the_seed(blocks):
     assert augmented(blocks, shift=1.0).tobytes() == augmented(blocks, shift=1.0).tobytes()
     assert augmented(blocks, shift=1.0).tobytes() != augmented(blocks, (1, 3), shift=1.0).tobytes()

@@ -26,7 +26,7 @@ RANDOM = np.random.default_rng(0)
     [
         ("dense", (16, 16), 2, False),
         ("convolutional", (28, 28), 10, False),
-        ("branched", (40, 32), 256, True),
+        ("branched", (40, 32, 3), 256, True),
     ],
 )
 def test_every_format_predicts_the_same(

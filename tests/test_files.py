@@ -175,6 +175,7 @@ def test_split_with_a_flipped_bit_is_right_or_refused(path):
         (IMAGES.astype("f8"), LABELS, r"images as float32, found float64 of shape \(2, 3, 4\)"),
         (IMAGES, LABELS.astype("u1"), r"labels as float32, found uint8 of shape \(2, 3\)"),
         (IMAGES[..., None], LABELS, r"images with 3 dimensions, .* of shape \(2, 3, 4, 1\)"),
+        (np.stack([IMAGES] * 4, axis=-1), LABELS, r"images with 3 .*colours, found .*, 4\)"),
         (IMAGES, LABELS[0], r"labels with 2 dimensions, found float32 of shape \(3,\)"),
         (IMAGES[:0], LABELS[:0], r"at least one image, found shape \(0, 3, 4\)"),
         (IMAGES[:, :0], LABELS, r"at least one image, found shape \(2, 0, 4\)"),

@@ -68,10 +68,13 @@ def draw(folder: Path, names, part="train", count=2, size=(3, 4)) -> None:
             Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
 
 
-def raw(folder: Path, **options) -> dict[str, np.ndarray]:
+def raw(folder: Path, dimensions: int = 3, **options) -> dict[str, np.ndarray]:
     """Return the arrays in the four IDX files that a folder becomes, by their names."""
     convert_folder(folder, folder.parent, **options)
-    return {name: idx.read(folder.parent / f"{name}.part", FILES[name].ndim) for name in FILES}
+    return {
+        name: idx.read(folder.parent / f"{name}.part", dimensions if "images" in name else 1)
+        for name in FILES
+    }
 
 
 def classes(folder: Path) -> tuple[str, ...]:
@@ -400,6 +403,90 @@ def test_images_of_one_level_are_refused(folder, part):
 def test_blank_idx_files_are_refused(folder):
     write_dataset(folder, {TRAIN_IMAGES: np.zeros((6, 4, 3), np.uint8)})
     assert "train images have one level, 0" in get_refusal(convert_folder, folder, folder.parent)
+
+
+# Colours
+
+
+def draw_colours(folder, mode="RGB", suffix="png"):
+    """Save images for two classes, one of which has colours. Return the first training image."""
+    for part in ("train", "test"):
+        draw(folder, ["a", "b"], part=part, size=(8, 6))
+        pixels = RANDOM.integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / part / f"a/0.{suffix}")
+        if part == "train":
+            first = Image.open(folder / part / f"a/0.{suffix}").convert("RGB")
+    return np.asarray(first)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_colours_are_kept(folder, mode):
+    """In all images, if one of them has colours."""
+    expected = draw_colours(folder, mode, "tif" if mode == "CMYK" else "png")
+    for path in folder.glob("*/a/0.png" if mode == "CMYK" else "none"):
+        path.unlink()
+    found = raw(folder, dimensions=4)
+    assert found[TRAIN_IMAGES].shape[1:] == (6, 8, 3)
+    assert any((image == expected).all() for image in found[TRAIN_IMAGES])
+    assert (np.ptp(found[TRAIN_IMAGES], axis=-1).max(axis=(1, 2)) > 0).sum() == 1
+    grey = raw(folder, keep_colour=False)[TRAIN_IMAGES]
+    assert grey.shape == found[TRAIN_IMAGES].shape[:3]
+    weights = np.array([0.299, 0.587, 0.114])
+    assert np.abs(found[TRAIN_IMAGES] @ weights - grey).max() <= 0.51
+
+
+@pytest.mark.parametrize("form", ["RGB", "JPEG", "WEBP"])
+def test_grey_images_stay_grey_however_they_are_stored(folder, form):
+    draw_colours(folder, "L")
+    before = raw(folder)[TRAIN_IMAGES].tobytes()
+    for path in folder.glob("*/*/*.png"):
+        image = Image.open(path).convert("RGB")
+        image.save(path, "PNG" if form == "RGB" else form)
+    found = raw(folder)[TRAIN_IMAGES]
+    assert found.shape == (4, 6, 8)
+    assert form != "RGB" or found.tobytes() == before
+
+
+def test_transparent_pixels_of_coloured_images_become_white(folder):
+    draw_colours(folder)
+    image = Image.new("RGBA", (8, 6), (200, 0, 0, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    image.save(folder / "train/a/0.png")
+    found = raw(folder, dimensions=4)[TRAIN_IMAGES][0]
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert found[1, 1].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize("form", ["idx", "npz"])
+def test_arrays_with_colours_are_read(folder, form):
+    train, test = (RANDOM.integers(0, 256, (n, 4, 3, 3), np.uint8) for n in (6, 3))
+    if form == "idx":
+        write_dataset(folder, {TRAIN_IMAGES: train, TEST_IMAGES: test})
+        (folder / TRAIN_IMAGES).rename(folder / TRAIN_IMAGES.replace("idx3", "idx4"))
+    else:
+        labels = {"y_train": LABELS, "y_test": LABELS[:3]}
+        np.savez(folder / "cifar.npz", x_train=train, x_test=test, **labels)
+    found = raw(folder, dimensions=4)
+    np.testing.assert_array_equal(found[TRAIN_IMAGES], train)
+    np.testing.assert_array_equal(found[TEST_IMAGES], test)
+    assert raw(folder, keep_colour=False)[TRAIN_IMAGES].shape == (6, 4, 3)
+    assert raw(folder, dimensions=4, size=(5, 7))[TEST_IMAGES].shape == (3, 7, 5, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_without_colours_become_grey(folder, channels):
+    grey = {name: FILES[name][..., None] for name in (TRAIN_IMAGES, TEST_IMAGES)}
+    write_dataset(folder, {name: np.repeat(own, channels, -1) for name, own in grey.items()})
+    np.testing.assert_array_equal(raw(folder)[TRAIN_IMAGES], FILES[TRAIN_IMAGES])
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_arrays_with_other_channels_are_refused(folder, channels):
+    images = np.ones((6, 4, 3, channels), np.uint8)
+    write_dataset(folder, {TRAIN_IMAGES: images})
+    assert f"found (6, 4, 3, {channels}) in train" in (
+        get_refusal(convert_folder, folder, folder.parent)
+    )
 
 
 # Other things than files

@@ -263,6 +263,25 @@ def check_probabilities(model, images, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("architecture", ["dense", "convolutional", "branched"])
+def test_every_network_takes_colours(model_with, tmp_path, architecture):
+    """It depends on each of them. Its portable form, and the average over shifts, do so too."""
+    parameters = model_with(architecture=architecture, crop=2)
+    model = architectures.build(parameters, (*SHAPE, 3), CLASSES)
+    images = np.random.default_rng(0).random((5, *SHAPE, 3), np.float32)
+    images[1:4] = images[0]
+    for colour in range(3):
+        images[colour + 1, ..., colour] = images[4, ..., colour]
+    averaged = ensemble.average_over_shifts(model)
+    storage.save(averaged, "categorical_crossentropy", tmp_path / "model.keras")
+    for each in (model, storage.load(tmp_path / "model.keras")):
+        outputs = each(images)
+        expected = outputs["main"] if isinstance(outputs, dict) else outputs
+        found = DataParallel(each, 2).predict_probabilities(images, 2)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert len(np.unique(found[:4], axis=0)) == 4
+
+
 def views(images):
     """Return the images, and the images shifted down, up, right and left by one pixel."""
     framed, here = np.pad(images, ((0, 0), (1, 1), (1, 1))), slice(1, -1)

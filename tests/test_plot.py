@@ -149,6 +149,20 @@ def test_images_have_their_own_shades_of_grey(ink, white, predictions, tmp_path)
         np.testing.assert_allclose(drawn, expected, atol=1)
 
 
+@pytest.mark.parametrize("white", [255, 1.0])
+def test_images_have_their_own_colours(white, predictions):
+    images = np.zeros((5, 4, 4, 3), np.uint8 if white == 255 else np.float32)
+    images[..., 0], images[:, 2:, :, 1] = white, white
+    for figure in (
+        plot.draw_samples(images, np.zeros(5, int), CLASSES, ink=False),
+        plot.draw_mistakes(images, predictions, 2, ink=False),
+        plot.draw_weaknesses(images, predictions, CLASSES, ink=False),
+    ):
+        (image, *_) = [axes.images[0] for axes in figure.axes if axes.images]
+        drawn = image.to_rgba(image.get_array(), bytes=True)
+        assert drawn[[0, 3], 0].tolist() == [[255, 0, 0, 255], [255, 255, 0, 255]]
+
+
 def test_figure_has_the_same_bytes_twice(history, tmp_path):
     """The file does not contain Matplotlib's version."""
     for name in ("one", "two"):

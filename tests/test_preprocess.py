@@ -171,8 +171,9 @@ def test_train_and_test_shapes_must_match(raw):
     assert not Path("data/processed").exists()
 
 
-def test_images_may_have_any_shape(raw):
-    images = RANDOM.integers(0, 256, (500, 5, 7), np.uint8)
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_images_may_have_any_shape(raw, shape):
+    images = RANDOM.integers(0, 256, (500, *shape), np.uint8)
     raw(images, LABELS, images[:20], LABELS[:20])
     main()
     found, labels = read_split(Path("data/processed/test.npz"))

@@ -5,8 +5,9 @@ data/export/model.tflite   for LiteRT, formerly TensorFlow Lite, on phones and s
 data/export/model.keras    for Keras 3.10 and later; data/model/model.keras needs Keras 3.15
 data/export/classes.txt    the class names, in the order of the probabilities
 
-All models take images (n, height, width) float32 in [0, 1] and return probabilities (n, classes)
-float32. A model is saved only if it agrees with the Keras model within limits.
+All models take images (n, height, width) or, in colour, (n, height, width, 3) float32 in [0, 1],
+and return probabilities (n, classes) float32. A model is saved only if it agrees with the Keras
+model within limits.
 
     python -m tools.export
 """

@@ -3,8 +3,8 @@
 A split is an `.npz` file that the stage preprocess writes. It holds two arrays of n images and
 their labels:
 
-    images    (n, height, width)    float32    pixels in [0, 1]
-    labels    (n, classes)          float32    one-hot: a single 1 in each row
+    images    (n, height, width) or (n, height, width, 3)    float32    pixels in [0, 1]
+    labels    (n, classes)                                   float32    one-hot: a single 1 in a row
 """
 
 import math
@@ -21,7 +21,7 @@ from stages.core.dataset import read_classes as read_classes  # for tools/predic
 from stages.core.errors import StageError
 from stages.core.files import Array, Floats, name_replacement
 
-Split = tuple[Floats, Floats]  # images (n, height, width) and labels (n, classes)
+Split = tuple[Floats, Floats]  # images (n, height, width[, 3]) and labels (n, classes)
 
 BLOCK = 1 << 20  # bytes read at a time
 PIECE = 4096  # images processed at a time
@@ -99,10 +99,14 @@ def check_split(path: Path, images: Array, labels: Array) -> None:
         if not condition:
             raise StageError(f"{path}: expected {expected}, found {found}")
 
-    for name, array, dimensions in (("images", images, 3), ("labels", labels, 2)):
+    grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    for name, array, right, dimensions in (
+        ("images", images, grey_or_colour, "3 dimensions, or 4 with 3 colours"),
+        ("labels", labels, labels.ndim == 2, "2 dimensions"),
+    ):
         found = f"{array.dtype} of shape {array.shape}"
         expect(array.dtype == np.float32, f"{name} as float32", found)
-        expect(array.ndim == dimensions, f"{name} with {dimensions} dimensions", found)
+        expect(right, f"{name} with {dimensions}", found)
     expect(images.size > 0, "at least one image", f"shape {images.shape}")
     expect(len(images) == len(labels), f"{len(images)} labels", len(labels))
     for piece in split_into_pieces(len(images)):

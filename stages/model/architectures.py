@@ -8,17 +8,20 @@ from stages.core.errors import StageError
 from stages.model.settings import ModelParameters
 
 Layers = list[keras.Layer]
+Shape = tuple[int, ...]
 
 MAIN, AUXILIARY = "main", "auxiliary"  # names of the outputs of the branched network
 
 
-def build(parameters: ModelParameters, shape: tuple[int, int], classes: int) -> keras.Model:
+def build(parameters: ModelParameters, shape: Shape, classes: int) -> keras.Model:
     """Return an untrained network from images (n, *shape) in [0, 1] to probabilities (n, classes).
 
-    The branched network returns a dictionary with two such outputs, `main` and `auxiliary`. Raises
-    StageError if the images are too small for the convolutions.
+    `shape` is (height, width) or, in colour, (height, width, 3). The branched network returns a
+    dictionary with two such outputs, `main` and `auxiliary`. Raises StageError if the images are
+    too small for the convolutions.
     """
-    if parameters.architecture != "dense" and compute_remaining_side(parameters, min(shape)) < 1:
+    side = compute_remaining_side(parameters, min(shape[:2]))
+    if parameters.architecture != "dense" and side < 1:
         raise StageError(
             f"model.crop is {parameters.crop} and model.filters {parameters.filters}: images of "
             f"{shape[0]}x{shape[1]} pixels are too small for this; crop less or use fewer "
@@ -61,17 +64,15 @@ def has_two_outputs(model: keras.Model) -> bool:
     return len(model.outputs) == 2
 
 
-def make_input_layers(parameters: ModelParameters, shape: tuple[int, int]) -> Layers:
-    """Return the input layers: add a channel axis to images (n, *shape), then crop."""
-    layers: Layers = [keras.layers.Reshape((*shape, 1))]
+def make_input_layers(parameters: ModelParameters, shape: Shape) -> Layers:
+    """Return the input layers: add a channel axis to grey images (n, *shape), then crop."""
+    layers: Layers = [] if len(shape) == 3 else [keras.layers.Reshape((*shape, 1))]
     if parameters.crop:
         layers.append(keras.layers.Cropping2D(parameters.crop))
     return layers
 
 
-def make_convolutional_layers(
-    parameters: ModelParameters, shape: tuple[int, int], classes: int
-) -> Layers:
+def make_convolutional_layers(parameters: ModelParameters, shape: Shape, classes: int) -> Layers:
     """Return groups of convolutions followed by dense layers."""
     return [
         *make_input_layers(parameters, shape),
@@ -83,7 +84,7 @@ def make_convolutional_layers(
 
 
 def make_branched_outputs(
-    parameters: ModelParameters, shape: tuple[int, int], classes: int, inputs: keras.KerasTensor
+    parameters: ModelParameters, shape: Shape, classes: int, inputs: keras.KerasTensor
 ) -> dict[str, keras.KerasTensor]:
     """Return the main and the auxiliary output of a network with two branches.
 

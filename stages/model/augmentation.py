@@ -8,14 +8,15 @@ from stages.model.settings import Augmentation
 
 
 def augment(images: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
-    """Return `images` (n, height, width), each rotated, zoomed and shifted by random amounts.
+    """Return `images` (n, height, width[, 3]), each rotated, zoomed and shifted by random amounts.
 
     Each amount is uniform between minus and plus the value in `augmentation`; the two axes are
     zoomed independently. The amounts depend only on `seed`, which is two int64. Images are
     transformed around their centre with bilinear interpolation; pixels from outside the image are
     0.
     """
-    count, height, width = tf.unstack(tf.shape(images))
+    coloured = len(images.shape) == 4
+    count, height, width = tf.unstack(tf.shape(images)[:3])
     amounts = tf.random.stateless_uniform((5, count), seed, -1.0, 1.0)
     angle = amounts[0] * math.radians(augmentation.rotation)
     zoom_y, zoom_x = tf.unstack(1.0 + amounts[1:3] * augmentation.zoom)
@@ -28,11 +29,12 @@ def augment(images: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> t
     c = centre_x - a * centre_x - b * centre_y + shift_x
     f = centre_y - d * centre_x - e * centre_y + shift_y
     zeros = tf.zeros_like(angle)
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images[..., tf.newaxis],
+    changed = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images if coloured else images[..., tf.newaxis],
         transforms=tf.stack([a, b, c, d, e, f, zeros, zeros], axis=1),
         output_shape=[height, width],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
-    )[..., 0]
+    )
+    return tf.ensure_shape(changed if coloured else changed[..., 0], images.shape)

@@ -23,13 +23,14 @@ def average_over_shifts(model: keras.Model) -> keras.Model:
     This is test-time augmentation as in Krizhevsky, Sutskever and Hinton, "ImageNet classification
     with deep convolutional neural networks", 2012, section 4.1.
     """
-    height, width = model.input_shape[1:]
-    inputs = keras.Input((height, width), name="images")
-    padded = keras.layers.ZeroPadding2D(1)(keras.layers.Reshape((height, width, 1))(inputs))
+    shape = model.input_shape[1:]
+    inputs = keras.Input(shape, name="images")
+    channels = inputs if len(shape) == 3 else keras.layers.Reshape((*shape, 1))(inputs)
+    padded = keras.layers.ZeroPadding2D(1)(channels)
     outputs = []
     for y, x in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
         view = keras.layers.Cropping2D(((1 - y, 1 + y), (1 - x, 1 + x)))(padded)
-        outputs.append(model(keras.layers.Reshape((height, width))(view)))
+        outputs.append(model(view if len(shape) == 3 else keras.layers.Reshape(shape)(view)))
     return keras.Model(inputs, average_outputs(outputs))
 
 

@@ -82,10 +82,11 @@ class DataParallel(keras.Model):
         return np.concatenate([self.main_output(images[i : i + batch_size]) for i in starts])
 
     def call(self, images: tf.Tensor, training: bool = False) -> Any:
-        """Return the network's outputs for `images` (n, height, width), in their order."""
+        """Return the network's outputs for `images` (n, height, width[, 3]), in their order."""
         count = tf.shape(images)[0]
+        rest = [[0, 0]] * (images.shape.rank - 1)
         # No share may be empty, because oneDNN's pooling fails on an empty batch.
-        padded = tf.pad(images, [[0, tf.maximum(self.replicas - count, 0)], [0, 0], [0, 0]])
+        padded = tf.pad(images, [[0, tf.maximum(self.replicas - count, 0)], *rest])
         bounds = self.find_bounds(tf.shape(padded)[0])
         shares = {
             replica: Share(self.network(padded[slice(*bounds[replica])], training=training), [], [])

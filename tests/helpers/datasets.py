@@ -54,6 +54,22 @@ def draw_photo(name: str, random: Random) -> Floats:
     return light[:, :, None] + draw_figure(name, shape, random)[:, :, None] * colour
 
 
+def draw_thing(name: str, random: Random) -> Floats:
+    """Return a coloured figure on a light background. One in four is not 96x64 pixels large.
+
+    The red and the green rings have the same grey level.
+    """
+    sizes = [(64, 96)] * 12 + [(80, 120), (64, 80), (96, 64), (50, 75)]
+    shape = sizes[random.integers(len(sizes))]
+    fixed = {"green ring": (0.1, 0.49, 0.1), "red ring": (0.75, 0.15, 0.15)}
+    colour = fixed.get(name) or random.uniform(0, 0.5, 3)
+    figure = draw_figure(name.split()[-1], shape, random)[:, :, None]
+    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    slope = random.uniform(-0.1, 0.1, 2)
+    light = random.uniform(0.75, 0.85, 3) + (slope[0] * x + slope[1] * y)[:, :, None]
+    return light * (1 - figure) + colour * figure + random.normal(0, 0.03, (*shape, 3))
+
+
 def draw_texture(name: str, random: Random) -> Floats:
     """Return a light texture without any background, with grain."""
     shape = (24, 32)
@@ -74,6 +90,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[str, Random], Floats]]] = {
     "light drawings": (FIGURES, lambda name, random: draw_figure(name, (28, 28), random)),
     "dark drawings": (FIGURES, lambda name, random: 1 - draw_figure(name, (40, 32), random)),
     "photos": (FIGURES, draw_photo),
+    "things": (("cross", "green ring", "house", "red ring", "wave"), draw_thing),
     "textures": (TEXTURES, draw_texture),
 }
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 DEFAULTS: dict[str, Any] = {
     "download.dataset": "mnist",
     "download.folder": None,
+    "download.colour": "keep",
     "download.size": None,
     "download.test_fraction": 0.2,
     "download.seed": 42,

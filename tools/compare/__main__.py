@@ -119,7 +119,7 @@ def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
 
 
 def encode_image(image: Floats, ink: bool) -> str:
-    """Return an image (height, width) in [0, 1] as a data URI: a PNG in its own shades of grey."""
+    """Return an image in [0, 1] as a data URI: a PNG in its own shades of grey or colours."""
     stream = io.BytesIO()
     Image.fromarray((255 * (1 - image if ink else image)).round().astype(np.uint8)).save(
         stream, "PNG"
