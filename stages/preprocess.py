@@ -90,8 +90,8 @@ def one_hot(labels: Bytes, classes: int) -> Floats:
 
 def write_split(name: str, images: Bytes, labels: Bytes, indices: Indices, classes: int) -> None:
     """Write the images and labels at `indices` as a prepared split, piece by piece."""
-    pieces = [indices[piece] for piece in split_into_pieces(len(indices))]
     shape = images.shape[1:]
+    pieces = [indices[piece] for piece in split_into_pieces((len(indices), *shape))]
     arrays = {
         "images": Pieces(
             (len(indices), *shape), np.float32, (normalise(images[piece]) for piece in pieces)

@@ -29,6 +29,8 @@ from dvc_verify.lockfile import compute_md5
 from stages.cluster import port, rendezvous
 from stages.cluster.addresses import find_own_ips, read_tf_config, split_address
 from stages.core.errors import StageError
+from stages.core.files import write_npz
+from stages.core.prepared import read_split
 from tools.worker import find_free_addresses, make_tf_config, read_kubernetes, read_slurm
 
 # The tests share the prepared data and the results of one worker.
@@ -476,6 +478,19 @@ def test_any_number_of_workers_gives_the_same_bytes(clones, results_alone, kind,
     for other in projects[1:]:
         assert not (other.folder / "data/model").exists()
         assert not (other.folder / "data/checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_workers_agree_in_colour(clones):
+    alone, *together = clones(3, KINDS["dropout, augmentation, muon"])
+    for project in (alone, *together):
+        for path in (project.folder / "data/processed").glob("*.npz"):
+            images, labels = read_split(path)
+            colours = np.stack([images, images / 2, 1 - images], axis=-1)
+            write_npz(path, {"images": colours, "labels": labels})
+    finish(start_workers([alone]))
+    finish(start_workers(together))
+    assert results(alone) == results(together[0])
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from stages.core.files import Array, Floats, name_replacement
 Split = tuple[Floats, Floats]  # images (n, height, width[, 3]) and labels (n, classes)
 
 BLOCK = 1 << 20  # bytes read at a time
-PIECE = 4096  # images processed at a time
+PIECE = 1 << 22  # values processed at a time
 
 
 def read_split(path: Path) -> Split:
@@ -86,10 +86,11 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> Array:
     return np.memmap(path, dtype, "r", array_start, shape)
 
 
-def split_into_pieces(count: int) -> Iterator[slice]:
-    """Yield slices of at most PIECE entries that cover an array of `count` entries."""
-    for start in range(0, count, PIECE):
-        yield slice(start, min(start + PIECE, count))
+def split_into_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of at most PIECE values that cover an array along its first axis."""
+    count, step = shape[0], max(1, PIECE // math.prod(shape[1:]))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def check_split(path: Path, images: Array, labels: Array) -> None:
@@ -109,7 +110,7 @@ def check_split(path: Path, images: Array, labels: Array) -> None:
         expect(right, f"{name} with {dimensions}", found)
     expect(images.size > 0, "at least one image", f"shape {images.shape}")
     expect(len(images) == len(labels), f"{len(images)} labels", len(labels))
-    for piece in split_into_pieces(len(images)):
+    for piece in split_into_pieces(images.shape):
         low, high = images[piece].min(), images[piece].max()  # NaN fails the comparison below
         expect(bool(low >= 0 and high <= 1), "pixels in [0, 1]", f"[{low}, {high}]")
         rows = labels[piece]
