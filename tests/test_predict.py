@@ -276,6 +276,39 @@ def test_model_of_another_dataset_is_rejected(another_dataset):
     )
 
 
+def test_colour_photo_is_prepared_as_by_download(here, model_with):
+    """It is cut to the proportions of the dataset, and keeps its colours."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 20, 24, 3), np.uint8)
+    (here / RAW / TRAIN_IMAGES).write_bytes(idx.dump(images))
+    write_json(here / DATASET, {"dataset": "custom", "classes": ["0", "1"]})
+    model = architectures.build(model_with(architecture="convolutional"), (20, 24, 3), 2)
+    storage.save(model, "categorical_crossentropy", here / MODEL)
+    classifier = load_classifier()
+    wide = Image.new("RGB", (400, 100), "white")
+    wide.paste((200, 30, 60), (100, 0, 300, 100))
+    for picture, expected in ((wide, [200, 30, 60]), (Image.fromarray(images[0]), images[0])):
+        (image,) = classifier.list_steps(picture_sets.encode_png(picture)).values()
+        np.testing.assert_array_equal((255 * image).round(), np.broadcast_to(expected, image.shape))
+        assert image.shape == (20, 24, 3)
+    encoded = picture_sets.encode_png(wide)
+    assert "damaged" in get_refusal(classifier.list_steps, encoded[: len(encoded) // 2])
+    assert draw.to_levels(image)[0][0] == images[0, 0, 0].tolist()
+
+
+def test_16_bits_are_read_as_in_the_dataset(another_dataset, model_with):
+    """With the range that the stage download has measured."""
+    write_json(
+        another_dataset / DATASET,
+        {"dataset": "custom", "classes": ["ga", "na", "da"], "whites": {"u": 4095.0}},
+    )
+    model = architectures.build(model_with(architecture="dense"), (20, 24), 3)
+    storage.save(model, "categorical_crossentropy", another_dataset / MODEL)
+    page = np.full((20, 24), 4095, np.uint16)
+    page[5:15, 4:20] = 1600
+    (image,) = load_classifier().list_steps(picture_sets.encode_png(Image.fromarray(page))).values()
+    assert {*image.ravel().tolist()} == {1.0, np.float32(100 / 255).item()}
+
+
 def test_classes_and_size_come_from_the_dataset(another_dataset, model_with):
     model = architectures.build(model_with(architecture="branched"), (20, 24), 3)
     storage.save(model, "categorical_crossentropy", another_dataset / MODEL)
@@ -317,13 +350,14 @@ def test_own_test_images_get_the_predictions_of_the_evaluate_stage(
 ):
     """By the command and by the drawing page, whose network is not trained here."""
     datasets.write_dataset(kind, Path("mine"), train=10, test=5)
-    parameters["download"] = {"dataset": "custom", "folder": "mine"}
+    size = [96, 64] if kind == "things" else None
+    parameters["download"] = {"dataset": "custom", "folder": "mine", "size": size}
     Path("params.yaml").write_text(json.dumps(parameters))
     download.main()
     preprocess.main()
     with np.load(TEST) as arrays:
-        shape = arrays["images"].shape[1:]
-    model = architectures.build(model_with(architecture="dense", hidden_units=[]), shape, 4)
+        shape, classes = arrays["images"].shape[1:], arrays["labels"].shape[1]
+    model = architectures.build(model_with(architecture="dense", hidden_units=[]), shape, classes)
     storage.save(model, "categorical_crossentropy", MODEL)
     write_csv(HISTORY, pd.DataFrame({"epoch": [1], "chosen": [1]}))
     evaluate.main()

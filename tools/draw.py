@@ -13,6 +13,7 @@ import io
 import socket
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flask import Flask, Response, abort, jsonify, render_template, request
@@ -103,9 +104,9 @@ def encode_steps(found: Mapping[str, Floats]) -> list[dict[str, str]]:
     return steps
 
 
-def to_levels(image: Floats) -> list[list[int]]:
-    """Return the grey levels of an image, 0 to 255."""
-    levels: list[list[int]] = (255 * image).round().astype(int).tolist()
+def to_levels(image: Floats) -> list[list[Any]]:
+    """Return the levels of an image, 0 to 255: a number for each pixel, or three in colour."""
+    levels: list[list[Any]] = (255 * image).round().astype(int).tolist()
     return levels
 
 

@@ -12,17 +12,16 @@ import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from stages.core.errors import StageError
-from stages.core.files import Bytes, Pieces, write_atomically
+from stages.core.files import Pieces, write_atomically
 from stages.sources import idx
 from stages.sources.arrays import find_arrays, find_idx_files, read_arrays
 from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS, Dataset, IdxFile
-from stages.sources.image_files import Form, Size, convert, is_coloured, read_pixels
+from stages.sources.image_files import Form, Size, convert, is_coloured
 from stages.sources.image_folders import find_parts, has_classes, read_images
 from stages.sources.parts import PARTS, Part, check_counts, list_visible
 
@@ -107,11 +106,6 @@ def write_idx(target: Path, name: str, array: Pieces) -> tuple[IdxFile, int, int
             write(piece.tobytes())
             low, high = min(low, piece.min(initial=255)), max(high, piece.max(initial=0))
     return IdxFile(name, size, digest.hexdigest()), int(low), int(high)
-
-
-def read_grey(path: Path | BinaryIO) -> Bytes:
-    """Return the grey values of an image file: uint8 (height, width), from 0 (black) to 255."""
-    return read_pixels(path, Form())
 
 
 def check_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import cv2
@@ -18,7 +18,7 @@ from stages.evaluate import EvaluateParameters
 from stages.preprocess import normalise
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
-from stages.sources.folder import read_grey
+from stages.sources.image_files import Form, read_pixels
 from tools.predict.picture import (
     BACKGROUND_TOLERANCE,
     BLANK,
@@ -56,6 +56,7 @@ class Classifier:
     style: ImageStyle  # of the dataset's images
     predict_probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
     is_novel: Callable[[Floats], list[bool]]  # which of the prepared images look like no digit
+    whites: Mapping[str, float] = field(default_factory=dict)  # see image_files.Form
 
     def prepare(self, content: bytes) -> Floats:
         """Return the images (n, height, width) for the network that an image file becomes.
@@ -83,7 +84,7 @@ class Classifier:
         If no digit is found, it may be narrow or thick, or a shadow, paper or a sheet was confused
         with it. Then other ways are tried, and the first result that looks like a digit is kept.
         """
-        own = read_own_image(content, self.style)
+        own = read_own_image(content, self.style, self.whites)
         if own is not None:
             if self.style.box and np.ptp(own) < BACKGROUND_TOLERANCE:
                 raise ImageFileError(BLANK)
@@ -158,16 +159,22 @@ def accept_all(images: Floats) -> list[bool]:
     return [False] * len(images)
 
 
-def read_own_image(content: bytes, style: ImageStyle) -> Floats | None:
+def read_own_image(content: bytes, style: ImageStyle, whites: Mapping[str, float]) -> Floats | None:
     """Return the image in a file as the stages download and preprocess do; None for other files.
 
-    See `is_own_image` for the files that count as the dataset's own.
+    See `is_own_image` for the files that count as the dataset's own. In colour, all do: a photo of
+    another size is scaled and cut as with `download.size`.
     """
+    height, width, *colour = style.shape
+    form = Form((width, height) if colour else None, bool(colour), whites)
     try:
         with open_image(content) as photo:
-            possible = {photo.height, photo.width} == set(style.shape)  # it may be turned
-        image = normalise(read_grey(io.BytesIO(content))) if possible else None
-    except Exception:  # a damaged file: read_image_file says what is wrong with it
+            possible = {photo.height, photo.width} == {height, width}  # it may be turned
+        image = normalise(read_pixels(io.BytesIO(content), form)) if colour or possible else None
+    except Exception as error:  # a damaged file: read_image_file says what is wrong with it
+        if colour:
+            read_image_file(content)
+            raise ImageFileError(f"cannot be read in colour: {error}") from error
         return None
     return image if image is not None and is_own_image(image, style) else None
 
@@ -181,7 +188,8 @@ def load_classifier() -> Classifier:
     if not MODEL.exists():
         raise StageError(f"{MODEL}: not found; run `make repro` to train it")
     parameters, classes = EvaluateParameters.read(), read_classes(DATASET)
-    style = ImageStyle.measure(idx.read(RAW / TRAIN_IMAGES, 3, STYLE_IMAGES), classes)
+    description = read_json(DATASET)
+    style = ImageStyle.measure(idx.read(RAW / TRAIN_IMAGES, idx.IMAGES, STYLE_IMAGES), classes)
     recorded = list_files(read_lock() if LOCK.exists() else {}, "outs").get(MODEL.as_posix())
     if recorded is None or recorded.md5 != compute_md5(MODEL):
         print(f"warning: {MODEL} is not the model that {LOCK} records", file=sys.stderr)
@@ -214,9 +222,10 @@ def load_classifier() -> Classifier:
             file=sys.stderr,
         )
     return Classifier(
-        read_json(DATASET).get("title", "images"),
+        description.get("title", "images"),
         classes,
         style,
         partial(portable.predict_probabilities, batch_size=parameters.batch_size),
         is_novel,
+        description.get("whites", {}),
     )

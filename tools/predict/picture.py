@@ -78,14 +78,19 @@ class ImageFileError(StageError):
 class ImageStyle:
     """How the images of a dataset look, so that a photo can be prepared in the same way."""
 
-    shape: tuple[int, int]  # height and width
+    shape: tuple[int, ...]  # height and width, and 3 in colour
     background: float | None = None  # its level, 0 to 1; None if the edges have no common level
     box: tuple[int, int] | None = None  # size limit of strokes; None if images are not drawings
     digits: bool = False  # the classes are digits, so a photo may show only one of them
 
     @classmethod
     def measure(cls, images: Bytes, classes: Iterable[str]) -> Self:
-        """Return the style of `images` (n, height, width), which should be many."""
+        """Return the style of `images` (n, height, width[, 3]), which should be many.
+
+        Images in colour are never drawings.
+        """
+        if images.ndim == 4:
+            return cls(images.shape[1:])
         levels = images / np.float32(255)
         edges = [levels[:, [0, -1]], levels[:, :, [0, -1]]]
         around = np.concatenate([edge.reshape(len(levels), -1) for edge in edges], axis=1)
@@ -278,7 +283,7 @@ def scale_whole(photo: Floats, style: ImageStyle) -> Floats:
     return limited
 
 
-def find_scale(shape: tuple[int, ...], box: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+def find_scale(shape: tuple[int, ...], box: tuple[int, ...]) -> tuple[float, tuple[int, int]]:
     """Return the factor that scales `shape` (height, width) to `box`, and the size after that."""
     scale = min(to / length for to, length in zip(box, shape, strict=True))
     height, width = (max(1, round(length * scale)) for length in shape)
@@ -644,7 +649,7 @@ def resize(ink: Floats, shape: tuple[int, int], method: Image.Resampling) -> Flo
     return np.asarray(Image.fromarray(ink.astype(np.float32)).resize(shape[::-1], method))
 
 
-def place_in_centre(strokes: Floats, shape: tuple[int, int]) -> Floats:
+def place_in_centre(strokes: Floats, shape: tuple[int, ...]) -> Floats:
     """Return an image of `shape` with the centre of mass of `strokes` in the middle.
 
     The strokes move by whole pixels, and no part of them leaves the image.
