@@ -111,7 +111,6 @@ MERGES = {
     "theirs stale": (A, stale(C), []),
     "same key, ours stale": (stale(A), OTHER_A, ["params.yaml"]),
     "deleted lock": (A, stale(delete("dvc.lock")), []),
-    "deleted code": (FIRST, stale(delete("step.sh")), ["step.sh"]),
 }
 
 
