@@ -111,7 +111,7 @@ def format_first(before: Result, after: Result) -> str:
 
 
 def format_loss_difference(label: str, row: Mapping[str, Any]) -> str:
-    """Return how far the loss is from the base's, unless the two are of different kinds."""
+    """Return the loss minus the base's loss, or say that the two losses cannot be compared."""
     if "train.loss=" in label:
         return "not comparable"
     return table.format_difference(row, "validation.loss")

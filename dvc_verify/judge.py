@@ -116,7 +116,7 @@ class Judge:
     def _judge_output(
         self, path: str, recorded: Recorded | None, first: Run, second: Run | None
     ) -> Output:
-        """Compare one output with the recorded one, and with that of a second run."""
+        """Compare an output with the recorded one, and with the output of a second run."""
         output, place = Output(path), first.folder / path
         limits = next((v for pattern, v in self.tolerances.items() if fnmatch(path, pattern)), {})
         found = Difference(False, [])

@@ -118,7 +118,7 @@ def compute_md5(path: Path) -> str:
 
 
 def hash_folder(files: Mapping[str, str]) -> str:
-    """Return DVC's hash of a folder with files of these MD5: that of a JSON list of them."""
+    """Return DVC's hash of a folder: the MD5 of a JSON list of its files and their MD5."""
     listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
     text = io.BytesIO(json.dumps(listing, sort_keys=True).encode())
     return hashlib.file_digest(text, "md5").hexdigest() + ".dir"

@@ -99,8 +99,8 @@ def choose_offset(now: datetime, recorded: datetime) -> timedelta:
     """Return by how much to move the clock so that every field of the time changes.
 
     The fields are year, month, day, week, weekday, hour (also on a clock face), minute and second,
-    in UTC, in the local time zone and in that of FACTORS. They differ from those of now, of the
-    recording and of the minutes before, and still do some minutes later.
+    in UTC, in the local time zone and in the time zone of FACTORS. Each differs from the same field
+    now and at the time of the recording, also a few minutes earlier and later.
     """
     zones = (UTC, datetime.now().astimezone().tzinfo, timezone(timedelta(hours=14)))
     minutes = [timedelta(minutes=count) for count in (0, 4, 8)]

@@ -108,8 +108,8 @@ def _find_changes(project: Path, path: str, recorded: Recorded, lock: str) -> li
         return [f"{path} has changed {since}"]
     changed = {name for name in now.keys() & before.keys() if now[name] != before[name]}
     return [
-        f"{path}/{name} {what} {since}"
-        for what, names in (
+        f"{path}/{name} {change} {since}"
+        for change, names in (
             ("has changed", changed),
             ("was added", now.keys() - before.keys()),
             ("was deleted", before.keys() - now.keys()),

@@ -165,7 +165,7 @@ def test_larger_drop_than_allowed_is_worse():
         "0.000%",
         "1.414%",
     ]
-    # The means differ by a rounding error, which is no drop.
+    # The means differ by a rounding error, which does not count as a drop.
     assert compare_seeds([0.937, 0.915], [0.938, 0.914], max_drop=0.0).drop == 0
 
 

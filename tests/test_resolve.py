@@ -111,6 +111,7 @@ MERGES = {
     "theirs stale": (A, stale(C), []),
     "same key, ours stale": (stale(A), OTHER_A, ["params.yaml"]),
     "deleted lock": (A, stale(delete("dvc.lock")), []),
+    "deleted code": (FIRST, stale(delete("step.sh")), ["step.sh"]),
 }
 
 
@@ -168,6 +169,7 @@ def test_merge_is_resolved(branches, name):
         assert found.split(", ") == expected
         for path in expected:  # a person decides
             git("checkout", "--ours", "--", path)
+            git("add", "--", path)
     resolve()
     check_result()
 

@@ -50,7 +50,7 @@ def guard_port(address: str) -> socket.socket | None:
     port = split_address(address)[1]
     if sys.platform == "linux" and TABLES[0].exists():
         try:
-            bind(port, shared=False).close()  # a shared port could be that of another training
+            bind(port, shared=False).close()  # a shared port could belong to another training
             guard = bind(port, shared=True)
         except OSError as error:
             raise StageError(f"TF_CONFIG: port {port} cannot be used: {error.strerror}") from error
@@ -71,7 +71,7 @@ def guard_port(address: str) -> socket.socket | None:
 
 
 def bind(port: int, shared: bool) -> socket.socket:
-    """Return a socket at a port of all addresses, as that of TensorFlow's server."""
+    """Return a socket that is bound to a port of all addresses, as TensorFlow's server is."""
     dual = socket.has_dualstack_ipv6()
     found = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
     try:

@@ -59,8 +59,7 @@ class ClusterWorker(Worker):
     def load_state(self, origin: Origin) -> State:
         """Return the state from which all workers start: that in the checkpoint of worker 0.
 
-        Raises StageError if the result of a worker would depend on anything else than that of
-        worker 0.
+        Raises StageError if a worker and worker 0 differ in anything that the result depends on.
         """
         state = super().load_state(origin) if self.writes_results else State()
         host = f"worker {self.transport.index} ({socket.gethostname()})"

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.dataset import read_classes as read_classes  # for tools/predict, until it moves
 from stages.core.errors import StageError
 from stages.core.files import Array, Floats, name_replacement
 

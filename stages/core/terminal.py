@@ -1,7 +1,7 @@
 """Standard output and standard error: what a command prints never changes how it ends.
 
 A terminal may lack a character, a pipe may be closed, a disk may be full, and a name from outside,
-such as that of a file, a branch or a class, may hold codes that colour or move text.
+for example of a file, a branch or a class, may hold codes that colour or move text.
 """
 
 import io

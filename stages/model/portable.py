@@ -4,9 +4,6 @@
 whose class is in `PORTABLE`. `parallel.DataParallel` does the rest.
 """
 
-import importlib
-from typing import Any
-
 import keras
 import tensorflow as tf
 
@@ -88,8 +85,3 @@ def find_random_states(model: keras.Model) -> list[keras.Variable]:
     """Return the state of each random generator: its seed, and how often it was called."""
     weights = {id(weight) for weight in model.weights}
     return [each for each in model.non_trainable_variables if id(each) not in weights]
-
-
-def make_portable(model: keras.Model, replicas: int) -> Any:
-    """Return DataParallel(model, replicas): for tools/predict, until it calls that itself."""
-    return importlib.import_module("stages.model.parallel").DataParallel(model, replicas)

@@ -24,7 +24,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 64_000_000  # the camera of a large phone; half a gigabyte of memory at most
 GREY_MODES = ("1", "L", "LA", "La")
-# Lossy formats add up to 1 to a channel of a grey image; a faint tint is no colour either.
+# Lossy formats change a channel of a grey image by at most 1. A faint tint counts as grey, too.
 MAX_TINT = 8
 
 Size = tuple[int, int]  # width and height
@@ -191,7 +191,7 @@ def measure_form(paths: Iterable[Path], size: Size | None, keep_colour: bool) ->
             with open_image(path) as image:
                 reject_deep_colours(image)
                 own = image.size
-                # For TIFF, Pillow's size is that of the upright image.
+                # For TIFF, Pillow returns the size of the upright image.
                 if image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5:
                     own = own[::-1]
                 if (values := get_deep_values(image)) is not None:

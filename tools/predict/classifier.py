@@ -10,10 +10,11 @@ from functools import partial
 import cv2
 import numpy as np
 
+from dvc_verify.lockfile import compute_md5, list_files, read_lock
+from stages.core.dataset import read_classes
 from stages.core.errors import StageError
 from stages.core.files import Floats, read_json
 from stages.core.paths import DATASET, LOCK, MODEL, RAW, TRAIN, VALIDATION
-from stages.core.prepared import read_classes
 from stages.evaluate import EvaluateParameters
 from stages.preprocess import normalise
 from stages.sources import idx
@@ -30,7 +31,6 @@ from tools.predict.picture import (
     open_image,
     read_image_file,
 )
-from tools.verify.lockfile import compute_md5, list_files, read_lock
 
 # What is tried in turn if a photo leads to no digit: options of `list_steps`. The first ones change
 # the strokes that were found, the others find other strokes.
@@ -199,13 +199,13 @@ def load_classifier() -> Classifier:
     from stages.model.runtime import configure_tensorflow, load_tensorflow
 
     load_tensorflow()
-    from stages.model.portable import make_portable
+    from stages.model.parallel import DataParallel
     from stages.model.storage import load
     from tools.predict import novelty
 
     configure_tensorflow(parameters.threads)
     model = load(MODEL)
-    portable = make_portable(model, parameters.threads)
+    portable = DataParallel(model, parameters.threads)
     shape, count = model.inputs[0].shape[1:], model.outputs[0].shape[1]
     if (shape, count) != (style.shape, len(classes)):
         raise StageError(

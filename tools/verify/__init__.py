@@ -1,1 +1,0 @@
-"""The former place of dvc_verify; see lockfile.py."""
