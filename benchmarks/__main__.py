@@ -395,7 +395,7 @@ def main() -> None:
     results = measure_trials(wanted, seeds, machine, RECORDS)
     made = make_tables(results, machine, seeds)
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
-    report = "\n".join([f"# `{command}`\n", *made.values()])
+    report = "\n\n".join([f"# `{command}`", *(table.strip() for table in made.values())]) + "\n"
     write_text(REPORTS / "benchmark.md", report)
     folders = [REPORTS]
     if arguments.docs:

@@ -117,9 +117,9 @@ def test_every_difference_is_found_and_named(project):
 
 @pytest.mark.linux
 def test_replicas_that_depend_on_the_cores_are_found(project):
-    old = "return DataParallel(network, replicas, workers)"
-    new = 'return DataParallel(network, len(__import__("os").sched_getaffinity(0)), workers)'
-    replace(project, "stages/model/portable.py", old, new)
+    old = "return DataParallel(model, self.replicas)"
+    new = 'return DataParallel(model, len(__import__("os").sched_getaffinity(0)))'
+    replace(project, "stages/model/worker.py", old, new)
     project.run("dvc", "commit", "--force")  # as if two cores had trained
     project.commit("one replica for each core")
     code, _, report = verify(project, "--strict", "--perturb")

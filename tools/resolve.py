@@ -85,8 +85,8 @@ def main() -> None:
     left = [path for path, versions in list_conflicts().items() if not resolve(path, versions)]
     if left:
         sys.exit(
-            f"error: these conflicts are yours: {', '.join(left)}. Edit each file and run `git add` "
-            "on it, or delete it with `git rm`. Then run `make resolve` again"
+            f"error: these conflicts are yours: {', '.join(left)}. Edit each file and run "
+            "`git add` on it, or delete it with `git rm`. Then run `make resolve` again"
         )
 
 
