@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Set
@@ -43,6 +44,9 @@ def prepare(project: Project, contents: Contents, keep: Set[str], network: bool)
         if name in keep and not stage.cached <= stage.persistent:
             reason = "kept: its outputs have the recorded hash, but were not made here"
         if not reason:
+            # DVC would leave these, and what git has would count as made here.
+            for path in () if name in keep else stage.persistent - stage.cached:
+                remove(project.folder / path)
             written |= stage.outs.keys()
             continue
         found[name] = reason
@@ -50,6 +54,14 @@ def prepare(project: Project, contents: Contents, keep: Set[str], network: bool)
             if not recorded or not contents.restore(path, recorded, project.folder):
                 missing[path] = f"its input {path} is not there, because {name} cannot run"
     return found
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _find_obstacle(

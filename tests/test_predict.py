@@ -264,7 +264,7 @@ def test_model_that_dvc_lock_does_not_record_gives_a_warning(here, capsys):
     line = "warning: data/model/model.keras is not the model that dvc.lock records\n"
     for md5, warnings in ((found, 0), ("0" * 32, 1)):
         outs = [{"path": "data/model/model.keras", "md5": md5}]
-        YAML().dump({"stages": {"train": {"outs": outs}}}, here / LOCK)
+        YAML().dump({"schema": "2.0", "stages": {"train": {"outs": outs}}}, here / LOCK)
         load_classifier()
         assert capsys.readouterr().err.count(line) == warnings
 

@@ -364,8 +364,6 @@ def test_missing_scheduler_is_one_line(speaks):
     """Another program listens, which waits, as the dashboard, or speaks; or nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
-        if speaks is None:
-            listening.close()
 
         def answer():
             connection, _ = listening.accept()
@@ -373,7 +371,10 @@ def test_missing_scheduler_is_one_line(speaks):
                 connection.sendall(speaks)
                 connection.recv(1) if not speaks else None
 
-        threading.Thread(target=answer, daemon=True).start()
+        if speaks is None:
+            listening.close()
+        else:
+            threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(StageError) as refused, connect(Place(cluster=address)):
             pass
     assert [part for part in (address, "8786", "8787") if part not in str(refused.value)] == []
