@@ -31,6 +31,7 @@ ROOT = Path(stages.__file__).parents[1]
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 SERVER = pytest.StashKey[subprocess.Popen | None]()
+VARIABLES = pytest.StashKey[dict[str, str]]()
 
 # Hypothesis tries the same examples in every run, and a slow machine exceeds no time limit.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -41,6 +42,7 @@ def pytest_configure(config):
     """Start one server for all processes of a test run."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.stash[SERVER] = fork_server.start()
+    config.stash[VARIABLES] = dict(os.environ)
 
 
 def pytest_unconfigure(config):
@@ -69,6 +71,19 @@ def pytest_collection_modifyitems(items):
         if "small_project" in fixtures:  # one module, one copy of the project
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Give each test the same environment. OpenCV and other libraries change it when they load.
+
+    The fork server would run a new process where a fork is wanted.
+    """
+    variables = item.config.stash[VARIABLES]
+    for name in os.environ.keys() - variables.keys():
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
+    os.environ.update(variables)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import fork_server
@@ -27,6 +28,11 @@ def run(program, *arguments, **variables):
     )
 
 
+def read_log():
+    """Return the modules that ran in new processes, and the variables that were the reason."""
+    return (Path(os.environ[fork_server.FOLDER]) / "real").read_text()
+
+
 @pytest.mark.linux
 @pytest.mark.parametrize("ended", ["None", "3", "'error: text'"])
 def test_fork_gives_the_same_streams_and_exit_code(project, ended):
@@ -37,10 +43,11 @@ def test_fork_gives_the_same_streams_and_exit_code(project, ended):
         run(fork_server.find("python"), "-m", "show", ended, TZ="XYZ-14"),
     )
     assert new.stdout.endswith("False\n")
-    assert fork.stdout == new.stdout.replace("False", "True")
+    assert fork.stdout == new.stdout.replace("False", "True"), read_log()
     assert (fork.stderr, fork.returncode) == (new.stderr, new.returncode)
     # A variable that libraries read when they are loaded: this is a new process.
     assert other.stdout == new.stdout.replace("text None", "text XYZ-14")
+    assert "show TZ\n" in read_log()
 
 
 @pytest.mark.linux
@@ -52,3 +59,11 @@ def test_server_that_has_ended_is_named(project, monkeypatch):
     ended = run(fork_server.find("python"), "-m", "show")
     fork_server.stop(server)
     assert (ended.returncode, ended.stderr) == (1, "the fork server has ended\n")
+
+
+@pytest.mark.xdist_group("leak")
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_a_test_leaves_in_the_environment_is_undone(turn):
+    assert "LEFT" not in os.environ
+    assert "PATH" in os.environ
+    os.environ["LEFT"] = os.environ.pop("PATH")

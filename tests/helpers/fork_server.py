@@ -8,6 +8,7 @@ with their working directory, environment, arguments and standard streams, and e
 The child imports the project's modules from its own working directory. A variable that libraries
 read while they are loaded has an effect only in a new process. So where the environment differs in
 more than HARMLESS, the program runs a new Python, as it does for everything except `-m MODULE`.
+The file `real` in the folder then names the module and the variables that differ.
 Children have the server as their parent: tests that kill processes or count them do not use it.
 """
 
@@ -77,6 +78,7 @@ def start() -> subprocess.Popen | None:
         real = shlex.quote(str(Path(sys.executable).with_name(name)))
         script.write_text(f'#!/bin/sh\nexec {client} {shlex.quote(str(folder))} {real} "$@"\n')
         script.chmod(0o755)
+    (folder / "real").touch()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(folder / "socket"))
     listener.listen(64)
@@ -115,16 +117,18 @@ def load() -> None:
     gc.freeze()
 
 
-def can_fork(asked: dict[str, str], known: dict[str, str]) -> bool:
-    """Return whether a fork of this process behaves as a new process with the variables `asked`.
+def find_differences(asked: dict[str, str], known: dict[str, str]) -> list[str]:
+    """Return the variables because of which a fork could behave unlike a new process.
 
-    `known` are the variables from before the libraries were loaded. Some libraries set more.
+    `asked` are the variables of the new process, `known` those from before the libraries were
+    loaded. Some libraries set more.
     """
-    return all(
-        asked.get(name) in (known.get(name), os.environ.get(name))
-        or name in HARMLESS
-        or name.startswith(HARMLESS_PREFIXES)
+    return sorted(
+        name
         for name in asked.keys() | known.keys()
+        if asked.get(name) not in (known.get(name), os.environ.get(name))
+        and name not in HARMLESS
+        and not name.startswith(HARMLESS_PREFIXES)
     )
 
 
@@ -190,7 +194,9 @@ def serve(listener: socket.socket) -> None:
                     load()
                     loaded = True
                 request = json.loads(content)
-                if not can_fork(request["environment"], known):
+                if different := find_differences(request["environment"], known):
+                    with Path(listener.getsockname()).with_name("real").open("a") as log:
+                        print(*request["arguments"][:1], *different, file=log)
                     program.send(b"real")
                     program.close()
                 elif pid := os.fork():
