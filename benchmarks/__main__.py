@@ -276,7 +276,7 @@ def list_trials(parts: list[str], names: list[str]) -> list[Trial]:
         parameters = merge_recipe(default, {"train": {"epochs": 1, "replicas": replicas}})
         label = f"{replicas} replicas on {count} worker{'s' * (count > 1)}"
         found.append(Trial("workers", label, parameters, STEPS, partial(measure_workers, count)))
-    sources = (*PIPELINE, Path("tools/sweep"))
+    sources = (*PIPELINE, Path("tools/shared"))
     for jobs in (0, *JOBS):
         label = f"`tools.sweep --jobs {jobs}`" if jobs else "`dvc exp run --temp`, one by one"
         measure = partial(measure_sweep, jobs)

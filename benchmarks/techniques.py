@@ -30,12 +30,12 @@ from stages.core.errors import StageError, run
 from stages.core.machine import collect_fingerprint
 from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
-from tools.compare.revision import SEEDS, Result, resolve_commit
 from tools.recipe import RECIPES
+from tools.shared import table
+from tools.shared.dask_cluster import add_place, read_place, run_all
 from tools.shared.report import format_table
-from tools.sweep import table
-from tools.sweep.dask_cluster import add_place, read_place, run_all
-from tools.sweep.runs import Combination, make_combinations, require_commit
+from tools.shared.revision import SEEDS, Result, resolve_commit
+from tools.shared.runs import Combination, make_combinations, require_commit
 
 DESCRIPTION = Path("benchmarks/techniques.yaml")
 PAGE = Path("docs/techniques.md")

@@ -20,10 +20,9 @@ from PIL import Image
 from stages.core.errors import StageError
 from stages.core.machine import collect_fingerprint, promises_same_bytes
 from stages.core.settings import read_yaml
-from tools import seeds
-from tools.compare import __main__ as compare
-from tools.compare import revision
-from tools.compare.significance import (
+from tools import compare, seeds
+from tools.shared import revision
+from tools.shared.significance import (
     SIGNIFICANCE_LEVEL,
     Verdict,
     adjust_p_values,

@@ -7,7 +7,7 @@ from helpers.checks import get_refusal
 from helpers.project import Project
 
 from stages.download import DownloadParameters
-from tools.sweep.dataset import check_dataset
+from tools.shared.dataset import check_dataset
 
 
 @pytest.fixture

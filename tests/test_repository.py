@@ -14,7 +14,7 @@ from stages.core.errors import StageError
 
 TOOLS = [
     ("dvc_verify.__main__", "lock"),
-    ("tools.compare.__main__", "HEAD~1"),
+    ("tools.compare", "HEAD~1"),
     ("tools.seeds", "2"),
     ("tools.recipe", "fast"),
 ]
@@ -133,7 +133,7 @@ def test_tools_work_in_a_subfolder_of_a_repository(subfolder, fail):
     (subfolder.folder / "../neighbour.txt").write_text("changed\n")
     assert "belongs to this commit" in subfolder.run("python", "-m", "dvc_verify", "lock").stdout
     assert doctor(subfolder) == {}
-    assert "have the same files" in fail(subfolder, "tools.compare.__main__", "HEAD")
+    assert "have the same files" in fail(subfolder, "tools.compare", "HEAD")
     license_file = subfolder.folder / "LICENSE"
     license_file.write_text(license_file.read_text() + "changed\n")
     assert "differs from the last commit" in fail(subfolder, "tools.seeds", "2")

@@ -26,11 +26,12 @@ from benchmarks import techniques
 from stages.core.errors import StageError
 from stages.core.machine import collect_fingerprint
 from stages.core.settings import read_yaml
-from tools.sweep import __main__ as sweep
-from tools.sweep import table, worker
-from tools.sweep.dask_cluster import Place, connect, find_reason, keep
-from tools.sweep.machines import find_difference
-from tools.sweep.runs import Combination, Run, expand_grid, make_combinations
+from tools import sweep
+from tools.shared import dask_worker as worker
+from tools.shared import table
+from tools.shared.dask_cluster import Place, connect, find_reason, keep
+from tools.shared.machines import find_difference
+from tools.shared.runs import Combination, Run, expand_grid, make_combinations
 
 SWEEP = (sys.executable, "-m", "tools.sweep")
 DASK = str(Path(sys.executable).parent / "dask")

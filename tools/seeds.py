@@ -16,10 +16,10 @@ import pandas as pd
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import REPORTS
-from tools.compare.revision import Result, name_experiment, resolve_commit
+from tools.shared.dask_cluster import add_place, parse_count, read_place, run_all
 from tools.shared.report import format_table, replace_report
-from tools.sweep.dask_cluster import add_place, parse_count, read_place, run_all
-from tools.sweep.runs import make_combinations, require_commit
+from tools.shared.revision import Result, name_experiment, resolve_commit
+from tools.shared.runs import make_combinations, require_commit
 
 
 def summarise(results: list[Result], per_class: bool) -> str:

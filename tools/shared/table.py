@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.plot import BLUE, GREY, ORANGE
-from tools.compare.revision import Result
-from tools.compare.significance import adjust_p_values, compute_welch_p_value
 from tools.shared.report import escape, format_table
-from tools.sweep.runs import Combination
+from tools.shared.revision import Result
+from tools.shared.runs import Combination
+from tools.shared.significance import adjust_p_values, compute_welch_p_value
 
 # What is compared: the titles of the columns with the value and the difference, the unit, and the
 # places. Combinations are chosen by validation, so only there the difference is shown.

@@ -3,7 +3,7 @@
 Dask sends the function `run_job` to the worker, which needs the installed environment but no copy
 of the project. The function clones the commit from a git bundle and starts this module there:
 
-    python -m tools.sweep.worker JOB.json
+    python -m tools.shared.dask_worker JOB.json
 
 The current folder is then the project in the clone. JOB.json says what to run. The results are
 written beside it: experiment.bundle and, if it is asked for, the model.
@@ -31,7 +31,7 @@ from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
 from stages.core.machine import collect_fingerprint
 from stages.core.paths import MODEL
-from tools.sweep.machines import find_difference
+from tools.shared.machines import find_difference
 
 # Variables that affect git, DVC or the stages.
 FOREIGN = ("DVC_EXP_", "DVC_ROOT", "DVC_STAGE", "GIT_", "TENSORBOARD_LOGDIR", "TF_CONFIG")
@@ -69,7 +69,7 @@ def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
             code = subprocess.run(clone, cwd=folder, check=False, **options).returncode
             if not code:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "tools.sweep.worker", str(folder / "job.json")],
+                    [sys.executable, "-m", "tools.shared.dask_worker", str(folder / "job.json")],
                     cwd=folder / "clone" / job["prefix"],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C on the terminal is for the command alone

@@ -21,11 +21,11 @@ from stages import plot
 from stages.core.errors import run
 from stages.core.files import write_csv, write_text
 from stages.core.paths import REPORTS
-from tools.compare.revision import name_experiment, resolve_commit
+from tools.shared import table
+from tools.shared.dask_cluster import add_place, parse_count, read_place, run_all
 from tools.shared.report import replace_report
-from tools.sweep import table
-from tools.sweep.dask_cluster import add_place, parse_count, read_place, run_all
-from tools.sweep.runs import expand_grid, make_combinations, require_commit
+from tools.shared.revision import name_experiment, resolve_commit
+from tools.shared.runs import expand_grid, make_combinations, require_commit
 
 REPORT = REPORTS / "sweep.md"
 

@@ -27,10 +27,10 @@ from stages.core.errors import StageError
 from stages.core.files import write_bytes, write_text
 from stages.core.paths import REPORTS
 from stages.core.terminal import make_printable
-from tools.compare.revision import Result, read_commit, resolve_commit
-from tools.sweep import worker
-from tools.sweep.machines import find_difference
-from tools.sweep.runs import Run, choose_names, find_finished, require_commit
+from tools.shared import dask_worker as worker
+from tools.shared.machines import find_difference
+from tools.shared.revision import Result, read_commit, resolve_commit
+from tools.shared.runs import Run, choose_names, find_finished, require_commit
 
 LOGS = REPORTS / "sweep"
 IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -157,7 +157,7 @@ def make_bundle() -> bytes:
 
 
 def describe_jobs(commit: str, place: Place) -> dict[str, Any]:
-    """Return what all runs have in common for tools.sweep.worker."""
+    """Return what all runs have in common for tools.shared.dask_worker."""
     cache, local_config = None, ""
     if not place.cluster:
         with Repo() as repo:

@@ -18,15 +18,15 @@ from stages.core.files import write_text
 from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import Section, read_yaml
 from stages.download import DownloadParameters
-from tools.compare.revision import (
+from tools.recipe import check, find_sections
+from tools.shared.dataset import check_dataset
+from tools.shared.revision import (
     SEEDS,
     Result,
     differs_from,
     list_experiments,
     read_commit,
 )
-from tools.recipe import check, find_sections
-from tools.sweep.dataset import check_dataset
 
 
 @dataclass(frozen=True)

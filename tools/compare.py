@@ -34,16 +34,16 @@ from stages.core.errors import StageError, run
 from stages.core.files import Floats, write_text
 from stages.core.paths import REPORTS
 from stages.core.terminal import print_line
-from tools.compare import revision
-from tools.compare.revision import WORKSPACE, Result
-from tools.compare.significance import (
+from tools.shared import revision
+from tools.shared.report import escape, format_table, render, replace_report
+from tools.shared.revision import WORKSPACE, Result
+from tools.shared.significance import (
     SIGNIFICANCE_LEVEL,
     adjust_p_values,
     compare_runs,
     compare_seeds,
     compute_p_value,
 )
-from tools.shared.report import escape, format_table, render, replace_report
 
 LONGEST = 200  # characters of a parameter's value in both reports
 LISTED = 10  # most fixed images in the Markdown report, and most broken ones

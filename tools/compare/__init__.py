@@ -1,1 +1,0 @@
-"""The command `python -m tools.compare`: compare the results of two revisions."""
