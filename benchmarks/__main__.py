@@ -1,4 +1,4 @@
-"""Measure accuracy over seeds, speed and memory, and write the tables of two pages in docs/.
+"""Measure accuracy over seeds, speed and memory, and write the tables of docs/.
 
 Every training is a separate process in a fresh copy of the project, one at a time: seed 1 of every
 recipe, then seed 2 of every recipe. So if the machine slows down, it affects all recipes equally.
@@ -60,7 +60,6 @@ PARTS: dict[str, dict[str, Callable[[Results], str]]] = {
     "workers": {"workers": tables.tabulate_workers, "networks": tables.tabulate_networks},
     "sweep": {"sweep": tables.tabulate_sweep},
 }
-CLUSTER = ("workers machine", "workers", "networks")  # tables that are in docs/cluster.md
 RECORD = "../record.jsonl"  # beside each copy of the project
 TIME = ("python", f"{HERE}/time_command.py", RECORD)
 TIME_TRAINING = ("python", "-m", "benchmarks.time_training", RECORD)
@@ -382,9 +381,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", type=split_commas, metavar="a,b", help=f"default: {','.join(PARTS)}"
     )
-    parser.add_argument(
-        "--docs", action="store_true", help="also update docs/benchmark.md and docs/cluster.md"
-    )
+    parser.add_argument("--docs", action="store_true", help="also update the tables in docs/")
     arguments = parser.parse_args()
     seeds, parts = arguments.seeds, arguments.parts or list(PARTS)
     if seeds < 1:
@@ -400,9 +397,7 @@ def main() -> None:
     folders = [REPORTS]
     if arguments.docs:
         folders.append(DOCS)
-        for name, table in made.items():
-            page = "cluster.md" if name in CLUSTER else "benchmark.md"
-            tables.insert_tables(DOCS / page, {name: table})
+        tables.insert_tables(DOCS, made)
     if "growth" in results:
         with matplotlib.rc_context(plot.STYLE):
             figure = tables.plot_growth(results)

@@ -84,13 +84,7 @@ def test_costs_table_by_hand():
     default = make_results([0.99] * 3, [10, 60, 15], 4500, status=2.0, nothing=2.6, plot=5.0)
     page = make_results([0.97], [50], 3000)
     found = read_cells(tables.tabulate_costs({"recipes": {"page": page, "default": default}}))
-    assert [*found.values()][2:] == [
-        ["20 s", "at most 25"],
-        ["0.5 times", "at most 2.5"],
-        ["1.3 times", "at most 1.2: missed"],
-        ["5 s", "at most 6"],
-        ["1000 MiB", "at most 1536"],
-    ]
+    assert [*found.values()][2:] == [["20.0 s"], ["1.30 times"], ["5.0 s"]]
     assert tables.tabulate_costs({"recipes": {"page": page}}) == ""
 
 
@@ -150,7 +144,7 @@ def test_workers_tables_by_hand():
     report = tables.tabulate_workers({"workers": found})
     assert read_cells(report)["2 replicas on 2 workers"] == [
         "22.0 (12.0 to 30.0)",
-        "1.10 (1.00 to 1.20), goal: at most 1.25",
+        "1.10 (1.00 to 1.20)",
         "812",
     ]
     assert "has 203,000 weights" in report
@@ -285,7 +279,7 @@ def test_real_run_writes_the_tables_and_continues(project):
     found = read_cells(report)
     assert float(found["the course page's script"][0]) > 80  # really trained, on 1,500 images
     assert {"`params.yaml`", *(f"`{stage}`" for stage in STAGES)} <= found.keys()
-    documented = (project.folder / "docs/benchmark.md").read_text()
+    documented = "".join(page.read_text() for page in (project.folder / "docs").rglob("*.md"))
     written = report.split("\n\n")[1:]  # without the title
     assert written[0].startswith("Measured on commit ")
     for table in written:
@@ -321,7 +315,7 @@ def test_runs_of_a_sweep_are_timed(here, monkeypatch):
 
 
 def test_every_table_has_a_place_in_the_docs():
+    text = "".join(page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md"))
     for part, tables_of_part in benchmark.PARTS.items():
         for name in (f"{part} machine", *tables_of_part):
-            page = "cluster.md" if name in benchmark.CLUSTER else "benchmark.md"
-            assert f"<!-- benchmark: {name} -->" in (ROOT / "docs" / page).read_text("utf-8")
+            assert text.count(f"<!-- benchmark: {name} -->") == 1

@@ -230,7 +230,7 @@ def start_cluster(folder: Path, count: int):
     """Start a scheduler and workers, as users do; yield the address and the workers.
 
     They have no copy of the project, not even on the path, and use the TLS options that
-    docs/cluster.md shows.
+    docs/sweeps.md shows.
     """
     folder.mkdir()
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -261,8 +261,8 @@ def start_cluster(folder: Path, count: int):
 
 @pytest.fixture
 def tls(tmp_path, monkeypatch):
-    """Dask's settings for TLS, as docs/cluster.md shows them, for this test's child processes."""
-    text = (ROOT / "docs/cluster.md").read_text()
+    """Dask's settings for TLS, as docs/sweeps.md shows them, for this test's child processes."""
+    text = (ROOT / "docs/sweeps.md").read_text()
     shown = re.search(r"^```yaml\n(distributed:\n.*?)^```$", text, re.M | re.S)[1]
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")

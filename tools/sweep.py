@@ -9,7 +9,7 @@ reports/sweep.png.
     python -m tools.sweep -S train.epochs=2,4,8 -S train.batch_size=64,128 --seeds 5 --jobs 2
     python -m tools.sweep -S train.epochs=2,4,8 --cluster tcp://host:8786
 
-docs/cluster.md says how to start a cluster.
+docs/sweeps.md says how to start a cluster.
 """
 
 import argparse
