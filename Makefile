@@ -14,8 +14,8 @@ BIN := .venv/bin
 # DVC starts the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Remove what a git hook, an IDE or a notebook left. stages/core/environment.py says why,
-# and does the same for programs that do not start here. uv does not compile packages: Python does it
-# once, unless PYTHONDONTWRITEBYTECODE is set.
+# and does the same for programs that do not start here. PYTHONDONTWRITEBYTECODE is among them because
+# Python compiles the installed packages when it first imports them: uv does not.
 unexport $(shell git rev-parse --local-env-vars 2>/dev/null) BASH_ENV ENV PYTHONDONTWRITEBYTECODE \
 	PYTHONHOME PYTHONINSPECT PYTHONIOENCODING PYTHONOPTIMIZE PYTHONPATH PYTHONSAFEPATH PYTHONWARNINGS
 export SHELL := /bin/sh
@@ -31,7 +31,7 @@ help: ## Show this list.
 	@awk -F ':.*## ' '/^## / { print "\n" substr($$0, 4) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
 		$(MAKEFILE_LIST)
 
-repro: ready ## Run the stages that changed. RECIPE=name WORKERS=2. FRESH=1 does not resume a training.
+repro: ready ## Run the stages that changed. RECIPE=name, WORKERS=2, FRESH=1 (start the training from the beginning).
 	@$(BIN)/python -m tools.recipe $(RECIPE)
 	@$(if $(FRESH),rm -rf data/checkpoint)
 	@$(if $(WORKERS),$(BIN)/python -m tools.worker --local $(WORKERS),$(BIN)/dvc repro)
@@ -47,7 +47,7 @@ compare: ready ## Compare the results with another revision. BASE=main HEAD=revi
 	@$(BIN)/python -m tools.compare '$(or $(BASE),main)' $(if $(HEAD),'$(HEAD)') $(if $(MAX_DROP),--max-drop $(MAX_DROP)) \
 		$(if $(PER_CLASS),--per-class)
 
-seeds: ready ## Train the last commit with N different seeds (default 5) and report the spread. JOBS=2 PER_CLASS=1
+seeds: ready ## Train the network of the last commit with N seeds (default 5) and report the spread. JOBS=2 PER_CLASS=1
 	@$(BIN)/python -m tools.seeds $(or $(N),5) $(if $(JOBS),--jobs $(JOBS)) $(if $(PER_CLASS),--per-class)
 
 draw: ready ## Serve a local web page that recognises the digit you draw. PORT=8000 HOST_NAME=name

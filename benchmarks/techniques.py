@@ -1,4 +1,4 @@
-"""Measure every technique of docs/techniques.md, and write its tables and pictures.
+"""Measure every technique of docs/techniques.md, and write the tables and pictures.
 
 benchmarks/techniques.yaml lists the runs. They are DVC experiments of the last commit, which
 tools.sweep runs, so an interrupted measurement goes on where it stopped. Their names say what they
@@ -36,9 +36,11 @@ from tools.shared.dask_cluster import add_place, read_place, run_all
 from tools.shared.report import format_table
 from tools.shared.revision import SEEDS, Result, resolve_commit
 from tools.shared.runs import Combination, make_combinations, require_commit
+from tools.shared.significance import SIGNIFICANCE_LEVEL
 
 DESCRIPTION = Path("benchmarks/techniques.yaml")
-PAGE = Path("docs/techniques.md")
+DOCS = Path("docs")
+METRICS = {"accuracy, points": "validation.accuracy", "loss": "validation.loss"}
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,17 @@ def format_first(before: Result, after: Result) -> str:
     return f"{100 * change:+.2f}"
 
 
-def format_loss_difference(label: str, row: Mapping[str, Any]) -> str:
-    """Return the loss minus the base's loss, or say that the two losses cannot be compared."""
-    if "train.loss=" in label:
+def format_difference(
+    label: str, row: Mapping[str, Any], metric: str, *, with_p_value: bool = False
+) -> str:
+    """Return the difference from the base, in parentheses if it is not significant."""
+    if "train.loss=" in label and metric == "validation.loss":
         return "not comparable"
-    return table.format_difference(row, "validation.loss")
+    if with_p_value:
+        return table.format_difference(row, metric)
+    shown = table.format_difference({**row, f"{metric} p": None}, metric)
+    p_value = row.get(f"{metric} p")
+    return shown if p_value is None or p_value < SIGNIFICANCE_LEVEL else f"({shown})"
 
 
 def format_results(each: Table, results: Mapping[str, Result]) -> str:
@@ -127,9 +135,9 @@ def format_results(each: Table, results: Mapping[str, Result]) -> str:
         line = {
             "": label,
             "accuracy, %": table.format_value(row, "validation.accuracy"),
-            "difference, points": table.format_difference(row, "validation.accuracy"),
+            "difference, points": format_difference(label, row, "validation.accuracy"),
             "loss": table.format_value(row, "validation.loss"),
-            "difference": format_loss_difference(label, row),
+            "difference": format_difference(label, row, "validation.loss"),
             "seed 1": "" if first is base else format_first(base, first),
         }
         found = table.list_results(combination, results)
@@ -145,20 +153,20 @@ def format_results(each: Table, results: Mapping[str, Result]) -> str:
     return text
 
 
-def format_summary(tables: list[Table], results: Mapping[str, Result]) -> str:
-    """Return a table with the first change of each table and its effect."""
+def format_changes(
+    tables: list[Table], results: Mapping[str, Result], *, with_p_value: bool
+) -> str:
+    """Return a table of all changes and their effects, or without p-values of the first ones."""
     lines = []
     for each in tables:
-        row = table.compute_rows(each.combinations, results)[1]
-        if each.changes[1]:
-            lines.append(
-                {
-                    "change": each.labels[1],
-                    "base, besides the recipe": " ".join(f"`{change}`" for change in each.base),
-                    "accuracy, points": table.format_difference(row, "validation.accuracy"),
-                    "loss": format_loss_difference(each.labels[1], row),
-                }
-            )
+        rows = table.compute_rows(each.combinations, results)
+        last = len(rows) if with_p_value else 2
+        for label, row in list(zip(each.labels, rows, strict=True))[1:last]:
+            if label.startswith("`") or with_p_value:  # others change only the seeds
+                line = {"change": " with ".join([label, *(f"`{base}`" for base in each.base)])}
+                for title, metric in METRICS.items():
+                    line[title] = format_difference(label, row, metric, with_p_value=with_p_value)
+                lines.append(line)
     return format_table(lines)
 
 
@@ -222,17 +230,18 @@ def main() -> None:
     runs = [each for one in tables for combination in one.combinations for each in combination.runs]
     results = run_all(runs, read_place(arguments))
     if failed := len({each.text for each in runs} - results.keys()):
-        raise StageError(f"{failed} runs failed for the reasons above; {PAGE} is unchanged")
+        raise StageError(f"{failed} runs failed for the reasons above; the pages are unchanged")
     made = {each.name: format_results(each, results) for each in tables}
-    made["summary"] = format_summary(tables, results)
+    made["summary"] = format_changes(tables, results, with_p_value=False)
+    made["p-values"] = format_changes(tables, results, with_p_value=True)
     made["machine"] = format_machine(description, resolve_commit("HEAD"))
-    insert_tables(PAGE, made, "techniques")
+    insert_tables(DOCS, made, "techniques")
     with matplotlib.rc_context(plot.STYLE):
         for each in tables:
             if each.picture:
-                plot.save(draw(each, results), PAGE.parent / each.picture["file"], 120)
+                plot.save(draw(each, results), DOCS / each.picture["file"], 120)
     count = len({each.text for each in runs})
-    print(f"{PAGE} and its pictures have {count} runs; `git diff` shows what has changed.")
+    print(f"The tables and pictures have {count} runs; `git diff` shows what has changed.")
 
 
 if __name__ == "__main__":

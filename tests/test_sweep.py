@@ -429,13 +429,14 @@ def test_worker_with_another_library_is_named():
 def page(project):
     """The project with a page that needs two short runs, committed; undone afterwards."""
     files = {
+        "docs/evidence/techniques.md": "",
         "recipes/tiny.yaml": "plot:\n  dpi: 61\n",
         "benchmarks/techniques.yaml": "recipe: tiny\nseeds: 1\ntables:\n  mistakes:\n"
         "    base: plot.samples=5\n    rows: [plot.mistakes=3]\n    metrics: [train.epochs]\n"
         "    picture: {file: m.png, title: Curves, columns: [loss, val_loss]}\n",
         "docs/techniques.md": "".join(
             f"Text.\n<!-- techniques: {name} -->\n<!-- end -->\n"
-            for name in ("summary", "machine", "mistakes")
+            for name in ("summary", "machine", "p-values", "mistakes")
         ),
     }
     with project.undo_changes():
@@ -464,6 +465,18 @@ def test_page_is_written_from_its_description(page):
     assert names <= set(list_experiments(page))
 
 
+def test_insignificant_differences_are_in_parentheses():
+    """And losses of different kinds are not compared."""
+    metric = "validation.loss"
+    row = {f"{metric} difference": 0.5, f"{metric} p": 0.05}
+    significant = row | {f"{metric} p": 0.049}
+    assert techniques.format_difference("`a.b=1`", row, metric) == "(+0.5000)"
+    assert techniques.format_difference("`a.b=1`", significant, metric) == "+0.5000"
+    shown = techniques.format_difference("`a.b=1`", row, metric, with_p_value=True)
+    assert shown == "+0.5000 (p = 0.05)"
+    assert techniques.format_difference("`train.loss=x`", row, metric) == "not comparable"
+
+
 def test_description_of_the_page_is_valid(tmp_path, monkeypatch):
     """With the default parameters, with which the page was measured."""
     for name in ("params.yaml", "dvc.yaml", "recipes/techniques.yaml"):
@@ -473,7 +486,7 @@ def test_description_of_the_page_is_valid(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     description = read_yaml(ROOT / techniques.DESCRIPTION) | {"seeds": 1}
     tables = techniques.read_tables(description)
-    text = (ROOT / techniques.PAGE).read_text()
+    text = (ROOT / techniques.DOCS / "techniques.md").read_text()
     for each in tables:
         assert f"<!-- techniques: {each.name} -->\n" in text
         if each.name != "seeds":  # its first row is not a change
