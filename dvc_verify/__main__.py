@@ -10,44 +10,19 @@ different, 2 if they could not be checked.
 
 import argparse
 import io
-import os
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
-from dvc_verify.check import Check
-from dvc_verify.git import LOCAL_VARIABLES, ask_git, find_last_commit, find_project
+from dvc_verify import VerifyError
+from dvc_verify.contents import Contents
+from dvc_verify.git import find_last_commit, find_project, forget_hook
 from dvc_verify.lockfile import IDENTICAL
-from dvc_verify.machine import collect_fingerprint, compare_machines, record_fingerprint
-from dvc_verify.packages import find_changed_packages
-from dvc_verify.report import annotate, clean, make_report, write_report
+from dvc_verify.machine import read_fingerprint, record_fingerprint
+from dvc_verify.project import clone_project
 from dvc_verify.settings import Settings
 from dvc_verify.stale import find_stale
-
-
-class Output(io.TextIOWrapper):
-    """Shows any text and raises no error, so that printing never changes the exit code."""
-
-    def __init__(self, stream: io.TextIOWrapper) -> None:
-        """Write to the file of `stream`, which closes it."""
-        line, through = stream.line_buffering, stream.write_through
-        super().__init__(stream.buffer, stream.encoding, "backslashreplace", None, line, through)
-
-    def write(self, text: str, /) -> int:
-        """Write a text, unless the pipe is closed or the disk is full."""
-        with suppress(OSError):
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what is buffered, if it can be written."""
-        with suppress(OSError):
-            super().flush()
-
-    def close(self) -> None:
-        """Leave the file open."""
-        self.flush()
+from dvc_verify.terminal import annotate, clean, say
 
 
 def parse() -> argparse.Namespace:
@@ -69,56 +44,55 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def verify(check: Check) -> int:
+def verify(workspace: Path, folder: Path, options: argparse.Namespace) -> int:
     """Reproduce the commit, write the report, and return the exit code."""
-    findings = check.judge()
+    from dvc_verify.check import Check
+    from dvc_verify.report import write_report
+
+    check = Check(workspace, folder, options)
+    findings = check.verify()
     verdict = check.summarise(findings)
-    if ask_git("status", "--porcelain", "--untracked-files=no", "--", ".", cwd=check.workspace):
-        check.notes["the workspace has changes, which are not part of the commit"] = None
-    if verdict == "different":
-        for package, note in find_changed_packages().items():
-            check.notes[f"the files of {package} are not those that were installed: {note}"] = None
-    here = collect_fingerprint(check.settings.libraries or check.pins)
-    more = {
-        "commit": check.commit,
-        "perturbed": check.options.perturb,
-        "notes": list(check.notes),
-        "environment": compare_machines(here, check.recorded, check.pins),
-    }
-    write_report(make_report(findings, verdict) | more, check.workspace)
+    write_report(findings, check.describe(verdict), workspace)
     if verdict in ("not checked", "partly checked"):
         return 2
-    strict = check.options.strict
-    wrong = verdict != IDENTICAL or check.project.retired if strict else verdict == "different"
-    return int(bool(wrong))
+    if options.strict:
+        return int(verdict != IDENTICAL or bool(check.project.retired))
+    return int(verdict == "different")
 
 
-def check_lock(check: Check) -> int:
+def check_lock(workspace: Path, folder: Path, options: argparse.Namespace) -> int:
     """Print what in the commit differs from its dvc.lock, and return the exit code."""
-    notes = {note: None for found in find_stale(check.project).values() for note in found}
-    notes |= check.notes
-    for stage in (*check.project.tracked, *check.project.stages.values()):
-        for path, file in stage.outs.items() if check.options.outputs else ():
-            if file and path in stage.cached and not check.contents.has(file.md5):
-                notes[f"{path} is neither in DVC's cache nor in a remote: dvc push"] = None
-    for note in notes:
-        print(clean(note))
+    project = clone_project(find_last_commit(workspace), folder / "committed", workspace)
+    notes = [note for found in find_stale(project).values() for note in found] + project.problems
+    try:
+        read_fingerprint(project.folder)
+    except VerifyError as error:
+        notes.append(str(error))
+    if options.outputs:
+        contents = Contents(workspace, options.network, folder / "contents")
+        notes += [
+            f"{out.path} is neither in DVC's cache nor in a remote: dvc push"
+            for stage in (*project.tracked, *project.stages.values())
+            for out in stage.outs
+            if out.cached and out.md5 and not contents.has(out.md5)
+        ]
+    for note in dict.fromkeys(notes):
+        say(clean(note))
         annotate("error", note)
     if notes:
-        remedy = f"run `{check.settings.record}` and commit the result"
-        print(f"error: dvc.lock is out of date; {remedy}", file=sys.stderr)
+        remedy = f"run `{Settings.read(project.folder).record}` and commit the result"
+        say(f"error: dvc.lock is out of date; {remedy}", sys.stderr)
         return 1
-    print("dvc.lock belongs to this commit")
+    say("dvc.lock belongs to this commit")
     return 0
 
 
 def main() -> None:
     """Check the project in the current folder."""
-    for name in ("stdout", "stderr"):
-        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            setattr(sys, name, Output(stream))
-    for name in LOCAL_VARIABLES:
-        os.environ.pop(name, None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may have characters that it lacks
+            stream.reconfigure(errors="backslashreplace")
+    forget_hook()
     options = parse()
     try:
         workspace = find_project()
@@ -126,13 +100,13 @@ def main() -> None:
             record_fingerprint(workspace, Settings.read(workspace).libraries)
             return
         with tempfile.TemporaryDirectory(prefix="verify", ignore_cleanup_errors=True) as name:
-            check = Check(workspace, find_last_commit(workspace), Path(name).resolve(), options)
-            sys.exit(check_lock(check) if options.action == "lock" else verify(check))
+            action = check_lock if options.action == "lock" else verify
+            sys.exit(action(workspace, Path(name).resolve(), options))
     except OSError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        say(f"error: {clean(str(error))}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        say("error: interrupted", sys.stderr)
         sys.exit(130)
 
 

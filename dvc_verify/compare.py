@@ -15,13 +15,15 @@ path and for the key, column or array in it. The first pattern that matches coun
 import bz2
 import csv
 import gzip
+import hashlib
 import io
 import json
 import lzma
 import re
+import struct
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -72,13 +74,10 @@ def compare_outputs(
     if not old.is_dir():
         return _compare_files(old, new, limits, places)
     theirs, ours = (set(list_folder(folder, folder)) for folder in (old, new))
-    found = [Difference(True, [])]
-    if theirs != ours:
-        found.append(_compare_names(old, new, theirs - ours, ours - theirs))
+    found = [_compare_names(old, new, theirs - ours, ours - theirs)] if theirs != ours else []
     for name in sorted(theirs & ours):
         difference = _compare_files(old / name, new / name, limits, places)
-        notes = [f"{name}: {note}" for note in difference.notes]
-        found.append(Difference(difference.equivalent, notes, difference.cause))
+        found.append(difference._replace(notes=[f"{name}: {note}" for note in difference.notes]))
     notes = [note for each in found for note in each.notes]
     if len(notes) > 4:
         notes[3:] = [f"and {len(notes) - 3} more differences"]
@@ -108,16 +107,16 @@ def _compare_files(old: Path, new: Path, limits: Limits, places: tuple[str, str]
     if contents[0] == contents[1]:
         return Difference(True, [])
     try:
-        theirs, ours = (read_values(new.name, content) for content in contents)
+        values = [read_values(new.name, content) for content in contents]
     except UnreadableError as error:
         return Difference(bool(limits.get("*", {}).get("any")), [str(error)])
-    equivalent, notes = compare_values(theirs, ours, limits)
+    equivalent, notes = compare_values(values[0], values[1], limits)
     header = [content[:4] + content[8:] for content in contents]
     if new.suffix == ".gz" and header[0] == header[1]:
-        return Difference(equivalent, notes, "the header of the gzip file holds the time")
-    return Difference(
-        equivalent, notes, "" if equivalent else _find_cause(*contents, theirs, ours, places)
-    )
+        cause = "the header of the gzip file holds the time"
+    else:
+        cause = "" if equivalent else _find_cause(contents, values, places)
+    return Difference(equivalent, notes, cause)
 
 
 def read_values(name: str, content: bytes) -> Values:
@@ -129,9 +128,7 @@ def read_values(name: str, content: bytes) -> Values:
     try:
         if suffix in PACKED:
             return read_values(name[: -len(suffix)], PACKED[suffix](content))
-        if suffix in READERS:
-            return dict(READERS[suffix](content))
-        return {"lines": np.array(content.decode().splitlines())}
+        return dict(READERS.get(suffix, _read_lines)(content))
     except ImportError as error:
         raise UnreadableError(f"install {error.name} to compare {suffix} files") from None
     except UnicodeDecodeError:
@@ -142,19 +139,23 @@ def read_values(name: str, content: bytes) -> Values:
         raise UnreadableError(f"it cannot be read ({type(error).__name__})") from error
 
 
-def _flatten(value: Any, prefix: str = "") -> Values:
+def _read_lines(content: bytes) -> Values:
+    return {"lines": np.array(content.decode().splitlines())}
+
+
+def _read_tree(value: Any, prefix: str = "") -> Values:
     """Return each value in nested mappings and lists by its dotted key."""
     if not value or not isinstance(value, Mapping | list):
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         return {prefix.removesuffix("."): np.array([text])}
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
-    return {k: v for key, each in pairs for k, v in _flatten(each, f"{prefix}{key}.").items()}
+    return {k: v for key, each in pairs for k, v in _read_tree(each, f"{prefix}{key}.").items()}
 
 
 def _read_table(content: bytes, delimiter: str = ",") -> Values:
     rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig")), delimiter=delimiter))
     if not rows or any(len(row) != len(rows[0]) for row in rows):
-        return {"lines": np.array(content.decode().splitlines())}
+        return _read_lines(content)
     columns = np.array(rows[1:]).reshape(-1, len(rows[0])).T
     return {name or f"column {i}": columns[i] for i, name in enumerate(rows[0])}
 
@@ -168,10 +169,13 @@ def _read_hdf5(content: bytes) -> Values:
     import h5py
 
     found: Values = {}
+
+    def add(name: str, item: Any) -> None:
+        if hasattr(item, "shape"):  # a group has none
+            found[name] = np.asarray(item[()])
+
     with h5py.File(io.BytesIO(content), "r") as file:
-        file.visititems(
-            lambda n, item: found.update({n: item[()]} if hasattr(item, "shape") else {})
-        )
+        file.visititems(add)
     return found
 
 
@@ -211,8 +215,8 @@ def _read_archive(content: bytes) -> Values:
 
 PACKED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 READERS: dict[str, Any] = {
-    ".json": lambda content: _flatten(json.loads(content)),
-    **dict.fromkeys((".yaml", ".yml"), lambda content: _flatten(YAML(typ="safe").load(content))),
+    ".json": lambda content: _read_tree(json.loads(content)),
+    **dict.fromkeys((".yaml", ".yml"), lambda content: _read_tree(YAML(typ="safe").load(content))),
     ".csv": _read_table,
     ".tsv": partial(_read_table, delimiter="\t"),
     **dict.fromkeys((".npy", ".npz"), _read_arrays),
@@ -228,15 +232,13 @@ def compare_values(old: Values, new: Values, limits: Limits) -> tuple[bool, list
     found: list[tuple[bool, bool, float, str]] = []  # those that are not accepted come first
     for key in dict.fromkeys([*old, *new]):
         limit = next((each for pattern, each in limits.items() if fnmatch(key, pattern)), {})
-        accepted, size, note = True, 0.0, ""
-        if key not in old or key not in new:
-            accepted, size, note = False, np.inf, "is missing" if key in old else "is new"
-        else:
+        if key in old and key in new:
             accepted, size, note = _compare_arrays(old[key], new[key], limit)
+        else:
+            accepted, size, note = False, np.inf, "is missing" if key in old else "is new"
         if note:
-            found.append(
-                (not accepted and not limit.get("any"), bool(limit), size, f"{key} {note}")
-            )
+            wrong = not accepted and not limit.get("any")
+            found.append((wrong, bool(limit), size, f"{key} {note}"))
     found.sort(reverse=True)
     notes = [note for *_, note in found[:3]]
     if len(found) > 3:
@@ -249,65 +251,83 @@ def _compare_arrays(old: Any, new: Any, limit: Mapping[str, Any]) -> tuple[bool,
     """Return whether `limit` accepts how arrays differ, the relative difference, and a note."""
     if old.shape != new.shape:
         return False, np.inf, f"has the shape {new.shape} instead of {old.shape}"
-    different = old != new
-    texts = old.dtype.kind in "OSU"
-    if texts:
-        try:
-            before, after = old[different].astype(np.float64), new[different].astype(np.float64)
-        except ValueError:
-            before = after = None
-    else:
-        different &= (old == old) | (new == new)  # not if both are NaN
-        before, after = old[different].astype(np.float64), new[different].astype(np.float64)
-    share = different.mean() if different.size else 0.0
-    if not share:
-        return (
-            old.dtype == new.dtype or texts,
-            0.0,
-            "" if texts or old.dtype == new.dtype else "has another type",
-        )
+    different = (old != new) & ((old == old) | (new == new))  # not if both are NaN
+    if not different.any():
+        same = old.dtype == new.dtype or old.dtype.kind in "OSU"
+        return same, 0.0, "" if same else "has another type"
     where = "" if old.size == 1 else f" in {different.sum()} of {old.size} entries"
-    if before is None:
-        size, note = np.inf, f"differs{where}"
-        if not where:
-            note = f"is {_shorten(new[0])} instead of {_shorten(old[0])}"
-        measures = {"agreement": 1 - share}
+    measures, size = {"agreement": 1 - different.mean()}, np.inf
+    try:
+        before, after = (side[different].astype(np.float64) for side in (old, new))
+    except (TypeError, ValueError):  # texts
+        theirs, ours = (f"{each.flat[0]!s:.60}" for each in (old, new))
+        note = f"differs{where}" if where else f"is {ours} instead of {theirs}"
     else:
         apart = np.abs(before - after)
         size = float((apart / np.maximum(np.maximum(np.abs(before), np.abs(after)), 1e-300)).max())
         note = f"differs{where} by at most {apart.max():.3g}, {size:.2g} of the value"
-        measures = {"relative": size, "absolute": apart.max(), "mean": apart.sum() / old.size}
-        measures["agreement"] = 1 - share
-    for name, allowed in limit.items():
-        if name in measures:
-            fine = measures[name] >= allowed if name == "agreement" else measures[name] <= allowed
-            return bool(fine), size, f"{note} ({name} {measures[name]:.4g}, limit {allowed})"
+        measures |= {"relative": size, "absolute": apart.max(), "mean": apart.sum() / old.size}
+    for name in filter(measures.__contains__, limit):  # the first one that can be measured
+        value, allowed = measures[name], limit[name]
+        fine = value >= allowed if name == "agreement" else value <= allowed
+        return bool(fine), size, f"{note} ({name} {value:.4g}, limit {allowed})"
     return size <= ROUNDING, size, note
 
 
-def _shorten(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
-
-
 def _find_cause(
-    old: bytes, new: bytes, theirs: Values, ours: Values, places: tuple[str, str]
+    contents: tuple[bytes, bytes], values: Sequence[Values], places: tuple[str, str]
 ) -> str:
     """Return what kind of difference two files have, or "" if it cannot be seen."""
-    text, other = (content.decode(errors="replace") for content in (old, new))
-    here = places[1] and re.search(re.escape(places[1]) + r"[\w./-]*", other)
+    old, new = (content.decode(errors="replace") for content in contents)
+    here = places[1] and re.search(re.escape(places[1]) + r"[\w./-]*", new)
     for place in filter(None, places):
-        text, other = text.replace(place, "@"), other.replace(place, "@")
-    if here and (text == other or not places[0]):
+        old, new = old.replace(place, "@"), new.replace(place, "@")
+    if here and (old == new or not places[0]):
         return f"it holds the path of the project, {here[0]}"
-    if TIME.sub("@", text) == TIME.sub("@", other):
+    if TIME.sub("@", old) == TIME.sub("@", new):
         return "it holds the time"
-    sorts = [
-        {k: sorted(map(str, v.ravel()[:100_000])) for k, v in values.items()}
-        for values in (theirs, ours)
-    ]
-    if sorts[0] == sorts[1] or sorted(re.split(r"[\s,{}\[\]]+", text)) == sorted(
-        re.split(r"[\s,{}\[\]]+", other)
-    ):
-        return ORDER
-    return ""
+    sorts = [{k: sorted(map(str, v.ravel()[:100_000])) for k, v in each.items()} for each in values]
+    words = [sorted(re.split(r"[\s,{}\[\]]+", text)) for text in (old, new)]
+    return ORDER if sorts[0] == sorts[1] or words[0] == words[1] else ""
+
+
+def find_version(found: Path, recorded: Path | None, md5: str, versions: Set[str]) -> str:
+    """Return a sentence if a pickle and the recorded one hold different versions of scikit-learn.
+
+    Without the recorded one, looks for a version with which the pickle has the recorded MD5:
+    `versions`, and all that there may be.
+    """
+    texts = []
+    for path in (found, recorded):
+        readable = path and path.is_file() and path.stat().st_size < LARGEST / 10
+        content = path.read_bytes() if path and readable else b""
+        held = re.search(rb"_sklearn_version\x94?\x8c.([\d.]+\w*)\x94", content, re.S)
+        texts.append(held[1].decode() if held else "")
+    here, there = texts
+    if here and there and here != there:
+        return f"scikit-learn {there} wrote the recorded file, and {here} is here"
+    if not here or recorded:
+        return ""
+    minors = [*(f"0.{minor}" for minor in range(18, 25)), *(f"1.{minor}" for minor in range(12))]
+    every = (minor + patch for minor in minors for patch in ("", *(f".{i}" for i in range(8))))
+    content = found.read_bytes()
+    for version in (*versions, *every):
+        other = replace_text(content, here, version)
+        if hashlib.md5(other, usedforsecurity=False).hexdigest() == md5:
+            return (
+                f"it is the recorded file but for the version of scikit-learn in it, {version} "
+                f"instead of {here}"
+            )
+    return f"it holds the version of scikit-learn, {here} here"
+
+
+def replace_text(pickle: bytes, old: str, new: str) -> bytes:
+    """Return a pickle with a short text in it replaced everywhere."""
+    before, after = (b"\x8c" + bytes([len(t)]) + t.encode() for t in (old, new))
+    changed = pickle.replace(before, after)
+    if pickle[2:3] == b"\x95":  # the length of the first frame
+        (length,) = struct.unpack("<Q", pickle[3:11])
+        frame = pickle[11 : 11 + length]
+        size = length + frame.count(before) * (len(after) - len(before))
+        changed = changed[:3] + struct.pack("<Q", size) + changed[11:]
+    return changed

@@ -1,9 +1,17 @@
-"""Find the recorded content of a file or folder by its hash: in git, DVC's cache or a remote."""
+"""Put what the commit records into a clone, and say which stages cannot run there, and why.
+
+Recorded content is found by its hash: in git, the workspace, DVC's cache or a remote.
+"""
 
 import hashlib
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +19,11 @@ from typing import Any
 from dvc_verify import VerifyError
 from dvc_verify.git import ask_git, run_git
 from dvc_verify.lockfile import Recorded, compute_md5, match
+from dvc_verify.project import Project, Stage
 
-POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER = "version https://git-lfs.github.com/spec/"
+OPERATORS = {"&&", "||", "|", ";", "(", ")", "&", "{", "!"}
+PREFIXES = {"exec", "env", "time", "nohup", "command"}
 
 
 class Contents:
@@ -38,7 +49,7 @@ class Contents:
                 if "://" in settings.get("url", "") and not network:
                     self.skipped.append(name)
                     continue
-                with suppress(Exception):  # a remote may need a package that is not installed
+                with suppress(Exception):  # the package for such a remote is not installed
                     remote = repo.cloud.get_remote(name)
                     self.stores += [remote.odb, remote.legacy_odb]
 
@@ -47,26 +58,28 @@ class Contents:
         for store in self.stores:
             with suppress(Exception):  # a remote that does not answer
                 if store.fs.exists(store.oid_to_path(md5)):
-                    return all(self.has(each) for each in self._list_folder(md5).values())
+                    return all(map(self.has, self._list_folder(md5).values()))
         return False
 
-    def find(self, path: str, recorded: Recorded, committed: Path) -> Path | None:
+    def find(self, recorded: Recorded, committed: Path) -> Path | None:
         """Return where the recorded file or folder is, or None.
 
         It is in `committed`, a checkout of the commit; in the workspace; or it is brought from the
         cache or a remote to `folder`.
         """
+        if not recorded.md5:
+            return None
         for project in (committed, *self.places):
-            if match(project, project / path, recorded):
-                return project / path
+            if match(project, project / recorded.path, recorded):
+                return project / recorded.path
         place = self.folder / recorded.md5
-        if place.exists() or not recorded.md5:
-            return place if recorded.md5 else None
-        for name, md5 in self._list_folder(recorded.md5).items():
-            if not self._fetch(md5, place / name):
-                shutil.rmtree(place, ignore_errors=True)
-                return None
-        return place if place.exists() or self._fetch(recorded.md5, place) else None
+        if place.exists():
+            return place
+        files = {place / name: md5 for name, md5 in self._list_folder(recorded.md5).items()}
+        if all(self._fetch(md5, path) for path, md5 in (files or {place: recorded.md5}).items()):
+            return place
+        shutil.rmtree(place, ignore_errors=True)
+        return None
 
     def _list_folder(self, md5: str) -> dict[str, str]:
         """Return the MD5 of each file in a recorded folder by its path there; {} for a file."""
@@ -87,58 +100,134 @@ class Contents:
             target.unlink(missing_ok=True)
         return False
 
-    def restore(self, path: str, recorded: Recorded, project: Path) -> bool:
+    def restore(self, recorded: Recorded, project: Path) -> bool:
         """Put the recorded file or folder into a checkout of the project, if it can be found."""
-        source, target = self.find(path, recorded, project), project / path
-        if source is None or source == target:
-            return source is not None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
-        return True
+        source, target = self.find(recorded, project), project / recorded.path
+        if source and source != target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, target)
+        return source is not None
 
 
-def restore_submodules(clone: Path, workspace: Path) -> list[str]:
-    """Check out the submodules of a clone from those in the user's repository.
+def complete_clone(clone: Path, workspace: Path) -> Iterator[str]:
+    """Copy submodules and Git LFS files from the user's repository to a clone of it.
 
-    Returns the paths of those that the user does not have.
+    Yields a line for each that the user does not have.
     """
-    missing = []
-    for line in ask_git("ls-tree", "-r", "HEAD", cwd=clone).splitlines():
-        if not (found := re.match(r"160000 commit (\w+)\t(.*)", line)):
-            continue
-        commit, path = found.groups()
+    for commit, path in re.findall(r"160000 (\w+) 0\t(.*)", ask_git("ls-files", "-s", cwd=clone)):
         try:
             if not (workspace / path / ".git").exists():
-                raise VerifyError(f"{path} is not checked out")
+                raise VerifyError("not checked out")
             source = str(workspace / path)
-            run_git("clone", "--quiet", "--no-checkout", source, str(clone / path))
+            run_git("clone", "--quiet", "--shared", "--no-checkout", source, path, cwd=clone)
             run_git("checkout", "--quiet", commit, cwd=clone / path)
         except VerifyError:
-            missing.append(path)
-    return missing
-
-
-def restore_pointers(clone: Path, workspace: Path) -> list[str]:
-    """Replace Git LFS pointers in a clone by the user's files, if those have the right SHA-256.
-
-    Returns the paths of the other pointers.
-    """
-    missing = []
-    listed = ask_git("grep", "-l", "-z", "-I", "-e", f"^{POINTER.decode()}", "HEAD", cwd=clone)
-    for name in filter(None, listed.split("\0")):
-        path = name.removeprefix("HEAD:")
-        content = (clone / path).read_bytes() if (clone / path).is_file() else b""
-        expected = re.search(rb"^oid sha256:(\w+)$", content, re.M)
-        if not content.startswith(POINTER) or not expected:
-            continue
+            yield f"the submodule {path} is not here: git submodule update --init"
+    listed = ask_git("grep", "-l", "-z", "-I", "-e", f"^{POINTER}", "HEAD", cwd=clone)
+    for path in (name.removeprefix("HEAD:") for name in listed.split("\0") if name):
+        content = (clone / path).read_text(encoding="utf-8") if (clone / path).is_file() else ""
+        pointer = re.match(rf"{POINTER}.*^oid sha256:(\w+)$", content, re.M | re.S)
         theirs = workspace / path
-        if theirs.is_file():
-            with theirs.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest().encode() == expected[1]:
-                    shutil.copyfile(theirs, clone / path)
-                    continue
-        missing.append(path)
-    return missing
+        if not pointer:
+            continue
+        if theirs.is_file() and hashlib.sha256(theirs.read_bytes()).hexdigest() == pointer[1]:
+            shutil.copyfile(theirs, clone / path)
+        else:
+            yield f"{path} is only a Git LFS pointer here: git lfs pull"
+
+
+def make_path() -> str:
+    """Return a PATH on which this Python and its programs come first."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def prepare(
+    project: Project, folder: Path, contents: Contents, keep: Set[str], network: bool
+) -> dict[str, str]:
+    """Put the inputs into the clone in `folder`; return why stages cannot run there, by stage.
+
+    The recorded outputs of these stages are put there too, so that others can read them. The stages
+    in `keep` do not run, unless DVC leaves their outputs in place.
+    """
+    hint = f"; --network asks {', '.join(contents.skipped)}" if contents.skipped else ""
+    missing, found = {}, {}
+    written: set[str] = set()
+    for source in project.tracked:
+        for out in source.outs:
+            if not contents.restore(out, folder):
+                missing[out.path] = (
+                    f"its input {out.path} is only behind {source.name}, and neither the workspace "
+                    f"nor DVC's cache has it{hint}"
+                )
+    for name, stage in project.stages.items():
+        reason = stage.problem or _find_obstacle(stage, folder, written, network, missing)
+        if stage.dvc and stage.dvc.frozen:
+            reason = "it is frozen in dvc.yaml, so DVC never runs it"
+        if name in keep and any(out.cached and not out.persistent for out in stage.outs):
+            reason = "kept: its outputs have the recorded hash, but were not made here"
+        if reason:
+            found[name] = reason
+            for out in stage.outs:
+                if not contents.restore(out, folder):
+                    missing[out.path] = f"its input {out.path} is not there: {name} cannot run"
+            continue
+        written |= {out.path for out in stage.outs}
+        for out in () if name in keep else stage.outs:
+            place = folder / out.path
+            # DVC would leave it, and what git has would count as made here.
+            if out.persistent and not out.cached and place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            elif out.persistent and not out.cached:
+                place.unlink(missing_ok=True)
+    return found
+
+
+def _find_obstacle(
+    stage: Stage, folder: Path, written: Set[str], network: bool, missing: dict[str, str]
+) -> str:
+    """Return why one stage cannot run in the clone in `folder`, or ""."""
+
+    def overlap(first: str, second: str) -> bool:
+        """Return whether one of two paths is or contains the other one."""
+        return f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(f"{first}/")
+
+    for path in (file.path for file in stage.deps):
+        place = folder / path
+        if "://" in path:
+            if not network:
+                return f"its input {path} is on another machine; --network allows it"
+        elif known := [each for each in missing if overlap(each, path)]:
+            return missing[known[0]]
+        elif not place.exists() and not any(overlap(each, path) for each in written):
+            absolute = place == Path(path)
+            where = "its absolute path is not on this machine" if absolute else "not in git"
+            return f"its input {path} is nowhere: {where}, and no stage writes it"
+    if outside := [out.path for out in stage.outs if Path(out.path).is_absolute()]:
+        return f"it writes {outside[0]}, outside the clone"
+    inside = folder / os.path.relpath(stage.dvc.wdir, stage.dvc.repo.root_dir)
+    for program in find_programs("\n".join(stage.commands)):
+        check = ["sh", "-c", 'command -v "$0"', program]
+        here = os.environ | {"PATH": make_path()}
+        cwd = inside if inside.is_dir() else folder
+        if subprocess.run(check, cwd=cwd, env=here, capture_output=True, check=False).returncode:
+            return f"the program {program} is not installed"
+    return ""
+
+
+def find_programs(command: str) -> list[str]:
+    """Return the programs that a shell command starts, as far as it is simple."""
+    text = command.replace("\\\n", " ").replace("\n", " ; ")
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found, first = [], True
+    try:
+        for word in lexer:
+            if first and re.fullmatch(r"[\w./+-]+", word) and word not in PREFIXES:
+                found.append(word)
+            first = word in OPERATORS or (first and (word in PREFIXES or "=" in word))
+    except ValueError:  # quotes that only the shell understands
+        return []
+    return list(dict.fromkeys(found))

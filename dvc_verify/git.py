@@ -12,27 +12,25 @@ NOT_A_REPOSITORY = (
     "`git clone`, or make it one: git init && git add --all && git commit -m start"
 )
 COMPLETE = "git fetch --refetch --no-filter"  # gets what a partial clone lacks
-
-# git sets these for its hooks (`git rev-parse --local-env-vars`). Under them, git in a clone would
-# use the user's repository and index instead.
-LOCAL_VARIABLES = [f"GIT_{name}" for name in (
-    "ALTERNATE_OBJECT_DIRECTORIES", "COMMON_DIR", "CONFIG", "CONFIG_COUNT", "CONFIG_PARAMETERS",
-    "DIR", "GRAFT_FILE", "IMPLICIT_WORK_TREE", "INDEX_FILE", "INTERNAL_SUPER_PREFIX",
-    "NO_REPLACE_OBJECTS", "OBJECT_DIRECTORY", "PREFIX", "QUARANTINE_PATH", "REPLACE_REF_BASE",
-    "SHALLOW_FILE", "WORK_TREE",
-)]  # fmt: skip
-
-# The user's hooks, from core.hooksPath or a template, would run in a clone too.
-NO_HOOKS = ("-c", "core.hooksPath=/dev/null")
-# Git LFS would ask a server. dvc_verify.contents takes the files from the workspace.
-NO_FILTERS = (
-    "-c",
-    "filter.lfs.smudge=",
-    "-c",
-    "filter.lfs.process=",
-    "-c",
-    "filter.lfs.required=false",
-)
+ALLOW = "git config --global --add safe.directory"
+# What git says, and the line with the fix. A clone of a folder asks for its .git too.
+EXPLANATIONS = {
+    r"dubious ownership in repository at '(.*?)(/\.git)?'": (
+        rf"git refuses \1, which belongs to another user; allow it: {ALLOW} '\1' && "
+        rf"{ALLOW} '\1/.git'"
+    ),
+    "not a git repository": NOT_A_REPOSITORY,
+    "ambiguous argument 'HEAD'|Needed a single revision|bad revision": (
+        "this repository has no commit yet: git add --all && git commit -m start"
+    ),
+    "promisor|partial clone|unable to read sha1|missing blob": (
+        f"this is a partial clone, which lacks files: {COMPLETE}"
+    ),
+}
+# In a clone, the user's hooks would run, and Git LFS would ask a server. dvc_verify.contents takes
+# its files from the workspace.
+PLAIN = ("core.hooksPath=/dev/null", "filter.lfs.smudge=", "filter.lfs.process=",
+         "filter.lfs.required=false")  # fmt: skip
 
 
 def run_git(*arguments: str, cwd: Path = Path()) -> bytes:
@@ -40,19 +38,20 @@ def run_git(*arguments: str, cwd: Path = Path()) -> bytes:
 
     Raises VerifyError with one line, which names the fix if it is known, if git fails.
     """
+    environment = os.environ | {"LC_ALL": "C"}  # EXPLANATIONS are of English messages
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            cwd=cwd,
-            env=os.environ | {"LC_ALL": "C"},  # `explain` reads English
-            capture_output=True,
-            check=False,
+            ["git", *arguments], cwd=cwd, env=environment, capture_output=True, check=False
         )
     except FileNotFoundError:
         raise VerifyError("git is not on the PATH; install it, and try again") from None
-    if done.returncode:
-        raise VerifyError(explain(done.stderr.decode(errors="replace")))
-    return done.stdout
+    if not done.returncode:
+        return done.stdout
+    message = " ".join(done.stderr.decode(errors="replace").split())
+    for pattern, explanation in EXPLANATIONS.items():
+        if found := re.search(pattern, message):
+            raise VerifyError(found.expand(explanation))
+    raise VerifyError(f"git: {message}")
 
 
 def ask_git(*arguments: str, cwd: Path = Path()) -> str:
@@ -63,25 +62,10 @@ def ask_git(*arguments: str, cwd: Path = Path()) -> str:
         return ""
 
 
-def explain(message: str) -> str:
-    """Return one line that names the problem in git's error message, and the fix."""
-    if owned := re.search(r"dubious ownership in repository at '(.*)'", message):
-        folder = owned[1].removesuffix("/.git")
-        # git asks for the second one when it clones the folder.
-        allow = [
-            f"git config --global --add safe.directory '{path}'"
-            for path in (folder, f"{folder}/.git")
-        ]
-        return (
-            f"git refuses {folder}, which belongs to another user; allow it: {' && '.join(allow)}"
-        )
-    if re.search(r"not a git repository", message):
-        return NOT_A_REPOSITORY
-    if re.search(r"ambiguous argument 'HEAD'|Needed a single revision|bad revision", message):
-        return "this repository has no commit yet: git add --all && git commit -m start"
-    if re.search(r"promisor|partial clone|unable to read sha1|missing blob", message):
-        return f"this is a partial clone, which lacks files: {COMPLETE}"
-    return "git: " + " ".join(message.split())
+def forget_hook() -> None:
+    """Remove git's variables for hooks, with which git in a clone would use the user's index."""
+    for name in (*ask_git("rev-parse", "--local-env-vars").split(), "GIT_QUARANTINE_PATH"):
+        os.environ.pop(name, None)
 
 
 def is_in_git() -> bool:
@@ -132,24 +116,22 @@ def find_project() -> Path:
     here = Path.cwd()
     top = Path(run_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
     folders = [each for each in (here, *here.parents) if each.is_relative_to(top)]
-    for name in (".dvc", "dvc.yaml"):
-        for folder in folders:
-            if (folder / name).exists():
-                return folder
-    return here
+    found = (f for name in (".dvc", "dvc.yaml") for f in folders if (f / name).exists())
+    return next(found, here)
 
 
 def clone_commit(commit: str, target: Path, project: Path = Path()) -> Path:
     """Clone a project's repository to the folder `target`; return the project's folder in there.
 
-    The project may be a subfolder of the repository. Raises VerifyError if the commit lacks it.
+    The clone reads the objects of the repository, so it must not outlive that. The project may be
+    a subfolder. Raises VerifyError if the commit lacks it.
     """
-    top = run_git("rev-parse", "--show-toplevel", cwd=project).decode().rstrip("\n")
-    prefix = run_git("rev-parse", "--show-prefix", cwd=project).decode().rstrip("\n")
-    run_git("clone", "--quiet", "--no-checkout", "--template=", top, str(target))
-    run_git(*NO_HOOKS, *NO_FILTERS, "checkout", "--quiet", commit, cwd=target)
-    listed = ask_git("ls-files", "--", f"{prefix}dvc.yaml", f"{prefix}*/dvc.yaml", cwd=target)
-    if not listed:
+    shown = run_git("rev-parse", "--show-toplevel", "--show-prefix", cwd=project).decode()
+    top, prefix = shown.split("\n")[:2]
+    run_git("clone", "--quiet", "--shared", "--no-checkout", "--template=", top, str(target))
+    options = [part for setting in PLAIN for part in ("-c", setting)]
+    run_git(*options, "checkout", "--quiet", commit, cwd=target)
+    if not ask_git("ls-files", "--", f"{prefix}dvc.yaml", f"{prefix}*/dvc.yaml", cwd=target):
         raise VerifyError(
             f"commit {commit[:12]} of {top} does not have {prefix}dvc.yaml; add the project to the "
             "repository and commit it: git add . && git commit"

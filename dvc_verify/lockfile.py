@@ -1,9 +1,8 @@
 """What dvc.lock records: reading it, and hashing files and folders as DVC does."""
 
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from ruamel.yaml import YAML
 from dvc_verify import VerifyError
 
 Lock = dict[str, Any]  # what dvc.lock records of each stage, by the stage's name
+Convert = Callable[[bytes], bytes]
 
 GRAPH, LOCK, PARAMETERS = "dvc.yaml", "dvc.lock", "params.yaml"
 IDENTICAL, LINE_ENDS = "identical", "identical after line ends"
@@ -21,15 +21,12 @@ IDENTICAL, LINE_ENDS = "identical", "identical after line ends"
 class Recorded(NamedTuple):
     """What DVC recorded of a file or a folder."""
 
-    md5: str  # ends in ".dir" for a folder; "" if DVC recorded another kind of hash
+    path: str
+    md5: str  # ends in ".dir" for a folder; "" if DVC recorded no MD5
     size: int = 0
     old: bool = False  # recorded by DVC 2, whose MD5 counts CRLF as LF in text files
-
-    @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> "Recorded":
-        """Return what an entry of dvc.lock or of a .dvc file records."""
-        md5 = entry.get("md5") or ""
-        return cls(md5, entry.get("size") or 0, "hash" not in entry)
+    cached: bool = False  # it is in DVC's cache, not in git
+    persistent: bool = False  # DVC does not delete it before its stage runs
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -83,7 +80,7 @@ def list_files(lock: Lock, kind: str, stages: Iterable[str] | None = None) -> di
     `kind` is `deps` or `outs`. Paths are relative to the working folder of the stage.
     """
     return {
-        entry["path"]: Recorded.read(entry)
+        entry["path"]: Recorded(entry["path"], entry.get("md5") or "", entry.get("size") or 0)
         for stage in (lock if stages is None else stages)
         for entry in lock.get(stage, {}).get(kind, [])
     }
@@ -101,27 +98,30 @@ def list_parameters(lock: Lock, stages: Iterable[str] | None = None) -> dict[str
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return each value in nested mappings by its dotted key."""
+    """Return each value in nested mappings by its dotted key. Tuples become lists, as in YAML."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
-def compute_md5(path: Path) -> str:
-    """Return the MD5 of a file. dvc.lock and DVC's cache identify a file by it."""
+def compute_md5(path: Path, convert: Convert | None = None) -> str:
+    """Return the MD5 of a file, by which DVC identifies it. `convert` changes a text first."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
+        if convert is None or b"\0" in stream.read(8192):
+            stream.seek(0)
+            return hashlib.file_digest(stream, "md5").hexdigest()
+    return hashlib.md5(convert(path.read_bytes()), usedforsecurity=False).hexdigest()
 
 
 def hash_folder(files: Mapping[str, str]) -> str:
     """Return DVC's hash of a folder: the MD5 of a JSON list of its files and their MD5."""
     listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
-    text = io.BytesIO(json.dumps(listing, sort_keys=True).encode())
-    return hashlib.file_digest(text, "md5").hexdigest() + ".dir"
+    text = json.dumps(listing, sort_keys=True).encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
 
 
 @cache
@@ -135,17 +135,17 @@ def list_folder(project: Path, folder: Path) -> list[str]:
     return sorted(Path(path).relative_to(folder.resolve()).as_posix() for path in found)
 
 
-def hash_files(project: Path, folder: Path) -> dict[str, str]:
+def hash_files(project: Path, folder: Path, convert: Convert | None = None) -> dict[str, str]:
     """Return the MD5 of each file in a folder, by its path in the folder."""
-    files = list_folder(project, folder)
-    return {name: compute_md5(folder / name) for name in files if (folder / name).is_file()}
+    files = [name for name in list_folder(project, folder) if (folder / name).is_file()]
+    return {name: compute_md5(folder / name, convert) for name in files}
 
 
-def hash_tree(project: Path, path: Path) -> str:
+def hash_tree(project: Path, path: Path, convert: Convert | None = None) -> str:
     """Return DVC's MD5 of a file or a folder of a project, or "" if it does not exist."""
     if path.is_dir():
-        return hash_folder(hash_files(project, path))
-    return compute_md5(path) if path.is_file() else ""
+        return hash_folder(hash_files(project, path, convert))
+    return compute_md5(path, convert) if path.is_file() else ""
 
 
 def match(project: Path, path: Path, recorded: Recorded) -> str | None:
@@ -153,25 +153,13 @@ def match(project: Path, path: Path, recorded: Recorded) -> str | None:
 
     Returns IDENTICAL, LINE_ENDS or None.
     """
-    if (found := hash_tree(project, path)) == recorded.md5 or not found:
-        return IDENTICAL if found else None
-    for convert in (_to_lf, _to_crlf):
-        if path.is_dir():
-            names = list_folder(project, path)
-            md5 = hash_folder({name: _hash_text(path / name, convert) for name in names})
-        else:
-            md5 = _hash_text(path, convert)
-        if md5 == recorded.md5:
-            return IDENTICAL if recorded.old and convert is _to_lf else LINE_ENDS
-    return None
-
-
-def _hash_text(path: Path, convert: Any) -> str:
-    """Return the MD5 of a file, after `convert` if it is a text file."""
-    with path.open("rb") as stream:
-        if b"\0" in stream.read(8192):
-            return compute_md5(path)
-    return hashlib.md5(convert(path.read_bytes()), usedforsecurity=False).hexdigest()
+    if not path.exists():
+        return None
+    if hash_tree(project, path) == recorded.md5:
+        return IDENTICAL
+    if hash_tree(project, path, _to_lf) == recorded.md5:
+        return IDENTICAL if recorded.old else LINE_ENDS
+    return LINE_ENDS if hash_tree(project, path, _to_crlf) == recorded.md5 else None
 
 
 def _to_lf(content: bytes) -> bytes:

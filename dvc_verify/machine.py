@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,55 +39,45 @@ def list_installed() -> dict[str, str]:
 
 def read_pins(project: Path) -> dict[str, str]:
     """Return the exact versions that a project's lock files and requirements name."""
-    found: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     for path in filter(None, ask_git("ls-files", "-z", "--", *PINS, cwd=project).split("\0")):
         with suppress(OSError, ValueError, KeyError, AttributeError):
             text = (project / path).read_text(encoding="utf-8")
-            found |= {normalise(name): version for name, version in _read_pins(path, text)}
-    return found
-
-
-def _read_pins(path: str, text: str) -> Iterator[tuple[str, str]]:
-    """Yield the name and version of each package that a file pins."""
-    if path == "Pipfile.lock":
-        content = json.loads(text)
-        for name, entry in {**content.get("develop", {}), **content.get("default", {})}.items():
-            yield name, entry["version"].removeprefix("==")
-    elif path.endswith(".lock"):
-        for package in tomllib.loads(text)["package"]:
-            yield package["name"], package["version"]
-    else:
-        pattern = r"^[\s-]*([\w.-]+)(?:\[[\w, -]*\])?\s*={1,3}\s*(\d[\w.+!]*)"
-        yield from re.findall(pattern, text, re.M)
+            if path.endswith("Pipfile.lock"):
+                content = json.loads(text)
+                entries = content.get("develop", {}) | content.get("default", {})
+                found += [(n, e["version"].removeprefix("==")) for n, e in entries.items()]
+            elif path.endswith(".lock"):
+                found += [
+                    (each["name"], each["version"]) for each in tomllib.loads(text)["package"]
+                ]
+            else:
+                pattern = r"^[\s-]*([\w.-]+)(?:\[[\w, -]*\])?\s*={1,3}\s*(\d[\w.+!]*)"
+                found += re.findall(pattern, text, re.M)
+    return {normalise(name): version for name, version in found}
 
 
 def collect_fingerprint(libraries: Collection[str]) -> dict[str, Any]:
     """Return this machine's processor, system and the versions of `libraries`."""
-    model, instructions = read_processor()
+    cpu = ""
+    with suppress(OSError):  # not on Linux
+        cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = re.search(r"^model name\s*: (.*)$", cpu, re.M)
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", cpu, re.M)
+    vector = re.compile(r"(sse|ssse|avx|fma|f16c|amx|asimd|sve).*")
     wanted = {normalise(name) for name in libraries}
     return {
         "cores": os.cpu_count(),
         "libc": " ".join(platform.libc_ver()),
         "libraries": {n: v for n, v in sorted(list_installed().items()) if n in wanted},
         "machine": platform.machine(),
-        "processor": model,
+        "processor": model[1] if model else platform.processor(),
         "python": platform.python_version(),
         "system": platform.system(),
-        "vector_instructions": instructions,
+        "vector_instructions": " ".join(
+            sorted(filter(vector.fullmatch, flags[1].split())) if flags else ()
+        ),
     }
-
-
-def read_processor() -> tuple[str, str]:
-    """Return the processor's model name and its vector instruction sets."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor(), ""
-    model = re.search(r"^model name\s*: (.*)$", text, re.M)
-    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)
-    vector = re.compile(r"(sse|ssse|avx|fma|f16c|amx|asimd|sve).*")
-    names = sorted(filter(vector.fullmatch, flags[1].split())) if flags else []
-    return model[1] if model else platform.processor(), " ".join(names)
 
 
 def read_fingerprint(project: Path) -> dict[str, Any] | None:
@@ -117,18 +107,15 @@ def hash_lock(project: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def record_fingerprint(project: Path, libraries: Collection[str]) -> bool:
-    """Write fingerprint.json, unless the one there belongs to dvc.lock. Return whether it wrote."""
-    try:
+def record_fingerprint(project: Path, libraries: Collection[str]) -> None:
+    """Write fingerprint.json, unless the one there belongs to dvc.lock."""
+    with suppress(VerifyError):  # damaged, so it is written again
         if read_fingerprint(project):
-            return False
-    except VerifyError:
-        pass  # damaged, so it is written again
+            return
     content = {**collect_fingerprint(libraries), "dvc_lock": hash_lock(project)}
     temporary = project / f".{RECORD}.new"
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(project / RECORD)
-    return True
 
 
 def compare_machines(
@@ -136,28 +123,20 @@ def compare_machines(
 ) -> list[tuple[str, str, str]]:
     """Return a row (name, recorded value, value here) for each entry of two fingerprints.
 
-    Without a recorded one, the versions that the project pins take its place.
+    Adds rows for libraries that differ from the versions that the project pins.
     """
-    installed = list_installed()
-    old = dict(recorded or {})
-    libraries = {**here["libraries"], **old.pop("libraries", {})}
+    installed, changed = list_installed(), find_changed_packages()
+    old, libraries = recorded or {}, here["libraries"]
+    known = old.get("libraries", {})
     rows = [
-        (key.replace("_", " "), str(old.get(key, "not recorded")), str(here[key]))
-        for key in here
-        if key != "libraries"
+        *((key.replace("_", " "), old.get(key), value) for key, value in here.items()),
+        *((n, known.get(n), installed.get(n, "none")) for n in sorted(libraries | known)),
+        *((n, f"{v} (pinned)", installed.get(n, v)) for n, v in sorted(pins.items())
+          if installed.get(n, v) != v),
+        *((n, "as installed", what) for n, what in changed.items() if n in pins | libraries),
+    ]  # fmt: skip
+    return [
+        (name, "not recorded" if before is None else str(before), str(value))
+        for name, before, value in rows
+        if name != "libraries"
     ]
-    known = (recorded or {}).get("libraries", {})
-    rows += [(n, known.get(n, "not recorded"), installed.get(n, "none")) for n in sorted(libraries)]
-    return (
-        rows
-        + [
-            (name, f"{version} (pinned)", installed[name])
-            for name, version in sorted(pins.items())
-            if installed.get(name, version) != version
-        ]
-        + [
-            (name, "as installed", what)
-            for name, what in find_changed_packages().items()
-            if name in pins or name in here["libraries"]
-        ]
-    )

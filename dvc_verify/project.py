@@ -5,17 +5,15 @@ gives stages with a problem, and the others can still be checked.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dvc_verify import VerifyError
-from dvc_verify.git import ask_git
-from dvc_verify.lockfile import GRAPH, LOCK, PARAMETERS, Lock, Recorded, read_lock, read_yaml
-
-Files = dict[str, Recorded | None]  # by path in the project; None: nothing is recorded
+from dvc_verify.git import ask_git, clone_commit
+from dvc_verify.lockfile import GRAPH, LOCK, Lock, Recorded, read_lock, read_yaml
 
 
 @dataclass(eq=False)
@@ -23,20 +21,14 @@ class Stage:
     """A stage, or what a .dvc file tracks, which has no commands."""
 
     name: str  # as `dvc repro` takes it: with its dvc.yaml, unless that is at the top
-    commands: list[str] = field(default_factory=list)
-    folder: Path = Path()  # where the commands run
-    deps: Files = field(default_factory=dict)
-    outs: Files = field(default_factory=dict)
-    cached: set[str] = field(default_factory=set)  # outputs in DVC's cache, not in git
-    persistent: set[str] = field(default_factory=set)  # outputs that DVC does not delete
-    frozen: bool = False
-    recorded: Lock | None = None  # its entry in dvc.lock
     graph: str = GRAPH  # the file that defines it
-    lock: str = LOCK  # the dvc.lock beside that file
-    listed: dict[str, set[str]] = field(default_factory=dict)  # names in dvc.yaml, by kind
-    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)  # values now, by file
+    problem: str = ""  # why DVC cannot read it
+    dvc: Any = None  # the stage in DVC's index
+    recorded: Lock | None = None  # its entry in dvc.lock
+    commands: list[str] = field(default_factory=list)
+    deps: list[Recorded] = field(default_factory=list)
+    outs: list[Recorded] = field(default_factory=list)
     needs: list["Stage"] = field(default_factory=list)  # the stages that write its inputs
-    problem: str = ""  # why DVC cannot run it
 
     def list_needed(self) -> Iterator["Stage"]:
         """Yield all stages that this one depends on, directly or not."""
@@ -44,16 +36,38 @@ class Stage:
             yield stage
             yield from stage.list_needed()
 
+    @property
+    def lock(self) -> str:
+        """The path of the dvc.lock beside its dvc.yaml."""
+        return Path(self.graph).with_name(LOCK).as_posix()
+
 
 @dataclass
 class Project:
     """A DVC project in a folder."""
 
     folder: Path
-    stages: dict[str, Stage]  # in the order in which they run
+    index: Any  # DVC's index of all stages
+    stages: dict[str, Stage]  # as in dvc.yaml, or after `sort` in the order in which they run
     tracked: list[Stage]  # what .dvc files track
     retired: dict[str, str]  # stages that only a dvc.lock has, and that dvc.lock
     problems: list[str]  # files that DVC cannot read, with the reason
+
+    def sort(self) -> None:
+        """Find what each stage needs, and the order of all. Raises VerifyError on a cycle."""
+        import networkx
+        from dvc.exceptions import DvcException
+
+        known = {s.dvc: s for s in (*self.tracked, *self.stages.values()) if not s.problem}
+        try:
+            order = [known[each] for each in networkx.dfs_postorder_nodes(self.index.graph)]
+        except DvcException as error:
+            raise VerifyError(f"DVC refuses the stages: {shorten(error)}") from error
+        for each, stage in known.items():
+            stage.needs = [known[other] for other in self.index.graph.successors(each)]
+        self.tracked = [stage for stage in order if not stage.commands]
+        broken = {name: stage for name, stage in self.stages.items() if stage.problem}
+        self.stages = broken | {stage.name: stage for stage in order if stage.commands}
 
 
 def read_project(folder: Path) -> Project:
@@ -64,52 +78,47 @@ def read_project(folder: Path) -> Project:
 
     folder = folder.resolve()
     (folder / ".dvc").mkdir(exist_ok=True)  # some projects keep it out of git
-    found, project = {}, Project(folder, {}, [], {}, [])
+    settings = {"core": {"no_scm": True, "site_cache_dir": f"{folder}/.dvc/tmp"}}
     try:
-        repo = Repo(
-            str(folder), config={"core": {"no_scm": True, "site_cache_dir": f"{folder}/.dvc/tmp"}}
-        )
+        repo = Repo(str(folder), config=settings)
     except DvcException as error:
         raise VerifyError(f"DVC cannot open the project: {shorten(error)}") from error
+    project = Project(folder, None, {}, [], {}, [])
     with repo, chdir(folder):  # DVC's messages name paths from the current folder
         for path in find_dvc_files(folder):
             if repo.dvcignore.is_ignored_file(str(folder / path)):
                 continue
-            lock, problem = {}, ""
+            lock, loaded, names, problem = {}, [], [], ""
             try:
-                lock = read_lock_of(folder / path)
+                if path.endswith(GRAPH) and (folder / path).with_name(LOCK).exists():
+                    lock = read_lock((folder / path).parent)
                 loaded = Index.from_file(repo, str(folder / path)).stages
             except VerifyError as error:
                 problem = str(error).removeprefix(f"{folder}/")
             except Exception as error:  # DVC raises anything on a damaged file
                 problem = f"DVC cannot read {path}: {shorten(error)}"
             if problem:
-                if not (names := list_names(folder / path)):
-                    project.problems.append(problem)
-                for name in names:
-                    stage = Stage(name_stage(path, name), problem=problem)
-                    project.stages[stage.name] = stage
-                continue
-            for each in loaded:
-                found[each] = convert_stage(each, path, folder, lock)
-            known = {getattr(each, "name", None) for each in loaded}
-            project.retired |= {
-                name_stage(path, name): name_lock(path) for name in lock if name not in known
-            }
-        index = Index(repo, stages=list(found))
-        try:
-            graph = index.graph
-        except DvcException as error:
-            raise VerifyError(f"DVC refuses the stages: {shorten(error)}") from error
-    import networkx
+                names = list_names(folder / path)
+                project.problems += [] if names else [problem]
+            stages = [Stage(name_stage(path, name), path, problem) for name in names]
+            stages += [convert_stage(each, path, folder, lock) for each in loaded]
+            project.tracked += [each for each in stages if not (each.commands or each.problem)]
+            project.stages |= {s.name: s for s in stages if s.commands or s.problem}
+            retired = lock.keys() - {getattr(each, "name", None) for each in loaded}
+            if not problem:
+                beside = Path(path).with_name(LOCK).as_posix()
+                project.retired |= {name_stage(path, n): beside for n in lock if n in retired}
+        everything = (*project.tracked, *project.stages.values())
+        project.index = Index(repo, stages=[each.dvc for each in everything if each.dvc])
+    return project
 
-    for each in networkx.dfs_postorder_nodes(graph):
-        stage = found[each]
-        stage.needs = [found[other] for other in graph.successors(each)]
-        if stage.commands:
-            project.stages[stage.name] = stage
-        else:
-            project.tracked.append(stage)
+
+def clone_project(commit: str, target: Path, workspace: Path) -> Project:
+    """Clone a commit, and read the project in there. Raises VerifyError if it has no stages."""
+    project = read_project(clone_commit(commit, target, workspace))
+    if not project.stages:
+        problems = project.problems or ["no dvc.yaml in the last commit has stages"]
+        raise VerifyError(f"{workspace}: {problems[0]}")
     return project
 
 
@@ -121,12 +130,6 @@ def find_dvc_files(folder: Path) -> list[str]:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
     names = [name for name in names if Path(name).name == GRAPH or name.endswith(".dvc")]
     return sorted((n for n in names if (folder / n).is_file()), key=lambda n: (n.count("/"), n))
-
-
-def read_lock_of(path: Path) -> Lock:
-    """Return what the dvc.lock beside a dvc.yaml records; nothing if there is none."""
-    exists = path.name == GRAPH and path.with_name(LOCK).exists()
-    return read_lock(path.parent) if exists else {}
 
 
 def list_names(path: Path) -> list[str]:
@@ -147,80 +150,26 @@ def name_stage(path: str, name: str) -> str:
 
 def convert_stage(stage: Any, path: str, folder: Path, lock: Lock) -> Stage:
     """Return a stage of DVC's index, with its entry in `lock`, as a Stage."""
-    tracked = stage.cmd is None
-    entry = None if tracked else lock.get(stage.name)
-    files: dict[str, Files] = {}
-    listed: dict[str, set[str]] = {"deps": set(), "params": set(), "outs": set()}
-    parameters = {}
-    for kind, items in (("deps", stage.deps), ("outs", stage.outs)):
-        recorded = {each["path"]: Recorded.read(each) for each in (entry or {}).get(kind) or []}
-        files[kind] = {}
-        for item in items:
-            if hasattr(item, "params"):
-                values = parameters[item.def_path] = read_parameters(item)
-                names = item.params or values  # without names, the whole file is listed
-                listed["params"] |= {name_parameter(item.def_path, name) for name in names}
-                continue
-            listed[kind].add(item.def_path)
-            found = recorded.get(item.def_path)
-            if tracked and kind == "outs" and item.hash_info:
-                old = item.hash_name == "md5-dos2unix"
-                found = Recorded(item.hash_info.value, item.meta.size or 0, old)
-            files[kind][name_path(item, folder)] = found
+
+    def convert_file(item: Any) -> Recorded:
+        """Return what DVC's index has of an input or output, by its path in the project."""
+        name = str(item.def_path)
+        if item.protocol == "local" and not Path(name).is_absolute():
+            name = Path(os.path.relpath(item.fs_path, folder)).as_posix()
+        md5 = item.hash_info.value if item.hash_name.startswith("md5") else ""
+        old = item.hash_name == "md5-dos2unix"
+        return Recorded(name, md5 or "", item.meta.size or 0, old, item.use_cache, item.persist)
+
+    commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd or []
     return Stage(
-        name=path if tracked else name_stage(path, stage.name),
-        commands=[] if tracked else [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd,
-        folder=Path(stage.wdir),
-        deps=files["deps"],
-        outs=files["outs"],
-        cached={name_path(out, folder) for out in stage.outs if out.use_cache},
-        persistent={name_path(out, folder) for out in stage.outs if out.persist},
-        frozen=stage.frozen,
-        recorded=entry,
+        name=name_stage(path, stage.name) if commands else path,
         graph=path,
-        lock=name_lock(path),
-        listed=listed,
-        parameters=parameters,
+        dvc=stage,
+        recorded=lock.get(stage.name) if commands else None,
+        commands=commands,
+        deps=[convert_file(each) for each in stage.deps if each not in stage.params],
+        outs=[convert_file(each) for each in stage.outs],
     )
-
-
-def name_path(item: Any, folder: Path) -> str:
-    """Return the path of an input or output in the project, or its address if it is elsewhere."""
-    if item.protocol != "local":
-        return str(item.def_path)
-    given = str(item.def_path)
-    return (
-        given
-        if Path(given).is_absolute()
-        else Path(os.path.relpath(item.fs_path, folder)).as_posix()
-    )
-
-
-def name_lock(path: str) -> str:
-    """Return the path of the dvc.lock beside a dvc.yaml."""
-    return Path(path).with_name(LOCK).as_posix()
-
-
-def name_parameter(file: str, name: str) -> str:
-    """Return how a message names a parameter: with its file, unless that is params.yaml."""
-    return name if file == PARAMETERS else f"{name} in {file}"
-
-
-def read_parameters(item: Any) -> dict[str, Any]:
-    """Return the present values of the parameters that a stage lists in one file."""
-    from dvc.exceptions import DvcException
-
-    try:
-        return {key: _use_lists(value) for key, value in item.read_params().items()}
-    except (DvcException, OSError):
-        return {}
-
-
-def _use_lists(value: Any) -> Any:
-    """Return a value with lists instead of tuples, which only parameters in Python have."""
-    if isinstance(value, Mapping):
-        return {key: _use_lists(each) for key, each in value.items()}
-    return [_use_lists(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def shorten(error: Exception) -> str:

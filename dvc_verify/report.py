@@ -1,22 +1,17 @@
 """Write the report: on the terminal, as Markdown and JSON, and as GitHub's annotations."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from dvc_verify.judge import EQUIVALENT, WRONG, Finding
+from dvc_verify.check import EQUIVALENT, WRONG, Finding
 from dvc_verify.lockfile import IDENTICAL, LINE_ENDS
+from dvc_verify.terminal import annotate, clean, say
 
 REPORTS = Path("reports")
-
-
-def clean(text: str) -> str:
-    """Return a text in one line, in which names from outside cannot forge or colour anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def describe(finding: Finding) -> list[str]:
@@ -31,22 +26,6 @@ def describe(finding: Finding) -> list[str]:
     return [clean(line) for line in (*lines, *finding.notes)]
 
 
-def make_report(findings: Sequence[Finding], verdict: str) -> dict[str, Any]:
-    """Return what the report says of the stages, as a mapping that JSON can hold."""
-    departed = [each.stage for each in findings if each.verdict in (EQUIVALENT, *WRONG)]
-    stages = [
-        {
-            "stage": each.stage,
-            "verdict": each.verdict,
-            "outputs": sorted(o.path for o in each.outputs if o.verdict != IDENTICAL),
-            "notes": describe(each),
-            "files": [vars(output) for output in each.outputs],
-        }
-        for each in findings
-    ]
-    return {"verdict": verdict, "first_divergence": next(iter(departed), None), "stages": stages}
-
-
 def format_report(report: dict[str, Any], whole: bool) -> str:
     """Return the report as Markdown. With `whole`, it lists all of the environment."""
     rows = [
@@ -54,13 +33,11 @@ def format_report(report: dict[str, Any], whole: bool) -> str:
         for name, old, new in report["environment"]
         if whole or old not in (new, "not recorded")
     ]
-    departed = report["first_divergence"]
+    stages, departed = report["stages"], report["first_divergence"]
     parts = [
         f"# {report['verdict']}: {report['commit'][:12]} compared with its dvc.lock",
-        _format_table(("stage", "verdict"), [(e["stage"], e["verdict"]) for e in report["stages"]]),
-        "\n".join(
-            f"- {each['stage']}: {note}" for each in report["stages"] for note in each["notes"]
-        ),
+        _format_table(("stage", "verdict"), [(e["stage"], e["verdict"]) for e in stages]),
+        "\n".join(f"- {each['stage']}: {note}" for each in stages for note in each["notes"]),
         f"The first stage to diverge is **{departed}**." if departed else "",
         "\n".join(f"- {clean(note)}" for note in report["notes"]),
         _format_table(("environment", "recorded", "here"), rows) if rows else "",
@@ -73,24 +50,32 @@ def _format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return str(tabulate(cells, headers, tablefmt="pipe", disable_numparse=True))
 
 
-def write_report(report: dict[str, Any], project: Path) -> None:
-    """Write reports/verify.json and reports/verify.md in the project's folder, and print it."""
+def write_report(findings: Sequence[Finding], more: dict[str, Any], project: Path) -> None:
+    """Write reports/verify.json and reports/verify.md in the project's folder, and print it.
+
+    `more` has what concerns no single stage: verdict, commit, perturbed, notes, environment.
+    """
+    departed = (each.stage for each in findings if each.verdict in (EQUIVALENT, *WRONG))
+    stages: list[dict[str, Any]] = [
+        {
+            "stage": each.stage,
+            "verdict": each.verdict,
+            "outputs": sorted(o.path for o in each.outputs if o.verdict != IDENTICAL),
+            "notes": describe(each),
+            "files": [vars(output) for output in each.outputs],
+        }
+        for each in findings
+    ]
+    report = {**more, "first_divergence": next(departed, None), "stages": stages}
     (project / REPORTS).mkdir(exist_ok=True)
     text = json.dumps(report, indent=2, sort_keys=True) + "\n"
     (project / REPORTS / "verify.json").write_text(text, encoding="utf-8")
     text = format_report(report, whole=True)
     (project / REPORTS / "verify.md").write_text(text, encoding="utf-8", errors="replace")
-    print(f"\n{format_report(report, whole=False)}")
-    print(f"The report is also in {REPORTS}/verify.md and verify.json.")
-    for each in report["stages"]:
-        level = "error" if each["verdict"] in WRONG else "warning"
-        if each["verdict"] not in (IDENTICAL, LINE_ENDS):
-            annotate(level, f"{each['stage']}: {each['verdict']}: {'; '.join(each['notes'])}")
-    print(report["verdict"])
-
-
-def annotate(level: str, message: str) -> None:
-    """Print an annotation that GitHub shows beside the change, if this runs there."""
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        print(f"::{level} file=dvc.lock,title=dvc-verify::{text}")
+    say(f"\n{format_report(report, whole=False)}")
+    say(f"The report is also in {REPORTS}/verify.md and verify.json.")
+    for stage, each in zip(stages, findings, strict=True):
+        level = "error" if each.verdict in WRONG else "warning"
+        if each.verdict not in (IDENTICAL, LINE_ENDS):
+            annotate(level, f"{each.stage}: {each.verdict}: {'; '.join(stage['notes'])}")
+    say(report["verdict"])

@@ -6,35 +6,36 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from threading import Timer
+from typing import NamedTuple
 
+from dvc_verify.contents import make_path
 from dvc_verify.git import ask_git
-from dvc_verify.look import make_path
-from dvc_verify.project import Project, Stage, name_stage, read_lock_of
+from dvc_verify.lockfile import LOCK, read_lock
+from dvc_verify.project import Stage, name_stage
+from dvc_verify.terminal import say
 
 HIDDEN = ("GIT_", "PYTHON", "DVC_")  # variables with these prefixes do not reach the stages
 
-# What --perturb changes, none of which may affect a result, and the variables for that.
+# What --perturb changes, none of which may affect a result, and the variables for that. "machine"
+# also changes cores, host name and umask; see runner.py.
 FACTORS: dict[str, dict[str, str]] = {
     "path": {},
     "clock": {},
     "hash seed": {"PYTHONHASHSEED": "20011"},
     "time zone": {"TZ": "XYZ-14"},
     "locale": {
-        "LC_ALL": "C",
-        "LANG": "C",
+        **dict.fromkeys(("LC_ALL", "LANG"), "C"),
+        **dict.fromkeys(("PYTHONUTF8", "PYTHONCOERCECLOCALE"), "0"),
         "LANGUAGE": "xx",
         "COLUMNS": "43",
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
     },
     "user and home": dict.fromkeys(("USER", "LOGNAME", "USERNAME"), "somebody"),
-    "machine": {"PYTHON_CPU_COUNT": "1"},  # cores, host name and umask; see runner.py
+    "machine": {"PYTHON_CPU_COUNT": "1"},
 }
 HOME = {  # settings of libraries that a home folder may hold
     ".keras/keras.json": '{"floatx": "float64", "epsilon": 0.001}\n',
@@ -42,13 +43,12 @@ HOME = {  # settings of libraries that a home folder may hold
 }
 
 
-@dataclass
-class Ran:
+class Ran(NamedTuple):
     """How a stage ended in one run."""
 
     problem: str = ""  # why it failed
     attempts: int = 0  # to reach another machine
-    log: Sequence[str] = ()  # the last lines that it printed
+    last: str = ""  # the last line that it printed
 
 
 @dataclass
@@ -105,25 +105,21 @@ def choose_offset(now: datetime, recorded: datetime) -> timedelta:
     zones = (UTC, datetime.now().astimezone().tzinfo, timezone(timedelta(hours=14)))
     minutes = [timedelta(minutes=count) for count in (0, 4, 8)]
 
-    def list_fields(moment: datetime) -> Iterator[tuple[int, ...]]:
-        for t in (moment.astimezone(zone) for zone in zones):
-            yield (t.year, t.month, t.day, *t.isocalendar()[1:], t.hour % 12, t.minute, t.second)
+    def list_fields(moment: datetime) -> set[tuple[int, str, str]]:
+        times = [moment.astimezone(zone) for zone in zones]
+        return {(i, f, t.strftime(f"%{f}")) for i, t in enumerate(times) for f in "YmdVuIMS"}
 
-    before = {f for t in (now, recorded) for more in minutes for f in list_fields(t - more)}
+    before = set[tuple[int, str, str]]().union(
+        *(list_fields(t - more) for t in (now, recorded) for more in minutes)
+    )
     offset = timedelta(days=400, hours=4, minutes=23, seconds=17)
-    while any(
-        ours == theirs
-        for more in minutes
-        for fields in list_fields(now + offset + more)
-        for old in before
-        for ours, theirs in zip(fields, old, strict=True)
-    ):
+    while any(before & list_fields(now + offset + more) for more in minutes):
         offset += timedelta(days=1, hours=1, minutes=1, seconds=1)
     return offset
 
 
 def run_stages(
-    project: Project,
+    folder: Path,
     stages: Sequence[Stage],
     *,
     factors: Set[str] = frozenset(),
@@ -132,13 +128,13 @@ def run_stages(
     hidden: Sequence[str] = (),
     limit: float | None = None,
 ) -> Run:
-    """Run stages in a clone, in this order, and return how each ended.
+    """Run stages in a clone of the project, in this order, and return how each ended.
 
     `command` runs instead, if it is given. After `limit` seconds everything is killed.
     """
     # A run writes dvc.lock again. So its entries are those of stages that ran to the end.
-    for lock in {each.lock for each in project.stages.values()}:
-        (project.folder / lock).unlink(missing_ok=True)
+    for lock in folder.rglob(LOCK):
+        lock.unlink()
     names = [each.name for each in stages]
     mark = f"{secrets.token_hex(8)} "
     job = {
@@ -148,13 +144,13 @@ def run_stages(
         "network": network,
         "perturb": "machine" in factors,
     }
-    run = Run(project.folder, str(project.folder))
-    environment = make_environment(project.folder, factors, hidden)
+    run = Run(folder, str(folder))
+    environment = make_environment(folder, factors, hidden)
     if "clock" in factors and "FAKETIME" not in environment:
         run.notes.append("the clock was not moved: install libfaketime")
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("runner.py")), json.dumps(job)],
-        cwd=project.folder,
+        cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -164,7 +160,7 @@ def run_stages(
     timer = Timer(limit or 0, os.killpg, (process.pid, signal.SIGKILL))
     if limit:
         timer.start()
-    log: deque[str] = deque(maxlen=40)
+    last = ""
     assert process.stdout
     try:
         for line in process.stdout:
@@ -172,24 +168,29 @@ def run_stages(
             if text.startswith(mark):
                 name, problem, attempts = json.loads(text.removeprefix(mark))
                 if name:
-                    run.stages[name] = Ran(problem, attempts, list(log))
+                    run.stages[name] = Ran(problem, attempts, last)
                 else:
                     run.notes.append(problem)
-                log.clear()
+                last = ""
             elif text:
-                log.append(text.strip())
-                print(text, flush=True)
+                last = text.strip()
+                say(text)
         process.wait()
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     finally:
         timer.cancel()
-    reason = f"the run ended with status {process.returncode}: {log[-1] if log else ''}"
+    reason = f"the run ended with status {process.returncode}: {last}"
     if process.returncode == -signal.SIGKILL and limit:
         reason = f"the time limit of {limit:g} s ended the run"
-    graphs = {each.graph for each in stages}
-    ended = {name_stage(g, n) for g in graphs for n in read_lock_of(project.folder / g)}
+    # `command` does not report each stage.
+    ended = {
+        name_stage(graph, name)
+        for graph in {each.graph for each in stages if command}
+        if (folder / graph).with_name(LOCK).exists()
+        for name in read_lock((folder / graph).parent)
+    }
     for name in names:
-        run.stages.setdefault(name, Ran("" if command and name in ended else reason))
+        run.stages.setdefault(name, Ran("" if name in ended else reason))
     return run

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -39,11 +40,8 @@ def isolate(network: bool, perturb: bool) -> None:
     if libc.unshare(flags | (USER if uid else 0)):
         raise OSError(ctypes.get_errno(), "unshare")
     if uid:
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
+        maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+        for name, text in maps.items():
             Path("/proc/self", name).write_text(text, encoding="ascii")
     if not network:  # the loopback interface is down in a new namespace
         with socket.socket() as control:
@@ -64,10 +62,8 @@ def count_attempts() -> int:
     found = 0
     for name in ("snmp", "snmp6"):
         with suppress(OSError):
-            rows = [
-                line.split() for line in Path("/proc/net", name).read_text("ascii").splitlines()
-            ]
-            for first, second in pairwise(rows):
+            text = Path("/proc/net", name).read_text("ascii")
+            for first, second in pairwise(line.split() for line in text.splitlines()):
                 # A row with names and a row with values, or a name and a value in each row.
                 pairs = zip(first, second, strict=False) if first[0] == second[0] else [first[:2]]
                 wanted = r"(Ip6|Udp6)?(OutNoRoutes|NoPorts)"
@@ -75,10 +71,10 @@ def count_attempts() -> int:
     return found
 
 
-def run_stages(stages: list[tuple[str, list[str]]], mark: str) -> None:
+def run_stages(stages: list[tuple[str, list[str]]], report: Callable[..., None]) -> None:
     """Run stages in this order; each is a name and the names of those that it needs.
 
-    Prints a line with `mark` and a JSON text after each. Skips what needs a stage that failed.
+    Reports each, and skips what needs a stage that failed.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -98,26 +94,26 @@ def run_stages(stages: list[tuple[str, list[str]]], mark: str) -> None:
                     problem = " ".join(str(error.__cause__ or error).split())
             if problem:
                 failed.add(name)
-            report(mark, name, problem, count_attempts() - before)
-
-
-def report(mark: str, stage: str, problem: str, attempts: int = 0) -> None:
-    """Tell the check how a stage ended, or, without a stage, what could not be done."""
-    print(f"\n{mark}{json.dumps([stage, problem, attempts])}", flush=True)
+            report(name, problem, count_attempts() - before)
 
 
 def main() -> None:
-    """Do what the JSON text says."""
+    """Do what the JSON text says. A line with its mark tells the check what happened."""
     job: dict[str, Any] = json.loads(sys.argv[1])
+
+    def report(*entries: str | int) -> None:
+        """Say how a stage ended: name, problem, attempts; without a name, what was not possible."""
+        print(f"\n{job['mark']}{json.dumps(entries)}", flush=True)
+
     try:
         isolate(job["network"], job["perturb"])
     except (OSError, AttributeError) as error:
         what = "" if job["network"] else "the network was not cut off"
         what += " and the machine was not perturbed" if job["perturb"] else ""
-        report(job["mark"], "", f"{what}: the system does not allow namespaces ({error})")
+        report("", f"{what}: the system does not allow namespaces ({error})", 0)
     if job["command"]:
         os.execvp("/bin/sh", ["sh", "-c", job["command"]])  # noqa: S606
-    run_stages(job["stages"], job["mark"])
+    run_stages(job["stages"], report)
 
 
 if __name__ == "__main__":

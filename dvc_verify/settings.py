@@ -30,9 +30,7 @@ class Settings:
             raise VerifyError(f"pyproject.toml: {error}") from error
         table = content.get("tool", {}).get("dvc-verify", {})
         for key, value in table.items():
-            if type(value) is not type(known.get(key)):
-                expected = (
-                    type(known[key]).__name__ if key in known else f"one of {', '.join(known)}"
-                )
+            expected = type(known[key]).__name__ if key in known else f"one of {', '.join(known)}"
+            if type(value).__name__ != expected:
                 raise VerifyError(f"pyproject.toml: tool.dvc-verify.{key}: expected {expected}")
         return cls(**table)

@@ -12,7 +12,7 @@ from helpers import six_projects
 from helpers.six_projects import commit, run, start, write
 
 from dvc_verify.compare import compare_outputs
-from dvc_verify.look import find_programs
+from dvc_verify.contents import find_programs
 from dvc_verify.project import read_project
 from dvc_verify.run import choose_offset
 from dvc_verify.stale import find_stale

@@ -252,5 +252,7 @@ def test_cache_in_another_folder_is_used(project, tmp_path, monkeypatch):
     other.write_text("an incomplete file of another project")
     assert doctor(project) == {}
     recorded = list_files(read_lock(project.folder), "outs")["data/model/model.keras"]
-    found = Contents(project.folder, False, tmp_path).find("absent", recorded, tmp_path)
+    found = Contents(project.folder, False, tmp_path).find(
+        recorded._replace(path="absent"), tmp_path
+    )
     assert compute_md5(found) == recorded.md5

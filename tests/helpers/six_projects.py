@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dvc_verify.compare import replace_text
 from dvc_verify.lockfile import hash_folder
-from dvc_verify.versions import replace_text
 
 AUTHOR = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
 
