@@ -2,7 +2,7 @@
 
 The added images are copies, augmented as params.yaml says. The test set and the names of the
 classes stay as they are. The images are written piece by piece, so their number is limited only by
-the disk.
+the disk. It is recorded.
 
     python -m benchmarks.grow FOLDER FACTOR
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.timers import append_record
 from stages.core.dataset import read_classes
 from stages.core.errors import run
 from stages.core.files import write_text
@@ -43,6 +44,7 @@ def main() -> None:
     (folder / TRAIN_LABELS).write_bytes(idx.dump(np.tile(labels, factor)))
     for name in (TEST_IMAGES, TEST_LABELS):
         shutil.copyfile(RAW / name, folder / name)
+    append_record("grown", images=factor * len(images))
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in read_classes(DATASET)))
 
 

@@ -9,10 +9,10 @@ change, as in `dropout-0.3-seed1`.
 
 import argparse
 import io
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
@@ -22,7 +22,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.tables import insert_tables
+from benchmarks.tables import describe_machine, insert_tables
 from dvc_verify.git import ask_git
 from dvc_verify.lockfile import flatten
 from stages import plot
@@ -49,67 +49,42 @@ class Table:
 
     name: str
     base: tuple[str, ...]  # what every row changes, besides the recipe
-    combinations: tuple[Combination, ...]  # the first is what the others are compared with
-    changes: tuple[tuple[str, ...], ...]  # what each row changes, besides the base
-    labels: tuple[str, ...]  # of the rows
+    combinations: list[Combination]  # the first is what the others are compared with
+    labels: list[str]  # of the rows
     metrics: tuple[str, ...]
     picture: Mapping[str, Any]
 
 
-def name_row(overrides: tuple[str, ...], seed_keys: tuple[str, ...]) -> str:
-    """Return the beginning of the experiments' names: keys without their section, and values."""
-    changes = [override.partition(".")[2] for override in overrides] or ["base"]
-    if seed_keys != SEEDS:
-        changes += [f"{key.partition('.')[0]}-only" for key in seed_keys]
-    return re.sub(r"[^\w.]+", "-", "-".join(changes)).strip("-")
-
-
-def name_run(prefix: str, _: tuple[str, ...], seed: int) -> str:
-    """Return the name of an experiment."""
-    return f"{prefix}-seed{seed}"
-
-
 def read_tables(description: Mapping[str, Any]) -> list[Table]:
     """Return the tables with their runs, or raise StageError for values that are not allowed."""
-    recipe = read_yaml(RECIPES / f"{description['recipe']}.yaml")
-    base = tuple(f"{key}={format_override(value)}" for key, value in flatten(recipe).items())
-    seeds = range(1, description["seeds"] + 1)
+    recipe = flatten(read_yaml(RECIPES / f"{description['recipe']}.yaml"))
+    # As -S takes them: null, true, [1,2].
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in recipe.items()}
+    recipe_overrides = tuple(f"{key}={text}".replace(" ", "") for key, text in texts.items())
     found = []
     for name, content in description["tables"].items():
-        shared = tuple(content.get("base", "").split())
-        combinations, rows, labels = [], [], []
-        for row in [{}, *content["rows"]]:
+        base = tuple(content.get("base", "").split())
+        made = Table(name, base, [], [], content.get("metrics", ()), content.get("picture", {}))
+        for row in ["", *content["rows"]]:
             fields = row if isinstance(row, Mapping) else {"set": row}
             changes = tuple(fields.get("set", "").split())
             keys = tuple(fields.get("seeds", SEEDS))
-            combinations += make_combinations(
-                [(*shared, *changes)],
-                seeds,
-                base,
-                keys,
-                name=partial(name_run, name_row((*shared, *changes), keys)),
+            overrides, seeds = (*base, *changes), range(1, description["seeds"] + 1)
+            # Experiments are named after the keys without their sections, and the values.
+            parts = [override.partition(".")[2] for override in overrides] or ["base"]
+            parts += [f"{key.partition('.')[0]}-only" for key in keys if keys != SEEDS]
+            prefix = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-")
+
+            def name_run(_: object, seed: int, prefix: str = prefix) -> str:
+                return f"{prefix}-seed{seed}"
+
+            made.combinations.extend(
+                make_combinations([overrides], seeds, recipe_overrides, keys, name=name_run)
             )
             label = " ".join(f"`{change}`" for change in changes) or "base"
-            rows.append(changes)
-            labels.append(label if keys == SEEDS else f"only {' and '.join(keys)} varies")
-        metrics, picture = tuple(content.get("metrics", ())), content.get("picture", {})
-        found.append(
-            Table(name, shared, tuple(combinations), tuple(rows), tuple(labels), metrics, picture)
-        )
+            made.labels.append(label if keys == SEEDS else f"only {' and '.join(keys)} varies")
+        found.append(made)
     return found
-
-
-def format_override(value: Any) -> str:
-    """Return a value as -S takes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value).replace(" ", "")
-
-
-def format_first(before: Result, after: Result) -> str:
-    """Return the change of the validation accuracy from one run to another, in points."""
-    change = after.metrics["validation.accuracy"] - before.metrics["validation.accuracy"]
-    return f"{100 * change:+.2f}"
 
 
 def format_difference(
@@ -127,30 +102,28 @@ def format_difference(
 
 def format_results(each: Table, results: Mapping[str, Result]) -> str:
     """Return a table of the page, and the link to its picture, as Markdown."""
+    firsts = [results[combination.runs[0].text] for combination in each.combinations]
+    before = firsts[0].metrics["validation.accuracy"]
     rows = table.compute_rows(each.combinations, results)
-    base = results[each.combinations[0].runs[0].text]
     lines = []
-    for label, combination, row in zip(each.labels, each.combinations, rows, strict=True):
-        first = results[combination.runs[0].text]
+    for label, combination, first, row in zip(
+        each.labels, each.combinations, firsts, rows, strict=True
+    ):
+        change = first.metrics["validation.accuracy"] - before
         line = {
             "": label,
             "accuracy, %": table.format_value(row, "validation.accuracy"),
             "difference, points": format_difference(label, row, "validation.accuracy"),
             "loss": table.format_value(row, "validation.loss"),
             "difference": format_difference(label, row, "validation.loss"),
-            "seed 1": "" if first is base else format_first(base, first),
+            "seed 1": "" if first is firsts[0] else f"{100 * change:+.2f}",
         }
-        found = table.list_results(combination, results)
         for metric in each.metrics:
-            values = [result.metrics[metric] for result in found]
-            line[metric.replace(".", " ").replace("_", " ")] = (
-                f"{mean(values):.3g}" if values else ""
-            )
+            values = [run.metrics[metric] for run in table.list_results(combination, results)]
+            line[metric.replace(".", " ").replace("_", " ")] = f"{mean(values):.3g}"
         lines.append(line)
-    text = format_table(lines)
-    if each.picture:
-        text += f"\n\n![{each.picture['title']}]({each.picture['file']})\n"
-    return text
+    link = "\n\n![{title}]({file})\n".format(**each.picture) if each.picture else ""
+    return format_table(lines) + link
 
 
 def format_changes(
@@ -170,23 +143,6 @@ def format_changes(
     return format_table(lines)
 
 
-def format_machine(description: Mapping[str, Any], commit: str) -> str:
-    """Return what was measured, and where."""
-    machine = collect_fingerprint()
-    library = machine["libraries"]
-    tensorflow = library.get("tensorflow-cpu") or library.get("tensorflow")
-    return (
-        f"Measured on commit {commit[:7]}, with {description['seeds']} seeds a row, on "
-        f"{machine['processor']}, with TensorFlow {tensorflow}, Keras {library['keras']} and "
-        f"Python {machine['python']}.\n"
-    )
-
-
-def read_history(result: Result) -> pd.DataFrame:
-    """Return the history of a run, a row for each epoch."""
-    return pd.read_csv(io.StringIO(ask_git("show", f"{result.commit}:./{HISTORY}")))
-
-
 def draw(each: Table, results: Mapping[str, Result]) -> Figure:
     """Plot columns of the histories by epoch: a colour for each row, a line for each seed.
 
@@ -195,23 +151,17 @@ def draw(each: Table, results: Mapping[str, Result]) -> Figure:
     columns = each.picture["columns"]
     figure = Figure(figsize=(4.6 * len(columns), 4.0), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    style = {"linewidth": 1, "marker": "o", "markersize": 3, "markevery": [-1]}
     for colour, label, combination in zip(
         cycle(table.COLOURS), each.labels, each.combinations, strict=False
     ):
         for number, result in enumerate(table.list_results(combination, results)):
-            history = read_history(result)
+            text = ask_git("show", f"{result.commit}:./{HISTORY}")
+            history = pd.read_csv(io.StringIO(text), index_col="epoch")
+            style["label"] = None if number else label.replace("`", "")
             for axes, column in zip(panels, columns, strict=True):
-                axes.plot(
-                    history["epoch"],
-                    history[column],
-                    color=colour,
-                    linewidth=1,
-                    marker="o",
-                    markersize=3,
-                    markevery=[-1],
-                    zorder=2 + 1 / len(history),
-                    label=label.replace("`", "") if number == 0 else None,
-                )
+                order = 2 + 1 / len(history)
+                axes.plot(history[column], color=colour, zorder=order, **style)
     for axes, column in zip(panels, columns, strict=True):
         axes.set(xlabel="epoch", title=column.replace("val_", "validation ").replace("_", " "))
     lines, texts = panels[0].get_legend_handles_labels()
@@ -234,7 +184,10 @@ def main() -> None:
     made = {each.name: format_results(each, results) for each in tables}
     made["summary"] = format_changes(tables, results, with_p_value=False)
     made["p-values"] = format_changes(tables, results, with_p_value=True)
-    made["machine"] = format_machine(description, resolve_commit("HEAD"))
+    made["machine"] = (
+        f"Measured on commit {resolve_commit('HEAD')[:7]}, with {description['seeds']} seeds a "
+        f"row, {describe_machine(collect_fingerprint())}.\n"
+    )
     insert_tables(DOCS, made, "techniques")
     with matplotlib.rc_context(plot.STYLE):
         for each in tables:

@@ -490,7 +490,8 @@ def test_description_of_the_page_is_valid(tmp_path, monkeypatch):
     for each in tables:
         assert f"<!-- techniques: {each.name} -->\n" in text
         if each.name != "seeds":  # its first row is not a change
-            command = " ".join(f"-S '{c}'" if "[" in c else f"-S {c}" for c in each.changes[1])
+            changes = each.combinations[1].overrides[len(each.base) :]
+            command = " ".join(f"-S '{c}'" if "[" in c else f"-S {c}" for c in changes)
             assert f"$ dvc exp run {command}\n" in text
     runs = [run for each in tables for found in each.combinations for run in found.runs]
     names = {run.text: run.name for run in reversed(runs)}  # the first one counts
