@@ -74,6 +74,7 @@ def time_command(name: str, *command: str) -> None:
 def time_training() -> None:
     """Run the stage with a `train_members` that also measures its time."""
     from stages import train as stage
+    from stages.core.errors import run
 
     train_members = stage.train_members
 
@@ -88,7 +89,7 @@ def time_training() -> None:
         return model
 
     stage.train_members = time_members  # type: ignore[assignment]
-    stage.main()
+    run(stage.main)
 
 
 def count_sent() -> int:
@@ -125,6 +126,7 @@ def time_steps(count: str = "") -> None:
     # isort: split
     import keras
 
+    from stages.core.errors import run
     from stages.model import training
     from tools.worker import find_free_addresses, make_tf_config
 
@@ -156,7 +158,7 @@ def time_steps(count: str = "") -> None:
             stack.callback(other.kill)
         if count:
             os.environ.update(make_tf_config(addresses, 0))
-        stage.main()
+        run(stage.main)
 
 
 TIMERS: dict[str, Callable[..., None]] = {

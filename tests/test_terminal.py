@@ -93,7 +93,7 @@ def test_every_command_ends_through_run():
                 found[path.stem] = "; ".join(map(ast.unparse, last.body))
     others = {name for name, body in found.items() if body != "run(main)"}
     assert found.keys() > {"train", "doctor", "seeds"}
-    assert others <= {"install", "resolve", "failures", "references", "time_command"}
+    assert others <= {"install", "resolve", "failures", "references", "timers"}
 
 
 def test_closed_streams_do_not_lend_their_numbers(run_python, tmp_path):
