@@ -115,7 +115,6 @@ def format_results(each: Table, results: Mapping[str, Result]) -> str:
             "accuracy, %": table.format_value(row, "validation.accuracy"),
             "difference, points": format_difference(label, row, "validation.accuracy"),
             "loss": table.format_value(row, "validation.loss"),
-            "difference": format_difference(label, row, "validation.loss"),
             "seed 1": "" if first is firsts[0] else f"{100 * change:+.2f}",
         }
         for metric in each.metrics:

@@ -65,5 +65,5 @@ def test_class_is_counted_by_hand():
 
 def test_interval_is_wilsons():
     # z = 1.95996: 8 of 10 gives 0.7167 +- 0.2266 by Wilson's formula.
-    assert format_interval(8, 10) == "80.00 % (49.02 % to 94.33 %)"
+    assert format_interval(8, 10) == "80.00% (49.02% to 94.33%)"
     assert format_interval(0, 0) == "-"

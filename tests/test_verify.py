@@ -225,7 +225,7 @@ def test_fingerprint_belongs_to_the_lock():
 def test_readme_has_the_recorded_accuracy():
     accuracy = read_json(ROOT / "data/evaluation/metrics.json")["test"]["accuracy"]
     assert accuracy >= 0.995
-    assert f"| accuracy | {accuracy:.2%}".replace("%", " %") in (ROOT / "README.md").read_text()
+    assert f"| accuracy | {accuracy:.2%}" in (ROOT / "README.md").read_text()
 
 
 # Output, key, recorded value, and a value within and beyond the limits of level C.

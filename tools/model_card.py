@@ -110,7 +110,7 @@ def read_pin(project: Path, library: str) -> str:
 
 def format_percent(fraction: float) -> str:
     """Return a fraction as a percentage with two decimals."""
-    return f"{fraction:.2%}".replace("%", " %")
+    return f"{fraction:.2%}"
 
 
 def format_interval(correct: int, count: int) -> str:
