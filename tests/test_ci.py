@@ -20,6 +20,29 @@ JOBS = {
     for name, job in content["jobs"].items()
 }
 
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """A function that runs a copy of a script in an empty folder, and returns its exit code.
+
+    `programs` are stand-ins for the programs that the script starts: shell commands, by name.
+    """
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    def run(script, *arguments, programs=None, **variables):
+        for name, text in (programs or {}).items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text if text[:2] == "#!" else f"#!/bin/sh\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        copy = tmp_path / script
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(script, copy)
+        command, environment = [copy, *arguments], os.environ | variables
+        return subprocess.run(command, cwd=tmp_path, env=environment, check=False).returncode
+
+    return run
+
+
 # A stand-in for GitHub's command: keeps comments in a file, and answers as its API does.
 GH = r"""#!/usr/bin/env python3
 import json, os, sys
@@ -83,99 +106,80 @@ def test_results_must_be_identical_on_x86_and_equivalent_on_arm():
         assert ("--strict" in planned) == bool(expected)
 
 
-def test_later_reports_update_the_comment(tmp_path):
-    (tmp_path / "gh").write_text(GH)
-    (tmp_path / "gh").chmod(0o755)
+def test_later_reports_update_the_comment(run_script, tmp_path):
     others = [{"id": 1, "user": {"type": "User"}, "body": "<!-- make compare --> quoted"}]
     store, report = tmp_path / "comments.json", tmp_path / "compare.md"
     store.write_text(json.dumps(others))
-    environment = {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        "STORE": str(store),
-        "PLACE": "repos/o/n/issues",
-        "NUMBER": "7",
-    }
+    place = {"STORE": str(store), "PLACE": "repos/o/n/issues", "NUMBER": "7"}
     for text in ('## worse\n\n`a` $b "c"\n', "## better\n", "a" + "가" * 30_000):
         report.write_text(text)
-        subprocess.run([".ci/comment", report], env=os.environ | environment, check=True)
+        assert run_script(".ci/comment", report, programs={"gh": GH}, **place) == 0
         kept, ours = json.loads(store.read_text())
         assert kept == others[0]
         assert ours["body"].startswith(f"<!-- make compare -->\n{text.strip()[:1000]}")
         assert len(ours["body"].encode()) < 65_536
 
 
-COMPARE = """#!/bin/sh
-mkdir -p reports
-echo "$@" > reports/compare.md
-exit {code}
-"""
-
-
 @pytest.mark.parametrize("code", [0, 1, 2])
 @pytest.mark.parametrize("accepted", ["true", "false"])
-def test_accepted_results_are_no_failure(tmp_path, code, accepted):
+def test_accepted_results_are_no_failure(run_script, tmp_path, code, accepted):
     """The label's name is in the report."""
-    programs = {".venv/bin/python": COMPARE.format(code=code), "make": "", "dvc": "exit 1"}
-    for name, text in programs.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-    (tmp_path / ".ci").mkdir()
-    script = shutil.copy(".ci/compare", tmp_path / ".ci")
-    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ACCEPTED": accepted}
-    ended = subprocess.run([script, "origin/main"], env=os.environ | environment, check=False)
-    assert ended.returncode == (0 if accepted == "true" else code)
+    compare = f'mkdir -p reports; echo "$@" > reports/compare.md; exit {code}'
+    programs = {".venv/bin/python": compare, "make": "", "dvc": "exit 1"}
+    ended = run_script(".ci/compare", "origin/main", programs=programs, ACCEPTED=accepted)
+    assert ended == (0 if accepted == "true" else code)
     report = (tmp_path / "reports/compare.md").read_text()
     assert report.startswith("-m tools.compare origin/main HEAD\n")
     assert ("accept-results" in report) == (code > 0 and accepted == "true")
+
+
+def test_failed_installation_is_reported(run_script, tmp_path):
+    """Even with the label, and in place of the report of an earlier run."""
+    report = tmp_path / "reports/compare.md"
+    report.parent.mkdir()
+    report.write_text("better")
+    programs = {"make": "echo no network >&2; exit 2"}
+    assert run_script(".ci/compare", "origin/main", programs=programs, ACCEPTED="true") == 2
+    assert report.read_text() == "## The results were not compared\n\n    no network\n"
 
 
 @pytest.mark.parametrize(
     ("repository", "changes", "code", "commits"),
     [("o/n", True, 0, 2), ("o/n", False, 0, 1), ("stranger/n", True, 1, 1)],
 )
-def test_results_are_recorded_unless_of_a_fork(tmp_path, repository, changes, code, commits):
+def test_results_are_recorded_unless_of_a_fork(
+    run_script, tmp_path, repository, changes, code, commits
+):
     def git(*arguments):
         command = ["git", "-C", tmp_path, *AUTHOR, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    for path in (
-        "dvc.lock",
-        "fingerprint.json",
-        "docs/model-card.md",
-        "data/metrics.json",
-        ".ci/x",
-    ):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text("old\n")
-    script = shutil.copy(".ci/record", tmp_path / ".ci")
+    for name in ("dvc.lock", "fingerprint.json", "docs/model-card.md", "data/metrics.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old\n")
     git("init", "-q")
     git("add", "--all")
     git("commit", "-q", "-m", "start")
-    (tmp_path / "make").write_text("#!/bin/sh\n" + "echo $@ > dvc.lock\n" * changes)
-    (tmp_path / "make").chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "FROM": repository, "INTO": "o/n"}
-    ended = subprocess.run([script], env=environment, check=False)
-    assert ended.returncode == code
+    programs = {"make": "echo $@ > dvc.lock" if changes else ""}
+    assert run_script(".ci/record", programs=programs, FROM=repository, INTO="o/n") == code
     assert len(git("log", "--format=%h").split()) == commits
     assert git("show", "HEAD:dvc.lock") == ("repro model-card\n" if commits == 2 else "old\n")
 
 
-def test_failed_installation_is_reported(tmp_path):
-    """Even with the label, and in place of the report of an earlier run."""
-    (tmp_path / ".ci").mkdir()
-    (tmp_path / "reports").mkdir()
-    report = tmp_path / "reports/compare.md"
-    report.write_text("better")
-    script = shutil.copy(".ci/compare", tmp_path / ".ci")
-    (tmp_path / "make").write_text("#!/bin/sh\necho no network >&2\nexit 2\n")
-    (tmp_path / "make").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ACCEPTED": "true"}
-    ended = subprocess.run([script, "origin/main"], env=os.environ | environment, check=False)
-    assert ended.returncode == 2
-    assert report.read_text() == "## The results were not compared\n\n    no network\n"
+@pytest.mark.parametrize("code", [0, 1])
+def test_action_keeps_the_report_and_the_exit_code(run_script, tmp_path, code):
+    """What dvc_verify/action.yml runs."""
+    command = f"mkdir reports; echo text > reports/verify.md; exit {code}"
+    summary, programs = tmp_path / "summary", {"gh": 'echo "$@" > called'}
+    ended = run_script(
+        "dvc_verify/ci.sh",
+        programs=programs,
+        COMMAND=command,
+        GITHUB_STEP_SUMMARY=str(summary),
+        PULL_REQUEST="7",
+    )
+    assert (ended, summary.read_text()) == (code, "text\n")
+    assert (tmp_path / "called").read_text().startswith("pr comment 7 --body-file")
 
 
 @pytest.mark.xdist_group("kept")
@@ -184,27 +188,6 @@ def test_tests_of_a_group_stay_together(request):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("needs several processes")
     assert request.node.nodeid.endswith("@kept")
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_action_keeps_the_report_and_the_exit_code(tmp_path, code):
-    """What dvc_verify/action.yml runs."""
-    summary, command = (
-        tmp_path / "summary",
-        f"mkdir reports; echo text > reports/verify.md; exit {code}",
-    )
-    (tmp_path / "gh").write_text('#!/bin/sh\necho "$@" > called\n')
-    (tmp_path / "gh").chmod(0o755)
-    variables = {
-        "COMMAND": command,
-        "GITHUB_STEP_SUMMARY": str(summary),
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PULL_REQUEST": "7",
-    }
-    script = Path("dvc_verify/ci.sh").resolve()
-    done = subprocess.run([script], cwd=tmp_path, env=os.environ | variables, check=False)
-    assert (done.returncode, summary.read_text()) == (code, "text\n")
-    assert (tmp_path / "called").read_text().startswith("pr comment 7 --body-file")
 
 
 def test_action_passes_every_input_in_a_variable():

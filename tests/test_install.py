@@ -304,7 +304,7 @@ def test_damaged_package_is_installed_again(shop, capfd, damage):
         assert path.read_text() == "right"  # .venv does not share files with uv's cache
 
 
-def test_incomplete_bytecode_is_deleted(tmp_path, monkeypatch, capsys):
+def test_incomplete_bytecode_is_deleted(tmp_path, monkeypatch, capfd):
     """A full disk leaves such files, in the project and in .venv."""
     monkeypatch.chdir(tmp_path)
     torn = []
@@ -318,8 +318,19 @@ def test_incomplete_bytecode_is_deleted(tmp_path, monkeypatch, capsys):
     install.delete_incomplete_bytecode()
     assert not any(path.exists() for path in torn)
     assert len(list(Path().rglob("*.pyc"))) == 2
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert all(f"deleted {path}, " in printed for path in torn)
+
+
+@pytest.mark.parametrize("redirected", ["> /dev/full", ">&-", "2>&1 | true"])
+def test_printing_does_not_stop_the_installer(tmp_path, redirected):
+    torn = tmp_path / "__pycache__/torn.pyc"
+    torn.parent.mkdir()
+    torn.write_bytes(importlib.util.MAGIC_NUMBER + b"torn")
+    shell = f'set -o pipefail; "{sys.executable}" "{INSTALL}" --check {redirected}'
+    ended = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert not torn.exists()
 
 
 @pytest.mark.parametrize("form", ["variables", "make -e"])

@@ -10,7 +10,6 @@ Takes seconds and changes nothing. Exits with status 1 if there is a problem.
 """
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -18,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from dvc_verify.packages import find_changed_packages, find_extra_files
@@ -37,51 +37,59 @@ class CheckError(Exception):
     """A check found something wrong. Each argument is a line: a problem, with its fix."""
 
 
+def conclude(problems: Iterable[str], fine: str) -> str:
+    """Return `fine`, the result of a check that found nothing; raise CheckError otherwise."""
+    if found := list(problems):
+        raise CheckError(*found)
+    return fine
+
+
+def read_requirements() -> str:
+    """Return the text of the files that pin the packages of this environment."""
+    return "\n".join(file.read_text(encoding="utf-8") for file in REQUIREMENTS)
+
+
 def check_files() -> str:
     """Compare the files of the pinned packages with the packages' own records."""
-    text = "\n".join(file.read_text(encoding="utf-8") for file in REQUIREMENTS)
-    pinned = set(re.findall(r"^([\w.-]+)==", text, re.M))
-    changed = {name: what for name, what in find_changed_packages().items() if name in pinned}
-    if changed:
-        raise CheckError(*(f"{name}: {what}: {REINSTALL}" for name, what in changed.items()))
-    if extra := find_extra_files():
-        raise CheckError(f"no package has installed {extra[0]}: rm -f {' '.join(map(str, extra))}")
-    return f"those of {len(pinned)} packages are as installed"
+    pinned = set(re.findall(r"^([\w.-]+)==", read_requirements(), re.M))
+    changed = find_changed_packages().items()
+    problems = [f"{name}: {what}: {REINSTALL}" for name, what in changed if name in pinned]
+    if not problems and (extra := find_extra_files()):
+        problems = [f"no package has installed {extra[0]}: rm -f {' '.join(map(str, extra))}"]
+    return conclude(problems, f"those of {len(pinned)} packages are as installed")
 
 
 def check_packages() -> str:
     """Compare the installed packages with the pinned versions."""
     from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
 
-    text = "\n".join(file.read_text(encoding="utf-8") for file in REQUIREMENTS)
-    lines = sorted(set(re.findall(r"^(\w.*?) *\\?$", text, re.M)))
+    from dvc_verify.machine import list_installed, normalise
+
+    lines = sorted(set(re.findall(r"^(\w.*?) *\\?$", read_requirements(), re.M)))
     pins = [Requirement(line) for line in lines]
     needed = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
-    installed = importlib.metadata.distributions()
-    versions = {canonicalize_name(package.name): package.version for package in installed}
-    problems = [
+    installed = list_installed()
+    versions = [(pin, installed.get(normalise(pin.name))) for pin in needed]
+    problems = ", ".join(
         f"{pin.name} {version or 'is missing'} instead of {str(pin.specifier).lstrip('=')}"
-        for pin in needed
-        if (version := versions.get(canonicalize_name(pin.name))) is None
-        or version not in pin.specifier
-    ]
-    if problems:
-        raise CheckError(f"{', '.join(problems)}: {REINSTALL}")
-    return f"Python {platform.python_version()} and {len(needed)} packages with pinned versions"
+        for pin, version in versions
+        if version is None or version not in pin.specifier
+    )
+    fine = f"Python {platform.python_version()} and {len(needed)} packages with pinned versions"
+    return conclude([f"{problems}: {REINSTALL}"] if problems else [], fine)
 
 
 def check_places() -> str:
     """Check that DVC and Python find this environment's packages and programs."""
     places = (sys.prefix, str(Path(sys.prefix).resolve()))
-    problems = []
-    for name in ("dvc", "keras", "matplotlib", "numpy", "pandas", "PIL", "sklearn", "tensorflow"):
-        spec = importlib.util.find_spec(name)
-        if spec and spec.origin and not spec.origin.startswith(places):
-            problems.append(f"{name} is imported from {spec.origin}: unset PYTHONPATH")
-    if problems:
-        raise CheckError(*problems)
-    return "packages come from this environment"
+    names = ("dvc", "keras", "matplotlib", "numpy", "pandas", "PIL", "sklearn", "tensorflow")
+    specs = {name: importlib.util.find_spec(name) for name in names}
+    problems = (
+        f"{name} is imported from {spec.origin}: unset PYTHONPATH"
+        for name, spec in specs.items()
+        if spec and spec.origin and not spec.origin.startswith(places)
+    )
+    return conclude(problems, "packages come from this environment")
 
 
 def check_variables() -> str:
@@ -100,9 +108,7 @@ def check_variables() -> str:
             "TF_CONFIG makes train wait for other workers; if you do not train on several: "
             "unset TF_CONFIG"
         )
-    if problems:
-        raise CheckError(*problems)
-    return "none that disturbs DVC or git"
+    return conclude(problems, "none that disturbs DVC or git")
 
 
 def check_processor() -> str:
@@ -128,33 +134,20 @@ def check_processor() -> str:
 
 def check_git() -> str:
     """Check that git can read the repository, and that it is complete."""
-    from dvc_verify import VerifyError
-    from dvc_verify.git import (
-        COMPLETE,
-        ask_git,
-        check_repository,
-        find_last_commit,
-        is_in_git,
-        is_partial,
-        is_shallow,
-    )
+    from dvc_verify import git
 
-    try:
-        check_repository()
-        if not is_in_git():
-            return "not used: DVC's option core.no_scm is set"
-        commit = find_last_commit()
-    except VerifyError as error:
-        raise CheckError(str(error)) from error
-    if conflicts := ask_git("diff", "--name-only", "--diff-filter=U", "--relative").split():
+    git.check_repository()
+    if not git.is_in_git():
+        return "not used: DVC's option core.no_scm is set"
+    notes = [f"commit {git.find_last_commit()[:12]}"]
+    conflicts = git.ask_git("diff", "--name-only", "--diff-filter=U", "--relative").split()
+    if conflicts:
         raise CheckError(f"merge conflicts in {', '.join(conflicts)}: make resolve")
-    if is_partial():
-        raise CheckError(f"a partial clone, in which `dvc metrics diff` can hang: {COMPLETE}")
-    prefix = ask_git("rev-parse", "--show-prefix").rstrip("/")
-    notes = [f"commit {commit[:12]}"]
-    if prefix:
+    if git.is_partial():
+        raise CheckError(f"a partial clone, in which `dvc metrics diff` can hang: {git.COMPLETE}")
+    if prefix := git.ask_git("rev-parse", "--show-prefix").rstrip("/"):
         notes.append(f"the project is its folder {prefix}")
-    if is_shallow():
+    if git.is_shallow():
         notes.append("shallow: `git fetch --unshallow` brings older commits")
     return ", ".join(notes)
 
@@ -175,9 +168,7 @@ def check_disk() -> str:
         for place, size in free.items()
         if size < DISK_SPACE
     ]
-    if problems:
-        raise CheckError(*problems)
-    return f"{min(free.values()) / 1e9:.0f} GB free"
+    return conclude(problems, f"{min(free.values()) / 1e9:.0f} GB free")
 
 
 def check_parameters() -> str:
@@ -244,9 +235,7 @@ def check_cache() -> str:
                 f"{place} ({', '.join(outputs) or 'from an earlier run'}) has the MD5 {found}: "
                 f"rm -f {' '.join([str(place), *outputs])} && dvc repro"
             )
-    if problems:
-        raise CheckError(*problems)
-    return f"{len(objects)} files with the right MD5"
+    return conclude(problems, f"{len(objects)} files with the right MD5")
 
 
 def read_recorded_outputs() -> dict[str, str]:
@@ -272,15 +261,14 @@ def check_raw() -> str:
     if dataset not in CATALOGUE:
         return f"not checked: the catalogue has no hashes of the dataset '{dataset}'"
     files = [file for file in CATALOGUE[dataset].files if (RAW / file.name).exists()]
-    problems = [
+    problems = (
         f"{RAW / file.name} does not have the SHA-256 {file.sha256} of {dataset}: "
         f"rm -f {RAW / file.name} && dvc repro"
         for file in files
         if not has_expected_hash(RAW / file.name, file)
-    ]
-    if problems:
-        raise CheckError(*problems)
-    return f"{len(files)} of {len(CATALOGUE[dataset].files)} files there, with the right SHA-256"
+    )
+    count = len(CATALOGUE[dataset].files)
+    return conclude(problems, f"{len(files)} of {count} files there, with the right SHA-256")
 
 
 def check_lock() -> str:
@@ -296,9 +284,9 @@ def check_lock() -> str:
         if not (clone / LOCK).exists():
             return f"not checked: the last commit has no {LOCK}"
         found = find_stale(read_project(clone)).values()
-    if notes := dict.fromkeys(note for stage in found for note in stage):
-        raise CheckError(*(f"{note}: make repro && git commit --all" for note in notes))
-    return f"{LOCK} belongs to the last commit"
+    notes = dict.fromkeys(note for stage in found for note in stage)
+    problems = (f"{note}: make repro && git commit --all" for note in notes)
+    return conclude(problems, f"{LOCK} belongs to the last commit")
 
 
 CHECKS = {
@@ -326,19 +314,15 @@ def main() -> None:
         if cause := needed & wrong:
             print_line(f"-      {name}: not checked, because of the {cause.pop()}")
             continue
-        findings: tuple[str, ...]
         try:
-            findings = (check(),)
-            verdict = "-" if findings[0].startswith("not ") else "ok"
-        except ModuleNotFoundError as error:
-            verdict, findings = "wrong", (f"{error}: {REINSTALL}",)
-        except CheckError as error:
-            verdict, findings = "wrong", error.args
+            found: tuple[object, ...] = (check(),)
+            verdict = "-" if str(found[0]).startswith("not ") else "ok"
         except Exception as error:  # one failing check must not stop the others
-            verdict, findings = "wrong", (str(error),)
-        if verdict == "wrong":
+            verdict, found = "wrong", error.args if isinstance(error, CheckError) else (error,)
+            if isinstance(error, ModuleNotFoundError):
+                found = (f"{error}: {REINSTALL}",)
             wrong.add(name)
-        for line in findings:
+        for line in found:
             print_line(f"{verdict:<6} {name}: {line}")
     sys.exit(bool(wrong))
 

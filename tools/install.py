@@ -11,6 +11,7 @@ pinned uv, and uv installs all other packages several times faster than pip woul
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import marshal
@@ -52,30 +53,37 @@ KEPT = re.compile(
 )
 
 
+def say(text: str) -> None:
+    """Print a line. What cannot be printed, as on a full disk, changes nothing."""
+    if sys.stdout:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), f"{text}\n".encode(errors="backslashreplace"))
+
+
 def check_python() -> None:
     """Stop unless this Python has a supported version and every module that is needed."""
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if version not in ("3.11", "3.12", "3.13"):
-        sys.exit(
-            f"error: {sys.executable} is Python {version}, but this project needs Python 3.11, "
-            "3.12 or 3.13. Name one: make repro PYTHON=python3.11"
-        )
     missing = []
     for name in NEEDED:
         try:
             importlib.import_module(name)
         except ImportError:
             missing.append(name)
-    if missing == ["ensurepip"]:  # on Debian and Ubuntu, it is in a separate package
-        sys.exit(
-            f"error: {sys.executable} cannot make virtual environments. On Debian or Ubuntu, "
-            f"install the missing package: apt-get install python{version}-venv"
+    if version not in ("3.11", "3.12", "3.13"):
+        problem = f"is Python {version}, but this project needs Python 3.11, 3.12 or 3.13. Name one"
+    elif missing == ["ensurepip"]:  # on Debian and Ubuntu, it is in a separate package
+        problem = (
+            "cannot make virtual environments. On Debian or Ubuntu, install the missing package "
+            f"(apt-get install python{version}-venv), or name another Python"
         )
-    if missing:
-        sys.exit(
-            f"error: {sys.executable} was built without {', '.join(missing)}. Install the libraries"
-            " they need and build it again, or name another: make repro PYTHON=python3.11"
+    elif missing:
+        problem = (
+            f"was built without {', '.join(missing)}. Install the libraries that they need and "
+            "build it again, or name another Python"
         )
+    else:
+        return
+    sys.exit(f"error: {sys.executable} {problem}: make repro PYTHON=python3.11")
 
 
 def make_venv() -> None:
@@ -97,12 +105,10 @@ def fetch_uv() -> None:
     pins = Path(TOOLS).read_text(encoding="utf-8")
     pin = re.search(r"^uv==([^ ]+).*\n(?:    --hash.*\n)+", pins, re.MULTILINE)
     assert pin, f"{TOOLS} pins uv"
-    try:
+    with contextlib.suppress(OSError):  # it is not there, or incomplete
         installed = subprocess.run([UV, "--version"], capture_output=True, text=True).stdout
         if installed.split()[1:2] == [pin[1]]:
             return
-    except OSError:  # it is not there, or incomplete
-        pass
     with tempfile.TemporaryDirectory(dir=VENV) as folder:
         requirement = Path(folder, "uv.txt")
         requirement.write_text(pin[0], encoding="utf-8")
@@ -159,39 +165,27 @@ def make_uv_environment(settings: dict[str, str]) -> dict[str, str]:
 
 def run_uv(*command: str) -> bool:
     """Run a command of `uv pip` with the settings of pip, and return whether it succeeded."""
-    listing = subprocess.run(
-        [PYTHON, "-m", "pip", "config", "list"],
-        env=make_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    settings = read_pip_settings(listing)
-    no_index = settings.get("no-index", "").lower() in ("1", "true", "yes", "on")
-    if command[0] == "compile" and not no_index:
+
+    def ask(*asked: str | Path, env: dict[str, str]) -> str:
+        return subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout
+
+    settings = read_pip_settings(ask(PYTHON, "-m", "pip", "config", "list", env=make_environment()))
+    # With several indexes, take each package from the one that has the pinned version. The hashes
+    # make that safe.
+    options = ["--quiet", "--index-strategy", "unsafe-best-match"]
+    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        options += ["--no-index"]
+    elif command[0] == "compile":
         # An additional index may lack what other systems need.
         settings.pop("extra-index-url", None)
         settings.pop("find-links", None)
     environment = make_uv_environment(settings)
-    # With several indexes, take each package from the one that has the pinned version. The hashes
-    # make that safe.
-    options = ["--quiet", "--index-strategy", "unsafe-best-match"]
-    if no_index:
-        options += ["--no-index"]
-    if not has_cache(environment):
+    cache = Path(ask(UV, "cache", "dir", env=environment).strip())
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK):
         options += ["--no-cache"]
     return subprocess.run([UV, "pip", *command, *options], env=environment).returncode == 0
-
-
-def has_cache(environment: dict[str, str]) -> bool:
-    """Return whether uv can write to its cache. If it cannot, uv needs `--no-cache`."""
-    shown = subprocess.run([UV, "cache", "dir"], env=environment, capture_output=True, text=True)
-    folder = Path(shown.stdout.strip())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
 
 
 def install(files: list[str]) -> None:
@@ -206,8 +200,7 @@ def install(files: list[str]) -> None:
     # Copies, not links: a file that is edited in .venv must not change in uv's cache.
     command = ["install", "--python", str(PYTHON), "--link-mode", "copy", "--require-hashes"]
     command += ["--require-build-hashes", "--build-constraints", TOOLS]
-    for file in files:
-        command += ["--requirement", file]
+    command += [word for file in files for word in ("--requirement", file)]
     forget_damaged(names)
     # uv's cache may be damaged, too.
     if not run_uv(*command) or (forget_damaged(names) and not run_uv(*command, "--no-cache")):
@@ -225,7 +218,7 @@ def forget_damaged(names: set[str]) -> bool:
     for folder in (VENV / "lib").glob("python3*/site-packages/*.dist-info"):
         name = re.sub(r"[-_.]+", "-", folder.name.partition("-")[0]).lower()
         if name in names & damaged.keys():
-            print(f"Installing {name} again: {damaged[name]}", flush=True)
+            say(f"Installing {name} again: {damaged[name]}")
             shutil.rmtree(folder)
     return bool(names & damaged.keys())
 
@@ -239,13 +232,13 @@ def pin_packages() -> None:
     together = str(VENV / "together.txt")
     command = ["compile", "--universal", "--python-version", "3.11", "--fork-strategy", "fewest"]
     command += ["--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url"]
-    command += ["--exclude-newer", "7 days"]
-    shared = ["--constraints", together]
+    command += ["--exclude-newer", "7 days", "pyproject.toml"]
+    shared = ["--constraints", together, "--output-file"]
     for arguments in (
-        ["--upgrade", "pyproject.toml", "--group=tools", "--group=dev", "--output-file", together],
-        [*shared, "pyproject.toml", "--output-file", "requirements.txt"],
-        [*shared, "--group=tools", "--output-file", TOOLS],
-        [*shared, "--group=dev", "--output-file", "requirements-dev.txt"],
+        ["--upgrade", "--group=tools", "--group=dev", "--output-file", together],
+        [*shared, "requirements.txt"],
+        [*shared, TOOLS, "--group=tools"],
+        [*shared, "requirements-dev.txt", "--group=dev"],
     ):
         if not run_uv(*command, *arguments):
             sys.exit("error: uv could not pin the packages in pyproject.toml (see above)")
@@ -265,7 +258,7 @@ def delete_incomplete_bytecode() -> None:
                 marshal.loads(content[16:])  # noqa: S302 # as Python would
             except (EOFError, TypeError, ValueError):
                 Path(name).unlink()
-                print(f"deleted {name}, which was incomplete, as after a full disk")
+                say(f"deleted {name}, which was incomplete, as after a full disk")
 
 
 def main() -> None:
@@ -276,16 +269,11 @@ def main() -> None:
         return
     check_python()
     if files == ["--pin"]:
-        print(
-            "Pinning the newest versions of all packages that are at least a week old", flush=True
-        )
+        say("Pinning the newest versions of all packages that are at least a week old")
     elif PYTHON.exists():
-        print(f"Installing the packages in {' and '.join(files)} into .venv", flush=True)
+        say(f"Installing the packages in {' and '.join(files)} into .venv")
     else:
-        print(
-            "Installing the pinned packages into .venv: 0.5 GB to download, 2 GB on disk",
-            flush=True,
-        )
+        say("Installing the pinned packages into .venv: 0.5 GB to download, 2 GB on disk")
     make_venv()
     fetch_uv()
     if files == ["--pin"]:
