@@ -24,19 +24,13 @@ from stages.core.paths import DATASET, RAW
 from stages.core.settings import Section
 from stages.core.terminal import print_line
 from stages.sources import idx
-from stages.sources.catalogue import (
-    CATALOGUE,
-    TEST_IMAGES,
-    TEST_LABELS,
-    TRAIN_IMAGES,
-    TRAIN_LABELS,
-    Dataset,
-)
+from stages.sources.catalogue import CATALOGUE, Dataset
 from stages.sources.fetch import Source, SourceError, fetch_file, list_missing, remove_other_dataset
 from stages.sources.folder import convert_folder, expand
 from stages.sources.local import open_digits, open_local
 from stages.sources.mirror import open_mirror
 from stages.sources.npm import open_npm
+from stages.sources.parts import PARTS
 
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
@@ -149,14 +143,14 @@ def describe(name: str, dataset: Dataset) -> dict[str, object]:
 
 def summarise(dataset: Dataset, raw: Path) -> str:
     """Return a line that says what is in the folder `raw`."""
-    train, test = (idx.read(raw / name, idx.IMAGES).shape for name in (TRAIN_IMAGES, TEST_IMAGES))
-    train_counts, test_counts = (
-        np.bincount(idx.read(raw / name, 1), minlength=len(dataset.classes)).tolist()
-        for name in (TRAIN_LABELS, TEST_LABELS)
-    )
+    shapes, counts = [], []
+    for images, labels in PARTS.values():
+        shapes.append(idx.read(raw / images, idx.IMAGES).shape)
+        counts.append(np.bincount(idx.read(raw / labels, 1), minlength=len(dataset.classes)))
+    train, test = shapes
     classes = [
         f"{name}: {in_train} + {in_test}"
-        for name, in_train, in_test in zip(dataset.classes, train_counts, test_counts, strict=True)
+        for name, in_train, in_test in zip(dataset.classes, *counts, strict=True)
     ]
     more = [f"and {len(classes) - 20} more"] if len(classes) > 20 else []
     return (

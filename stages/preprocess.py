@@ -17,9 +17,8 @@ from sklearn.model_selection import train_test_split
 
 from stages.core.dataset import read_classes
 from stages.core.errors import StageError, run
-from stages.core.files import Bytes, Floats, Pieces, write_npz
+from stages.core.files import Bytes, Floats, Pieces, split_into_pieces, write_npz
 from stages.core.paths import DATASET, PROCESSED, RAW
-from stages.core.prepared import split_into_pieces
 from stages.core.settings import Section
 from stages.sources import idx
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS

@@ -85,14 +85,14 @@ def test_object_arrays_are_refused(path):
     assert names(path.parent) == []
     np.savez(path, images=array, labels=LABELS)
     with pytest.raises(
-        StageError, match=f"{path}: not a readable .npz: images.npy holds Python objects"
+        StageError, match=f"{path}: not readable as .npz: images.npy holds Python objects"
     ):
         read_split(path)
 
 
 def test_compressed_split_is_refused(path):
     np.savez_compressed(path, images=np.zeros((10_000, 28, 28), np.float32), labels=LABELS)
-    with pytest.raises(StageError, match=r"npz: not a readable .npz: images.npy is compressed"):
+    with pytest.raises(StageError, match=r"npz: not readable as .npz: images.npy is compressed"):
         read_split(path)
 
 
@@ -104,7 +104,7 @@ def test_other_order_of_the_pixels_is_refused(path):
 
 def test_missing_array_is_named(path):
     write_npz(path, {"images": IMAGES})
-    with pytest.raises(StageError, match=f"{path}: expected the arrays images.*labels.npy"):
+    with pytest.raises(StageError, match=f"{path}: not readable as .npz: .*labels.npy"):
         read_split(path)
 
 
@@ -136,7 +136,7 @@ def split_file() -> bytes:
 def test_other_file_is_named_with_the_fix(path, content):
     path.write_bytes(content)
     with pytest.raises(
-        StageError, match=f"{path}: not a readable .npz: .*; make it again: find -L {path} "
+        StageError, match=f"{path}: not readable as .npz: .*; make it again: find -L {path} "
     ):
         read_split(path)
 

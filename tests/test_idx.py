@@ -52,7 +52,7 @@ def test_header_follows_the_format_description():
         (b"\0\0\x08\x03\0\0\0\1\0\1\0\0\0\1\0\0", "header says 1 x 65536 x 65536 bytes, found 0"),
         (
             b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8,
-            "the shape in its header is impossible: array is too big",
+            "not readable as IDX: array is too big",
         ),
         (b"\0\0\x08\x03" + b"\xff" * 12, "header says 4294967295 x 4294967295 x 4294967295 bytes"),
     ],
@@ -84,6 +84,6 @@ def test_integer_labels_out_of_range_or_cut_off_are_named(path):
     """The file has the header and the first bytes of QMNIST's: 2 rows of 2 integers."""
     content = b"\0\0\x0c\2" + np.array([2, 2, 9, 0, -1, 0], ">i4").tobytes()
     path.write_bytes(content)
-    assert get_refusal(idx.read_int_column, path).endswith("labels from 0 to 255, found -1")
+    assert get_refusal(idx.read_int_column, path).endswith("values from 0 to 255, found -1")
     path.write_bytes(content[:-1])
     assert get_refusal(idx.read_int_column, path).endswith("header says 2 x 2 x 4 bytes, found 15")

@@ -208,7 +208,7 @@ def test_damaged_model_gives_one_line(model_with, tmp_path, damage):
         architectures.build(model_with(), SHAPE, CLASSES), "categorical_crossentropy", path
     )
     path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
-    with pytest.raises(StageError, match=r"model\.keras: not a readable model"):
+    with pytest.raises(StageError, match=r"model\.keras: not readable as a model"):
         storage.load(path)
     with pytest.raises(StageError):
         read_json(path)
@@ -381,7 +381,7 @@ def repack(path, change, compression=zipfile.ZIP_STORED):
 
 def load_error(path):
     message = get_refusal(storage.load, path)
-    assert message.startswith(f"{path}: not a readable model: ")
+    assert message.startswith(f"{path}: not readable as a model: ")
     return message
 
 

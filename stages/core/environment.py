@@ -33,49 +33,23 @@ if platform.machine() in ("x86_64", "AMD64"):
 LEFTOVERS = (
     # git sets these for its hooks (githooks(5); `git rev-parse --local-env-vars` lists them). Under
     # them, git in a temporary clone would change the user's repository and index instead.
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR",
-    "GIT_CONFIG",
-    "GIT_CONFIG_COUNT",
-    "GIT_CONFIG_PARAMETERS",
-    "GIT_DIR",
-    "GIT_GRAFT_FILE",
-    "GIT_IMPLICIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_INTERNAL_SUPER_PREFIX",
-    "GIT_NO_REPLACE_OBJECTS",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_PREFIX",
-    "GIT_QUARANTINE_PATH",
-    "GIT_REPLACE_REF_BASE",
-    "GIT_SHALLOW_FILE",
-    "GIT_WORK_TREE",
+    *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_CONFIG_COUNT"),
+    *("GIT_CONFIG_PARAMETERS", "GIT_DIR", "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE"),
+    *("GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX", "GIT_NO_REPLACE_OBJECTS"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_QUARANTINE_PATH", "GIT_REPLACE_REF_BASE"),
+    *("GIT_SHALLOW_FILE", "GIT_WORK_TREE"),
     # These change what git prints, or how it reads paths and makes repositories.
-    "GIT_DEFAULT_HASH",
-    "GIT_DIFF_OPTS",
-    "GIT_EXTERNAL_DIFF",
-    "GIT_GLOB_PATHSPECS",
-    "GIT_ICASE_PATHSPECS",
-    "GIT_LITERAL_PATHSPECS",
-    "GIT_NAMESPACE",
-    "GIT_NOGLOB_PATHSPECS",
+    *("GIT_DEFAULT_HASH", "GIT_DIFF_OPTS", "GIT_EXTERNAL_DIFF", "GIT_GLOB_PATHSPECS"),
+    *("GIT_ICASE_PATHSPECS", "GIT_LITERAL_PATHSPECS", "GIT_NAMESPACE", "GIT_NOGLOB_PATHSPECS"),
     "GIT_TEMPLATE_DIR",
     # An IDE, ROS or a module system sets these for another Python. PYTHONSAFEPATH hides `stages`.
-    "PYTHONHOME",
-    "PYTHONINSPECT",
-    "PYTHONIOENCODING",
-    "PYTHONOPTIMIZE",
-    "PYTHONPATH",
-    "PYTHONSAFEPATH",
-    "PYTHONSTARTUP",
-    "PYTHONWARNINGS",
+    *("PYTHONHOME", "PYTHONINSPECT", "PYTHONIOENCODING", "PYTHONOPTIMIZE", "PYTHONPATH"),
+    *("PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONWARNINGS"),
     # NumPy refuses this one beside NPY_DISABLE_CPU_FEATURES.
     "NPY_ENABLE_CPU_FEATURES",
     # DVC runs commands with $SHELL, which can be nologin or read start-up files. Without it, DVC
     # uses /bin/sh.
-    "BASH_ENV",
-    "ENV",
-    "SHELL",
+    *("BASH_ENV", "ENV", "SHELL"),
 )
 
 # `configure_tensorflow` raises an error if TensorFlow was loaded before these variables were set.

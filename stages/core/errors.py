@@ -17,13 +17,33 @@ import errno
 import gc
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from stages.core.terminal import make_printable, protect_output
 
 
 class StageError(Exception):
     """A mistake or fault outside the code. Its message is the one line that the user reads."""
+
+
+@contextmanager
+def name_faults(path: Path, kind: str, remedy: str = "") -> Iterator[None]:
+    """Raise StageError, which names the file at `path`, if it is missing or cannot be read.
+
+    `kind` says what the file should be, and `remedy` how to get it again. The libraries that read
+    files raise many types of exceptions for damaged ones, so all are caught.
+    """
+    try:
+        yield
+    except StageError:
+        raise
+    except FileNotFoundError:
+        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        raise StageError(f"{path}: not readable as {kind}: {cause}{remedy}") from error
 
 
 def run(main: Callable[[], None]) -> None:

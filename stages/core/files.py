@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stages.core.errors import StageError
+from stages.core.errors import StageError, name_faults
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]  # raw pixels in [0, 255], raw labels
 Floats = npt.NDArray[np.float32]  # pixels in [0, 1], one-hot labels, probabilities
+
+PIECE = 1 << 22  # values processed at a time
 
 
 @contextmanager
@@ -79,6 +81,13 @@ class Pieces:
     pieces: Iterable[Array]  # along the first axis
 
 
+def split_into_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of at most PIECE values that cover an array along its first axis."""
+    count, step = shape[0], max(1, PIECE // max(1, math.prod(shape[1:])))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
 def write_npz(path: Path, arrays: Mapping[str, Array | Pieces]) -> None:
     """Write arrays to an uncompressed `.npz`, because compressed bytes depend on zlib's build."""
     with write_atomically(path) as part, zipfile.ZipFile(part, "w") as archive:
@@ -120,22 +129,14 @@ def read_csv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
 
     Raises StageError if the file is missing or damaged.
     """
-    try:
+    with name_faults(path, "CSV"):
         return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
-    except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
-    except ValueError as error:
-        raise StageError(f"{path}: not readable as CSV: {error}") from error
 
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises StageError if it is missing or damaged."""
-    try:
+    with name_faults(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
-    except (ValueError, RecursionError) as error:
-        raise StageError(f"{path}: not readable as JSON: {error}") from error
 
 
 def reject_zip_bombs(archive: zipfile.ZipFile, path: Path) -> None:

@@ -12,18 +12,16 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from stages.core.errors import StageError
-from stages.core.files import Array, Floats, name_replacement
+from stages.core.errors import StageError, name_faults
+from stages.core.files import Array, Floats, name_replacement, split_into_pieces
 
 Split = tuple[Floats, Floats]  # images (n, height, width[, 3]) and labels (n, classes)
 
 BLOCK = 1 << 20  # bytes read at a time
-PIECE = 1 << 22  # values processed at a time
 
 
 def read_split(path: Path) -> Split:
@@ -33,18 +31,11 @@ def read_split(path: Path) -> Split:
     memory again. Raises StageError if the file is missing or damaged, or is not a prepared split.
     The whole file is read once to check this.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:  # np.load does not close a damaged file
-            members = [archive.getinfo(f"{name}.npy") for name in ("images", "labels")]
-            images, labels = (map_member(path, member) for member in members)
-    except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
-    except KeyError as error:
-        raise StageError(f"{path}: expected the arrays images and labels: {error}") from error
-    except Exception as error:  # zipfile and NumPy raise many types for damaged files
-        raise StageError(
-            f"{path}: not a readable .npz: {error}; make it again: {name_replacement(path)}"
-        ) from error
+    remedy = f"; make it again: {name_replacement(path)}"
+    with name_faults(path, ".npz", remedy), zipfile.ZipFile(path) as archive:
+        # np.load would not close a damaged file.
+        members = [archive.getinfo(f"{name}.npy") for name in ("images", "labels")]
+        images, labels = (map_member(path, member) for member in members)
     check_split(path, images, labels)
     return images, labels
 
@@ -83,13 +74,6 @@ def map_member(path: Path, member: zipfile.ZipInfo) -> Array:
     if not math.prod(shape):
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", array_start, shape)
-
-
-def split_into_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yield slices of at most PIECE values that cover an array along its first axis."""
-    count, step = shape[0], max(1, PIECE // math.prod(shape[1:]))
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
 
 
 def check_split(path: Path, images: Array, labels: Array) -> None:

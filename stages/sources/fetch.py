@@ -94,10 +94,8 @@ def store(stream: BinaryIO, file: IdxFile, path: Path) -> None:
     Raises SourceError if they differ from the catalogue's, and TransientError if bytes are missing.
     """
     digest, size = hashlib.sha256(), 0
-    with (
-        path.open("wb") as target,
-        tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True) as bar,
-    ):
+    bar = tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True)
+    with path.open("wb") as target, bar:
         for chunk in read_payload(stream, file):
             target.write(chunk)
             digest.update(chunk)

@@ -46,10 +46,8 @@ def convert_folder(
 
     Writes its four IDX files to the folder `target`, with `.part` added to their names. Images are
     uint8 (n, height, width), from 0 (black) to 255, or (n, height, width, 3) if one of them has
-    colours and `keep_colour` is set. Labels are uint8 (n,), positions in the dataset's 2 to 256
-    `classes`. Images of another `size` are scaled and cut (see image_files.convert). A dataset
-    without a test part gets `test_fraction` of each class, as `seed` chooses. Never holds all
-    images in memory, unless they are in an .npz file.
+    colours and `keep_colour` is set. Labels are uint8 (n,), positions in the dataset's `classes`.
+    Never holds all images in memory, unless they are in an .npz file.
 
     Raises StageError if the folder is missing, if a file in it is damaged, or if the dataset is
     incomplete: each class needs images in both parts, and all images must have the same size.
@@ -67,16 +65,14 @@ def convert_folder(
     files = []
     for name, (images, labels) in PARTS.items():
         part = parts[name]
-        file, low, high = write_idx(target, images, part.read())
-        if low == high:
+        files.append(write_idx(target, images, part.read()))
+        files.append(write_idx(target, labels, Pieces(part.labels.shape, "u1", [part.labels])))
+        pixels = idx.read(target / f"{images}.part", idx.IMAGES)
+        if (level := pixels.min()) == pixels.max():
             raise StageError(
-                f"{folder}: all pixels of the {name} images have one level, {low} of 255, so there "
-                "is nothing to learn; check how the images were written"
+                f"{folder}: all pixels of the {name} images have one level, {level} of 255, so "
+                "there is nothing to learn; check how the images were written"
             )
-        files += [
-            file,
-            write_idx(target, labels, Pieces(part.labels.shape, np.uint8, [part.labels]))[0],
-        ]
     title = unicodedata.normalize("NFC", folder.resolve().name)
     return Dataset(
         title=title.encode(errors="backslashreplace").decode(),  # a name may not be UTF-8
@@ -87,41 +83,33 @@ def convert_folder(
     )
 
 
-def write_idx(target: Path, name: str, array: Pieces) -> tuple[IdxFile, int, int]:
-    """Write an IDX file with `.part` added to its name.
-
-    Returns its size and hash, and the lowest and the highest value in the array.
-    """
-    digest, size, low, high = hashlib.sha256(), 0, 255, 0
-    with write_atomically(target / f"{name}.part") as part, part.open("wb") as stream:
-
-        def write(content: bytes) -> None:
-            nonlocal size
-            stream.write(content)
-            digest.update(content)
-            size += len(content)
-
-        write(idx.dump_header(array.shape))
+def write_idx(target: Path, name: str, array: Pieces) -> IdxFile:
+    """Write an IDX file with `.part` added to its name."""
+    path = target / f"{name}.part"
+    with write_atomically(path) as part, part.open("wb") as stream:
+        stream.write(idx.dump_header(array.shape))
         for piece in array.pieces:
-            write(piece.tobytes())
-            low, high = min(low, piece.min(initial=255)), max(high, piece.max(initial=0))
-    return IdxFile(name, size, digest.hexdigest()), int(low), int(high)
+            stream.write(piece.tobytes())
+    with path.open("rb") as stream:
+        return IdxFile(name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def check_folder(folder: Path) -> None:
     """Raise StageError, which says what is there instead, if `folder` is not a folder."""
-    named = f"download.folder is {str(folder)!r}"
     if folder.is_dir():
         return
-    if folder.suffix.lower() in ARCHIVES and folder.is_file():
-        raise StageError(f"{named}: that is an archive; unpack it, and name the unpacked folder")
-    if folder.exists():
-        raise StageError(f"{named}: that is a file; name the folder that holds it")
-    if folder.is_symlink():
-        raise StageError(f"{named}: the link leads to {folder.readlink()}, which does not exist")
     tracked = folder.with_name(f"{folder.name}.dvc")
-    remedy = f"; get it with `dvc pull {tracked}`" if tracked.exists() else ""
-    raise StageError(f"{named}: there is no such folder{remedy}")
+    if folder.suffix.lower() in ARCHIVES and folder.is_file():
+        found = "that is an archive; unpack it, and name the unpacked folder"
+    elif folder.exists():
+        found = "that is a file; name the folder that holds it"
+    elif folder.is_symlink():
+        found = f"the link leads to {folder.readlink()}, which does not exist"
+    elif tracked.exists():
+        found = f"there is no such folder; get it with `dvc pull {tracked}`"
+    else:
+        found = "there is no such folder"
+    raise StageError(f"download.folder is {str(folder)!r}: {found}")
 
 
 def find_inner(folder: Path) -> Path | None:
@@ -161,19 +149,17 @@ def form_arrays(
     folder: Path, parts: dict[str, Part], size: Size | None, keep_colour: bool
 ) -> dict[str, Part]:
     """Return parts whose images are in one form: in colour if one of them has colours."""
-    shapes = {name: part.read().shape for name, part in parts.items()}
-    for name, shape in shapes.items():
+    colour = False
+    for name, part in parts.items():
+        whole = part.read()
+        shape = whole.shape
         if len(shape) not in idx.IMAGES or shape[3:] not in ((), (1,), (3,)) or 0 in shape[1:]:
             raise StageError(
                 f"{folder}: expected images (n, height, width), or (n, height, width, 3) in "
                 f"colour, found {shape} in {name}"
             )
-    colour = keep_colour and any(
-        is_coloured(piece)
-        for name, part in parts.items()
-        if shapes[name][3:] == (3,)
-        for piece in part.read().pieces
-    )
+        if keep_colour and shape[3:] == (3,):
+            colour = colour or any(map(is_coloured, whole.pieces))
     form = Form(size, colour)
     return {
         name: Part(partial(convert_arrays, part.read, form), part.labels)
@@ -185,8 +171,7 @@ def convert_arrays(read: Callable[[], Pieces], form: Form) -> Pieces:
     """Return images, which are arrays, in another form."""
     whole = read()
     count, height, width, *channels = whole.shape
-    size = form.size or (width, height)
-    end = [3] if form.colour else []
+    size, end = form.size or (width, height), [3] if form.colour else []
     if (size, end) == ((width, height), channels):
         return whole
     squeeze = (..., 0) if channels == [1] else ...

@@ -6,9 +6,9 @@ Source: "the IDX file format", http://yann.lecun.com/exdb/mnist
 """
 
 import gzip
+import math
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.errors import StageError
-from stages.core.files import Bytes, Pieces
+from stages.core.errors import StageError, name_faults
+from stages.core.files import Array, Bytes, Pieces, split_into_pieces
 
-PIECE = 1 << 22  # bytes read at a time
-LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"  # starts what git shows instead of a file in Git LFS
 UBYTE, INT = 0x08, 0x0C  # types of values
 IMAGES = (3, 4)  # dimensions of grey images, and of coloured ones, which have 3 channels
+
+Dimensions = int | tuple[int, ...]
 
 
 def dump_header(shape: tuple[int, ...]) -> bytes:
@@ -35,7 +36,7 @@ def dump(array: Bytes) -> bytes:
     return dump_header(array.shape) + array.tobytes()
 
 
-def read(path: Path, dimensions: int | tuple[int, ...], count: int | None = None) -> Bytes:
+def read(path: Path, dimensions: Dimensions, count: int | None = None) -> Bytes:
     """Return the array in an IDX file, or its first `count` entries: uint8, (n, ...).
 
     A file whose name ends in .gz is decompressed; any other is mapped into memory, so that only the
@@ -43,26 +44,25 @@ def read(path: Path, dimensions: int | tuple[int, ...], count: int | None = None
     none of `dimensions`, or if its length does not match the shape in its header.
     """
     with _open(path) as stream:
-        shape, entry = _read_header(path, stream, dimensions)
-        n = shape[0] if count is None else min(count, shape[0])
-        if n * entry and path.suffix != ".gz":
-            return np.memmap(path, np.uint8, "r", stream.tell(), (n, *shape[1:]))
-        return np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
+        total, *rest = _read_header(path, stream, dimensions)
+        shape = (total if count is None else min(count, total), *rest)
+        size = math.prod(shape)
+        if size and path.suffix != ".gz":
+            return np.memmap(path, np.uint8, "r", stream.tell(), shape)
+        return np.frombuffer(stream.read(size), np.uint8).reshape(shape)
 
 
-def read_pieces(path: Path, dimensions: int | tuple[int, ...]) -> Pieces:
+def read_pieces(path: Path, dimensions: Dimensions) -> Pieces:
     """Return the array in an IDX file like `read`, but never hold all of it in memory."""
     with _open(path) as stream:
-        shape, entry = _read_header(path, stream, dimensions)
+        shape = _read_header(path, stream, dimensions)
 
     def pieces() -> Iterator[Bytes]:
         with _open(path) as stream:
             stream.seek(4 + 4 * len(shape))
-            step, left = max(1, PIECE // max(entry, 1)), shape[0]
-            while left and entry:
-                n = min(step, left)
-                yield np.frombuffer(stream.read(n * entry), np.uint8).reshape(n, *shape[1:])
-                left -= n
+            for piece in split_into_pieces(shape):
+                own = (piece.stop - piece.start, *shape[1:])
+                yield np.frombuffer(stream.read(math.prod(own)), np.uint8).reshape(own)
 
     return Pieces(shape, np.uint8, pieces())
 
@@ -73,32 +73,36 @@ def read_int_column(path: Path) -> Bytes:
     QMNIST's labels have this form; the other columns say who wrote the digit.
     """
     with _open(path) as stream:
-        shape, entry = _read_header(path, stream, 2, INT)
-        column = np.frombuffer(stream.read(shape[0] * entry), ">i4").reshape(shape)[:, 0]
-    if column.size and not 0 <= column.min() <= column.max() <= 255:
-        wrong = column.min() if column.min() < 0 else column.max()
-        raise StageError(f"{path}: expected labels from 0 to 255, found {wrong}")
-    return column.astype(np.uint8)
+        shape = _read_header(path, stream, 2, INT)
+        table = np.frombuffer(stream.read(4 * math.prod(shape)), ">i4").reshape(shape)
+    return to_bytes(path, table[:, 0])
+
+
+def to_bytes(path: Path, values: Array) -> Bytes:
+    """Return integers from 0 to 255 as uint8. Raises StageError for other values."""
+    if values.dtype.kind not in "iu":
+        raise StageError(f"{path}: expected integers from 0 to 255, found {values.dtype}")
+    if values.size and not 0 <= values.min() <= values.max() <= 255:
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise StageError(f"{path}: expected values from 0 to 255, found {wrong}")
+    return values.astype(np.uint8, copy=False)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     """Open an IDX file, plain or gzipped, and turn what can go wrong into a StageError."""
-    try:
+    with name_faults(path, "IDX"):
+        with path.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise StageError(f"{path}: is a Git LFS pointer instead of the file: git lfs pull")
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             yield stream
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise StageError(_name_pointer(path) or f"{path}: not readable as gzip: {error}") from error
-    except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro` to create it") from None
-    except ValueError as error:  # a shape with a 0 in it, but too large for NumPy
-        raise StageError(f"{path}: the shape in its header is impossible: {error}") from error
 
 
 def _read_header(
-    path: Path, stream: Any, dimensions: int | tuple[int, ...], kind: int = UBYTE
-) -> tuple[tuple[int, ...], int]:
-    """Return the shape of the array in an IDX file and the bytes of one entry; check the length."""
+    path: Path, stream: Any, dimensions: Dimensions, kind: int = UBYTE
+) -> tuple[int, ...]:
+    """Return the shape of the array in an IDX file. Raises StageError if its length differs."""
     length = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     magic = stream.read(4)
@@ -106,26 +110,12 @@ def _read_header(
     expected = [bytes([0, 0, kind, number]) for number in allowed]
     if magic not in expected:
         names = " or ".join(each.hex() for each in expected)
-        raise StageError(
-            _name_pointer(path)
-            or f"{path}: expected IDX magic {names}, found {magic.hex() or 'nothing'}"
-        )
+        raise StageError(f"{path}: expected IDX magic {names}, found {magic.hex() or 'nothing'}")
     header = stream.read(4 * magic[3])
     if len(header) < 4 * magic[3]:
         raise StageError(f"{path}: ends in its header, after {length} bytes")
     shape = struct.unpack(f">{magic[3]}I", header)
-    sizes = (*shape, 4) if kind == INT else shape
-    entry = int(np.prod(sizes[1:], dtype=object))
-    if length != 4 + len(header) + shape[0] * entry:
-        raise StageError(
-            f"{path}: header says {' x '.join(map(str, sizes))} bytes, "
-            f"found {length - 4 - len(header)}"
-        )
-    return shape, entry
-
-
-def _name_pointer(path: Path) -> str:
-    """Return a line if a file is what git shows instead of a file in Git LFS, else nothing."""
-    with path.open("rb") as stream:
-        pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
-    return f"{path}: is a Git LFS pointer instead of the file: git lfs pull" if pointer else ""
+    sizes, found = (*shape, 4) if kind == INT else shape, length - 4 - len(header)
+    if found != math.prod(sizes):
+        raise StageError(f"{path}: header says {' x '.join(map(str, sizes))} bytes, found {found}")
+    return shape

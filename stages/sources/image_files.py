@@ -126,10 +126,9 @@ def get_deep_values(image: Image.Image) -> Array | None:
     if image.mode[0] not in "IF":
         return None
     values = np.asarray(image)
-    if not (values.min() >= 0 and np.isfinite(values).all()):
-        raise ValueError(
-            f"its values are from {values.min()} to {values.max()}, expected 0 or more"
-        )
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high < np.inf:
+        raise ValueError(f"its values are from {low} to {high}, expected 0 or more")
     return values
 
 

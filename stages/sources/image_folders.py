@@ -2,9 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +12,11 @@ from tqdm import tqdm
 from stages.core.errors import StageError
 from stages.core.files import Bytes, Pieces
 from stages.sources.image_files import Form, Size, measure_form, read_pixels
-from stages.sources.parts import (
-    PARTS,
-    Part,
-    check_classes,
-    check_counts,
-    choose_test,
-    is_visible,
-    list_visible,
-)
+from stages.sources.parts import Part, check_classes, check_counts, choose_test, list_visible
 
 SPELLINGS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
+# Paths below the dataset's folder. An array needs a fifth of the memory of a list of names.
 Names = npt.NDArray[np.bytes_]
 
 
@@ -59,50 +50,40 @@ def read_images(
     alphabetical order. Names are compared in Unicode's form NFC: macOS stores another one.
     """
     places = find_parts(folder) or {"": folder}
-    for part in PARTS:
-        if part not in places and "" not in places:
-            others = [path.name for path in list_visible(folder) if path.is_dir()]
-            (other,) = places.values()
-            raise StageError(
-                f"{folder}: has no folder {part}; its folders are {', '.join(others)}; to split "
-                f"the images of {other.name}, set download.folder to {other}"
-            )
-    folders = {part: find_classes(place) for part, place in places.items()}
+    if len(places) == 1 and "" not in places:
+        ((part, place),) = places.items()
+        others = [path.name for path in list_visible(folder) if path.is_dir()]
+        raise StageError(
+            f"{folder}: has no folder {'test' if part == 'train' else 'train'}; its folders are "
+            f"{', '.join(others)}; to split the images of {place.name}, set download.folder to "
+            f"{place}"
+        )
+    folders = {part: find_classes(places[part]) for part in sorted(places, reverse=True)}
     classes = sorted(
         {name for found in folders.values() for name in found},
         key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name),
     )
     check_classes(folder, classes)
-    files = {
-        part: [
-            (found[name], list_names(found[name])) if name in found else (folder, np.empty(0, "S1"))
-            for name in classes
-        ]
+    names = {
+        part: [list_names(folder, found[name]) if name in found else [] for name in classes]
         for part, found in folders.items()
     }
     check_counts(
-        folder, classes, {part: [len(names) for _, names in own] for part, own in files.items()}
+        folder, classes, {part: [len(each) for each in own] for part, own in names.items()}
     )
-    lists: dict[str, Callable[[], Iterable[tuple[int, Path]]]] = {
-        part: partial(alternate, files[part]) for part in sorted(files, reverse=True)
+    images = {part: alternate(own) for part, own in names.items()}
+    every = (name for own, _ in images.values() for name in own)
+    paths = (locate(folder, name) for name in tqdm(every, desc=folder.name, unit=" images"))
+    form = measure_form(paths, size, keep_colour)
+    if "" in images:
+        own, labels = images.pop("")
+        for part, chosen in choose_test(folder, labels, test_fraction, seed).items():
+            images[part] = own[chosen], labels[chosen]
+    parts = {
+        part: Part(partial(read_in_order, folder, part, own, form), labels)
+        for part, (own, labels) in images.items()
     }
-    every = (path for entries in lists.values() for _, path in entries())
-    form = measure_form(tqdm(every, desc=folder.name, unit=" images"), size, keep_colour)
-    if "" in lists:
-        whole = lists.pop("")
-        chosen = choose_test(folder, list_labels(whole()), test_fraction, seed)
-        lists |= {
-            part: partial(lambda own: compress(whole(), own), own)
-            for part, own in (("train", ~chosen), ("test", chosen))
-        }
-    return (
-        classes,
-        {
-            part: Part(partial(read_in_order, part, lists[part], form), list_labels(lists[part]()))
-            for part in PARTS
-        },
-        form,
-    )
+    return classes, parts, form
 
 
 def find_classes(place: Path) -> dict[str, Path]:
@@ -120,50 +101,34 @@ def find_classes(place: Path) -> dict[str, Path]:
     return found
 
 
-def list_names(folder: Path) -> Names:
-    """Return the sorted names of the files in the folder of a class.
-
-    The array needs a tenth of the memory of a list, and a class may have many images.
-    """
-
-    def scan() -> Iterator[bytes]:
-        with os.scandir(os.fsencode(folder)) as entries:
-            yield from (entry.name for entry in entries if is_visible(os.fsdecode(entry.name)))
-
-    longest = max(map(len, scan()), default=1)
-    names = np.fromiter(scan(), f"S{longest}")
-    if any(not name.isascii() for name in names):
-        order = [unicodedata.normalize("NFC", os.fsdecode(name)) for name in names]
-        return names[sorted(range(len(order)), key=order.__getitem__)]
-    names.sort()
-    return names
+def list_names(folder: Path, place: Path) -> list[bytes]:
+    """Return the sorted paths below `folder` of the files in the folder of a class."""
+    paths = sorted(list_visible(place), key=lambda path: unicodedata.normalize("NFC", path.name))
+    return [os.fsencode(path.relative_to(folder)) for path in paths]
 
 
-def alternate(files: list[tuple[Path, Names]]) -> Iterator[tuple[int, Path]]:
-    """Yield the label and the path of each image.
+def locate(folder: Path, name: bytes) -> Path:
+    """Return the path of a file with this name below `folder`."""
+    return folder / os.fsdecode(bytes(name))
+
+
+def alternate(names: list[list[bytes]]) -> tuple[Names, Bytes]:
+    """Return the names and the labels of a part's images, from the names of each class.
 
     The classes alternate, so that the first few images show many of them.
     """
-    for number in range(max(len(names) for _, names in files)):
-        for label, (place, names) in enumerate(files):
-            if number < len(names):
-                yield label, place / os.fsdecode(bytes(names[number]))
+    labels = np.repeat(np.arange(len(names)), [len(own) for own in names])
+    numbers = np.concatenate([np.arange(len(own)) for own in names])
+    order = np.lexsort((labels, numbers))
+    return np.concatenate([np.array(own, "S") for own in names])[order], labels[order].astype("u1")
 
 
-def list_labels(entries: Iterable[tuple[int, Path]]) -> Bytes:
-    """Return the labels of some images."""
-    return np.fromiter((label for label, _ in entries), np.uint8)
-
-
-def read_in_order(
-    part: str, entries: Callable[[], Iterable[tuple[int, Path]]], form: Form
-) -> Pieces:
+def read_in_order(folder: Path, part: str, names: Names, form: Form) -> Pieces:
     """Return the images of a part, which are read one by one."""
     assert form.size is not None  # see measure_form
     width, height = form.size
-    count = sum(1 for _ in entries())
     pieces = (
-        read_pixels(path, form)[np.newaxis]
-        for _, path in tqdm(entries(), desc=part, unit=" images", total=count)
+        read_pixels(locate(folder, name), form)[np.newaxis]
+        for name in tqdm(names, desc=part, unit=" images")
     )
-    return Pieces((count, height, width, *([3] if form.colour else [])), np.uint8, pieces)
+    return Pieces((len(names), height, width, *([3] if form.colour else [])), np.uint8, pieces)

@@ -11,6 +11,8 @@ from stages.core.errors import StageError
 from stages.core.files import Bytes, Pieces
 from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
+Chosen = npt.NDArray[np.bool_]
+
 PARTS = {"train": (TRAIN_IMAGES, TRAIN_LABELS), "test": (TEST_IMAGES, TEST_LABELS)}
 # Files and folders that operating systems leave beside images.
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx"}
@@ -56,13 +58,16 @@ def check_counts(folder: Path, classes: list[str], counts: Mapping[str, Iterable
             raise StageError(f"{folder}: has no {kind} of {', '.join(missing)}")
 
 
-def choose_test(folder: Path, labels: Bytes, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which images become the test part: `fraction` of each class, at random."""
+def choose_test(folder: Path, labels: Bytes, fraction: float, seed: int) -> dict[str, Chosen]:
+    """Return which images are in each part: `fraction` of each class, at random, in the test part.
+
+    Raises StageError if a class has too few images.
+    """
     from sklearn.model_selection import train_test_split  # here, because few datasets need it
 
-    chosen = np.zeros(len(labels), bool)
+    test = np.zeros(len(labels), bool)
     try:
-        _, test = train_test_split(
+        _, chosen = train_test_split(
             np.arange(len(labels)), test_size=fraction, random_state=seed, stratify=labels
         )
     except ValueError as error:
@@ -70,5 +75,5 @@ def choose_test(folder: Path, labels: Bytes, fraction: float, seed: int) -> npt.
             f"{folder}: cannot be split into a training and a test part with "
             f"download.test_fraction {fraction}: {error}"
         ) from error
-    chosen[test] = True
-    return chosen
+    test[chosen] = True
+    return {"train": ~test, "test": test}
