@@ -32,9 +32,9 @@ from stages.core.paths import HISTORY
 from stages.core.settings import read_yaml
 from tools.recipe import RECIPES
 from tools.shared import table
-from tools.shared.dask_cluster import add_place, read_place, run_all
+from tools.shared.dask_cluster import add_place, run_all
 from tools.shared.report import format_table
-from tools.shared.revision import SEEDS, Result, resolve_commit
+from tools.shared.revision import SEEDS, Result
 from tools.shared.runs import Combination, make_combinations, require_commit
 from tools.shared.significance import SIGNIFICANCE_LEVEL
 
@@ -173,18 +173,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_place(parser)
     arguments = parser.parse_args()
-    require_commit()
+    commit = require_commit()
     description = read_yaml(DESCRIPTION)
     tables = read_tables(description)
     runs = [each for one in tables for combination in one.combinations for each in combination.runs]
-    results = run_all(runs, read_place(arguments))
+    results = run_all(runs, arguments.jobs, arguments.cluster, arguments.models)
     if failed := len({each.text for each in runs} - results.keys()):
         raise StageError(f"{failed} runs failed for the reasons above; the pages are unchanged")
     made = {each.name: format_results(each, results) for each in tables}
     made["summary"] = format_changes(tables, results, with_p_value=False)
     made["p-values"] = format_changes(tables, results, with_p_value=True)
     made["machine"] = (
-        f"Measured on commit {resolve_commit('HEAD')[:7]}, with {description['seeds']} seeds a "
+        f"Measured on commit {commit[:7]}, with {description['seeds']} seeds a "
         f"row, {describe_machine(collect_fingerprint())}.\n"
     )
     insert_tables(DOCS, made, "techniques")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from helpers.checks import get_refusal
-from helpers.project import Project
+from helpers.project import AUTHOR, Project
 
 from stages.download import DownloadParameters
-from tools.shared.dataset import check_dataset
+from tools.shared.runs import check_dataset
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def project(project, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     (place.folder / ".dvcignore").touch()
+    place.run("git", *AUTHOR, "commit", "-q", "--allow-empty", "-m", "start")
     monkeypatch.chdir(place.folder)
     return place
 
@@ -31,15 +32,15 @@ def check(folder="datasets/mine"):
 
 
 def test_dataset_that_no_clone_has_is_refused(project):
-    said = get_refusal(check)
-    assert said.startswith("download.folder is 'datasets/mine', which is neither in git nor in DVC")
-    project.run("git", "add", "datasets")
+    found = get_refusal(check)
+    assert "download.folder is 'datasets/mine'" in found
+    assert "lacks 3, such as datasets/mine/train/a/0.png" in found
+    project.commit("dataset")
     assert check() is None
     Path("datasets/mine/train/a/2.png").touch()
     Path("datasets/mine/train/a/.DS_Store").touch()
-    assert "1 of its files are not in git, such as datasets/mine/train/a/2.png" in get_refusal(
-        check
-    )
+    assert "lacks 1, such as datasets/mine/train/a/2.png" in get_refusal(check)
+    assert "lacks all" in get_refusal(check, "datasets/none")
     assert "which a clone in another place does not find" in get_refusal(check, "../elsewhere")
     assert check(str(Path.cwd())) is check("~") is None
     assert check_dataset(DownloadParameters(dataset="mnist", folder="none")) is None
@@ -47,6 +48,8 @@ def test_dataset_that_no_clone_has_is_refused(project):
 
 def test_dataset_in_dvc_is_accepted_if_it_is_committed(project):
     project.run("dvc", "add", "-q", "datasets/mine")
-    assert "git does not have datasets/mine.dvc" in get_refusal(check)
+    assert "lacks 3" in get_refusal(check)
     project.commit("dataset")
     assert check() is check("datasets/mine/train") is None
+    Path("datasets/mine/train/a/2.png").touch()
+    assert "lacks 1" in get_refusal(check)

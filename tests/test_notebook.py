@@ -10,22 +10,15 @@ from sklearn.model_selection import train_test_split
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES, TRAIN_LABELS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_notebook")]
 
-
-@pytest.fixture(scope="module")
-def project(mnist, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notebook")
-    project = Project.create(folder, {"download.folder": str(mnist)})
+@pytest.mark.slow
+def test_split_and_accuracy_equal_those_of_the_page(mnist, tmp_path):
+    project = Project.create(tmp_path, {"download.folder": str(mnist)})
     project.run("python", "-m", "tools.recipe", "notebook")
     project.run_stages("download", "preprocess", "train", "evaluate")
-    return project
 
-
-def test_split_equals_that_of_the_page(project):
-    raw = project.folder / "data/raw"
-    images = idx.read(raw / TRAIN_IMAGES, 3).astype("float32") / 255.0
-    labels = np.eye(10)[idx.read(raw / TRAIN_LABELS, 1)]
+    images = idx.read(tmp_path / "data/raw" / TRAIN_IMAGES, 3).astype("float32") / 255.0
+    labels = np.eye(10)[idx.read(tmp_path / "data/raw" / TRAIN_LABELS, 1)]
     train_images, val_images, train_labels, val_labels = train_test_split(
         images, labels, test_size=0.2, random_state=42
     )
@@ -33,12 +26,10 @@ def test_split_equals_that_of_the_page(project):
         ("train", train_images, train_labels),
         ("validation", val_images, val_labels),
     ]:
-        with np.load(project.folder / f"data/processed/{name}.npz") as found:
+        with np.load(tmp_path / f"data/processed/{name}.npz") as found:
             assert np.array_equal(found["images"], expected[0])
             assert np.array_equal(found["labels"], expected[1])
 
-
-def test_accuracy_equals_that_of_the_page(project):
-    metrics = json.loads((project.folder / "data/evaluation/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "data/evaluation/metrics.json").read_text())
     assert 0.970 <= metrics["test"]["accuracy"] <= 0.981
     assert metrics["train"]["epochs"] == 5

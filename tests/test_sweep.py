@@ -10,31 +10,30 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import psutil
 import pytest
 import trustme
 from helpers.checks import get_refusal
 from helpers.parameters import DEFAULTS, change_file
-from helpers.project import AUTHOR, ROOT, Project, allow_interrupts
+from helpers.project import ROOT, Project, allow_interrupts
 
 from benchmarks import techniques
 from stages.core.errors import StageError
 from stages.core.machine import collect_fingerprint
 from stages.core.settings import read_yaml
 from tools import sweep
-from tools.shared import dask_worker as worker
-from tools.shared import table
-from tools.shared.dask_cluster import Place, connect, find_reason, keep
-from tools.shared.machines import find_difference
+from tools.shared import dask_worker, table
+from tools.shared.dask_cluster import connect, find_reason, keep
 from tools.shared.runs import Combination, Run, expand_grid, make_combinations
 
-SWEEP = (sys.executable, "-m", "tools.sweep")
-DASK = str(Path(sys.executable).parent / "dask")
+SWEEP = ("python", "-m", "tools.sweep")
+DASK = str(Path(sys.executable).with_name("dask"))
+UP_TO_DATE = "Data and pipelines are up to date"
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +49,13 @@ def here(project, monkeypatch):
 
 def list_experiments(project: Project) -> dict[str, dict]:
     """Return commit, tree and parameters of each experiment, by name."""
-    listed = project.run(
-        "git", "for-each-ref", "--format=%(refname) %(objectname) %(tree)", "refs/exps"
-    ).stdout
+    listed = project.run("git", "for-each-ref", "--format=%(refname) %(objectname) %(tree)").stdout
     found = {}
     for line in listed.splitlines():
         reference, commit, tree = line.split()
-        if "/exec/" not in reference:
-            found[reference.rpartition("/")[2]] = {
-                "commit": commit,
-                "tree": tree,
-                "parameters": project.run("git", "show", f"{commit}:params.yaml").stdout,
-            }
+        if reference.startswith("refs/exps/") and "/exec/" not in reference:
+            text = project.run("git", "show", f"{commit}:params.yaml").stdout
+            found[Path(reference).name] = {"commit": commit, "tree": tree, "parameters": text}
     return found
 
 
@@ -71,35 +65,43 @@ def find_experiment(project: Project, text: str) -> tuple[str, dict]:
     return found
 
 
-def run_serially(project: Project, folder: Path, *overrides: str) -> str:
+def run_serially(project: Project, folder: Path, override: str) -> str:
     """Run `dvc exp run --temp` in a copy of the project, and return the tree of its commit."""
     copy = project.copy(folder)
-    settings = [text for override in overrides for text in ("-S", override)]
-    copy.run("dvc", "exp", "run", "--temp", "--name", "serial", *settings)
+    copy.run("dvc", "exp", "run", "--temp", "--name", "serial", "-S", override)
     return list_experiments(copy)["serial"]["tree"]
+
+
+def start(project: Project, *arguments: str) -> subprocess.Popen:
+    """Start a sweep in a process of its own, with its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, *SWEEP[1:], *arguments],
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=allow_interrupts,
+    )
 
 
 # Which runs
 
 
 def test_grid_has_the_syntax_of_dvc():
-    assert expand_grid(
-        ["train.epochs=2,4", "model.filters=[[4],[6]]", "train.seed=choice(1,2)"]
-    ) == [
-        ("train.epochs=2", "model.filters=[[4],[6]]", "train.seed=1"),
-        ("train.epochs=2", "model.filters=[[4],[6]]", "train.seed=2"),
-        ("train.epochs=4", "model.filters=[[4],[6]]", "train.seed=1"),
-        ("train.epochs=4", "model.filters=[[4],[6]]", "train.seed=2"),
+    settings = ["train.epochs=2,4", "model.filters=[[4],[6]]", "train.seed=choice(1,2)"]
+    assert expand_grid(settings) == [
+        (f"train.epochs={epochs}", "model.filters=[[4],[6]]", f"train.seed={seed}")
+        for epochs in (2, 4)
+        for seed in (1, 2)
     ]
-    assert get_refusal(expand_grid, ["train.epochs=2,,4"]).startswith("-S: Error parsing override")
+    assert get_refusal(expand_grid, ["train.epochs=2,,4"]).startswith("-S: ")
 
 
 def test_combinations_have_a_run_for_each_seed(here):
     grid = [(), *expand_grid(["train.epochs=2,3"])]
     base, longer = make_combinations(grid, [1, 2], name=lambda *what: f"{len(what[0])}-{what[1]}")
     assert base.overrides == ()  # main has 2 epochs, so it is the first value as well
-    assert longer.overrides == ("train.epochs=3",)
-    assert longer.parameters["train.epochs"] == 3
+    assert (longer.overrides, longer.parameters["train.epochs"]) == (("train.epochs=3",), 3)
     assert [run.name for run in (*base.runs, *longer.runs)] == ["0-1", "0-2", "1-1", "1-2"]
     assert longer.runs[1].overrides == ("train.epochs=3", "model.seed=2", "train.seed=2")
     assert longer.runs[1].label == "train.epochs=3, seed 2"
@@ -114,13 +116,9 @@ def test_combinations_have_a_run_for_each_seed(here):
             ["4 of 6", "train.epochs=0, train.label_smoothing=0: ", "train.label_smoothing is 2"],
         ),
         (["train.momentum=0.5"], [], ["1 of 1", "train.momentum=0.5: train.momentum is 0.5"]),
-        (["train.epoch=2"], [], ["train.epoch=2: Could not override 'train.epoch'"]),
+        (["train.epoch=2"], [], ["train.epoch=2: ", "'train.epoch'"]),
         (["train.seed=5"], [1], ["train.seed=5 contradicts the seeds"]),
-        (
-            ["download.folder=datasets/mine", "download.dataset=custom"],
-            [],
-            ["neither in git nor in"],
-        ),
+        (["download.folder=datasets/mine", "download.dataset=custom"], [], ["lacks all"]),
     ],
 )
 def test_refused_combinations_are_named(here, settings, seeds, named):
@@ -145,8 +143,7 @@ def test_local_workers_give_the_bytes_of_serial_runs(project, tmp_path):
     before = project.run("git", "status", "--short").stdout
     with project.undo_changes():
         command = (*SWEEP, "-S", "train.epochs=1,3", "--jobs", "2")
-        printed = project.run(*command).stdout
-        assert "2 of 2 done, 0 running, 0 failed" in printed
+        assert "2 of 2 done, 0 running, 0 failed" in project.run(*command).stdout
         name, found = find_experiment(project, "epochs: 3")
         assert found["tree"] == run_serially(project, tmp_path / "serial", "train.epochs=3")
 
@@ -155,10 +152,10 @@ def test_local_workers_give_the_bytes_of_serial_runs(project, tmp_path):
         assert "3 of 3 runs were done before\n\n|" in project.run(*command).stdout
         assert list_experiments(project) == experiments
         assert name in project.run("dvc", "exp", "show", "--csv").stdout
-        compared = project.run(sys.executable, "-m", "tools.compare", "main", name).stdout
-        assert "| train.epochs | 2        | 3       |" in compared
+        compared = project.run("python", "-m", "tools.compare", "main", name).stdout
+        assert re.search(r"\| train.epochs +\| 2 +\| 3 +\|", compared)
         project.run("dvc", "exp", "apply", name)
-        assert project.run("dvc", "status").stdout.startswith("Data and pipelines are up to date")
+        assert project.run("dvc", "status").stdout.startswith(UP_TO_DATE)
         reports = project.folder / "reports"
         assert len((reports / "sweep.csv").read_text().splitlines()) == 1 + 3
         assert (reports / "sweep.png").stat().st_size > 5000
@@ -168,15 +165,7 @@ def test_local_workers_give_the_bytes_of_serial_runs(project, tmp_path):
 @pytest.mark.slow
 def test_interrupted_sweep_goes_on(project):
     """The runs differ in the plots only, so they are short."""
-    command = [*SWEEP, "-S", "plot.dpi=51,52,53"]
-    with subprocess.Popen(
-        command,
-        cwd=project.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=allow_interrupts,
-    ) as process:
+    with start(project, "-S", "plot.dpi=51,52,53") as process:
         for line in process.stdout:
             if line.startswith("1 of 3 done"):
                 process.send_signal(signal.SIGINT)
@@ -208,11 +197,8 @@ def test_failed_run_does_not_stop_the_others(project):
 def test_two_sweeps_at_once_in_a_folder_with_any_name(project, tmp_path):
     """Both do the same run under the same name. DVC's writer of settings knows only ASCII."""
     other = project.copy(tmp_path / "한글 'é' +#%&,\"🙂")
-    (other.folder / ".dvc/config.local").write_text("[core]\n    autostage = true\n")
-    sweeps = [
-        subprocess.Popen([*SWEEP, "--seeds", "1"], cwd=other.folder, stdout=-1, stderr=-1)
-        for _ in range(2)
-    ]
+    (other.folder / ".dvc/config.local").write_text("[core]\n    autostage = true  # 한글\n")
+    sweeps = [start(other, "--seeds", "1") for _ in range(2)]
     ended = [(sweep.communicate(), sweep.returncode) for sweep in sweeps]
     assert [code for _, code in ended] == [0, 0], ended
     (name,) = [name for name in list_experiments(other) if name.startswith("seed1-")]
@@ -227,7 +213,7 @@ def test_two_sweeps_at_once_in_a_folder_with_any_name(project, tmp_path):
 
 @contextmanager
 def start_cluster(folder: Path, count: int):
-    """Start a scheduler and workers, as users do; yield the address and the workers.
+    """Start a scheduler and workers, as users do; yield the address and all processes.
 
     They have no copy of the project, not even on the path, and use the TLS options that
     docs/sweeps.md shows.
@@ -241,18 +227,19 @@ def start_cluster(folder: Path, count: int):
         with (folder / "log").open("ab") as log:
             return subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log)
 
+    def read_address():
+        with suppress(OSError, ValueError):  # it is not there, or not complete
+            return json.loads(file.read_text())["address"]
+
     processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
     try:
-        while not file.exists():
-            time.sleep(0.1)
-            assert processes[0].poll() is None
-        address = json.loads(file.read_text())["address"]
+        address = wait_for(read_address, "scheduler")
         for number in range(count):
             options = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1")
             local = ("--local-directory", str(folder / f"worker{number}"))
             processes.append(start("worker", *options, *local))
         assert address.startswith("tls://127.0.0.1:")
-        yield address, processes[1:]
+        yield address, processes
     finally:
         for process in processes:
             process.kill()
@@ -298,27 +285,28 @@ def find_stages(folder: Path) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.linux
 def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
-    """It also does so after Ctrl-C. The result has the serial bytes, and its model comes along."""
+    """It also does so after Ctrl-C. The result has the serial bytes, and its model comes along.
+
+    At last the scheduler ends during a run.
+    """
     user = project.copy(tmp_path / "user")
     shutil.rmtree(user.folder / ".dvc/cache")  # nothing to copy results from
-    command = [*SWEEP, "-S", "train.epochs=4", "--models", "--cluster"]
-    interrupted: set[Path] = set()  # its clone may be there for a moment after its processes
-    with start_cluster(tmp_path / "cluster", 2) as (address, workers):
+    seen: set[Path] = set()  # a clone may be there for a moment after its processes
 
-        def find_training() -> Path | None:
-            found = tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz")
-            return next(iter(set(found) - interrupted), None)
+    def find_training() -> Path | None:
+        found = set(tmp_path.glob("cluster/*/*/*/run-*/clone/data/processed/train.npz")) - seen
+        seen.update(found)
+        return next(iter(found), None)
 
-        command.append(address)
-        with subprocess.Popen(
-            command, cwd=user.folder, preexec_fn=allow_interrupts, stderr=-1, text=True
-        ) as process:
-            interrupted.add(wait_for(find_training, "training"))
+    with start_cluster(tmp_path / "cluster", 2) as (address, (scheduler, *workers)):
+        options = ("--models", "--cluster", address)
+        with start(user, "-S", "train.epochs=4", *options) as process:
+            wait_for(find_training, "training")
             process.send_signal(signal.SIGINT)
             assert "error: interrupted; 0 of 1 runs are done" in process.communicate()[1]
         wait_for(lambda: not find_stages(tmp_path), "end of the stages after Ctrl-C")
 
-        with subprocess.Popen(command, cwd=user.folder, stdout=-1, text=True) as process:
+        with start(user, "-S", "train.epochs=4", *options) as process:
             training = wait_for(find_training, "training")
             number = int(training.relative_to(tmp_path / "cluster").parts[0][-1])
             stages = find_stages(training.parents[3])
@@ -328,25 +316,36 @@ def test_cluster_survives_a_killed_worker(project, tmp_path, tls):
             assert "1 of 1 done, 0 running, 0 failed" in process.communicate()[0]
         assert process.returncode == 0
 
+        with start(user, "-S", "train.epochs=5", *options) as process:
+            wait_for(find_training, "training")
+            scheduler.kill()
+            assert "scheduler no longer answers; 0 of 1" in process.communicate()[1]
+
     name, found = find_experiment(user, "epochs: 4")
     assert found["tree"] == run_serially(project, tmp_path / "serial", "train.epochs=4")
     user.run("dvc", "exp", "apply", name)
     lock = (user.folder / "dvc.lock").read_text()
-    (model,) = [
-        path for path in (user.folder / ".dvc/cache/files/md5").rglob("*") if path.is_file()
-    ]
+    (model,) = (user.folder / ".dvc/cache/files/md5").glob("*/*")
     assert f"{model.parent.name}{model.name}" in lock.partition("data/model/model.keras")[2]
     assert (user.folder / "data/model/model.keras").read_bytes() == model.read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.linux
-def test_cluster_uses_the_remote(project, tmp_path, tls):
+def test_cluster_uses_the_remote(project, tmp_path, tls, monkeypatch):
     """The worker gets the raw data from it, and sends the outputs to it."""
     user = project.copy(tmp_path / "user")
     user.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
     user.run("dvc", "push", "--quiet", "download")
     user.commit("remote")
+    clone = Project(tmp_path / "clone")
+    user.run("git", "clone", "-q", ".", str(clone.folder))
+    monkeypatch.chdir(clone.folder)
+    assert dask_worker.pull_raw_data()
+    assert clone.run("dvc", "status", "download").stdout.startswith(UP_TO_DATE)
+    clone.run("dvc", "remote", "remove", "storage")
+    assert not dask_worker.pull_raw_data()
+
     pushed = len([*(tmp_path / "remote").rglob("*")])
     with start_cluster(tmp_path / "cluster", 1) as (address, _):
         printed = user.run(*SWEEP, "-S", "plot.dpi=56", "--cluster", address).stdout
@@ -354,10 +353,9 @@ def test_cluster_uses_the_remote(project, tmp_path, tls):
     assert len([*(tmp_path / "remote").rglob("*")]) > pushed
     shutil.rmtree(user.folder / ".dvc/cache")
     (user.folder / "data/model/model.keras").unlink()
-    name, _ = find_experiment(user, "dpi: 56")
-    user.run("git", "checkout", "-q", list_experiments(user)[name]["commit"])
+    user.run("git", "checkout", "-q", find_experiment(user, "dpi: 56")[1]["commit"])
     user.run("dvc", "pull", "--quiet")
-    assert user.run("dvc", "status").stdout.startswith("Data and pipelines are up to date")
+    assert user.run("dvc", "status").stdout.startswith(UP_TO_DATE)
 
 
 @pytest.mark.parametrize("speaks", [b"", b"SSH-2.0-OpenSSH", None])
@@ -376,7 +374,7 @@ def test_missing_scheduler_is_one_line(speaks):
             listening.close()
         else:
             threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(StageError) as refused, connect(Place(cluster=address)):
+        with pytest.raises(StageError) as refused, connect(1, address):
             pass
     assert [part for part in (address, "8786", "8787") if part not in str(refused.value)] == []
 
@@ -389,37 +387,32 @@ def test_model_is_kept_under_its_own_md5(here):
     here.run("git", "bundle", "create", "-q", "kept.bundle", reference)
     done = {"bundle": Path("kept.bundle").read_bytes(), "model": b"a model"}
     Path("kept.bundle").unlink()
-    keep({"reference": reference}, done)
-    keep({"reference": reference}, done)  # a second sweep at the same time
+    keep(reference, done)
+    keep(reference, done)  # a second sweep at the same time
     here.run("git", "update-ref", "-d", reference)
     kept = Path(".dvc/cache/files/md5/fe/2dbffd447a970c1a42dac39791f114")
     assert kept.read_bytes() == b"a model"
+    assert kept.stat().st_mode & 0o777 == 0o444
     kept.unlink()
-
-
-def test_raw_data_comes_from_the_remote(project, tmp_path, monkeypatch):
-    with project.undo_changes():
-        project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
-        project.run("dvc", "push", "--quiet", "download")
-        project.run("git", *AUTHOR, "commit", "-q", "-a", "-m", "remote")
-        project.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
-    monkeypatch.chdir(tmp_path / "clone")
-    assert worker.pull_raw_data()
-    status = Project(tmp_path / "clone").run("dvc", "status", "download").stdout
-    assert status.startswith("Data and pipelines are up to date")
-    Project(tmp_path / "clone").run("dvc", "remote", "remove", "storage")
-    assert not worker.pull_raw_data()
 
 
 def test_worker_with_another_library_is_named():
     here = collect_fingerprint()
-    assert find_difference(here, here) == ""
+    assert dask_worker.find_difference(here, here) == ""
     there = here | {"libraries": here["libraries"] | {"keras": "2.0"}}
-    assert find_difference(here, there) == f"keras is 2.0 instead of {here['libraries']['keras']}"
+    found = dask_worker.find_difference(here, there)
+    assert found == f"keras is 2.0 instead of {here['libraries']['keras']}"
     here |= {"machine": "x86_64", "system": "Linux", "vector_instructions": "avx2 fma"}
     arm = here | {"machine": "aarch64", "processor": "Neoverse"}
-    assert "its processor is Neoverse" in find_difference(here, arm)
-    assert find_difference(arm, here) == ""
+    assert "its processor is Neoverse" in dask_worker.find_difference(here, arm)
+    assert dask_worker.find_difference(arm, here) == ""
+
+
+def test_reason_is_the_message_of_the_stage():
+    log = "Running stage 'train'\nerror: too small\nERROR: failed to reproduce 'train'\n"
+    assert find_reason(log) == "too small"
+    assert find_reason("") == "no output"
+    assert find_reason("one\n\ntwo\n") == "two"
 
 
 # The techniques page
@@ -448,15 +441,14 @@ def page(project):
 
 @pytest.mark.slow
 def test_page_is_written_from_its_description(page):
-    printed = page.run(sys.executable, "-m", "benchmarks.techniques", "--jobs", "2").stdout
+    printed = page.run("python", "-m", "benchmarks.techniques", "--jobs", "2").stdout
     assert "2 of 2 done, 0 running, 0 failed" in printed
     text = (page.folder / "docs/techniques.md").read_text()
-    assert re.search(r"^\| base +\| 65.33 +\| +\| 1.0832 +\| +\| 2 ", text, re.M)
-    assert re.search(
-        r"^\| `plot.mistakes=3` +\| 65.33 +\| \+0.00 +\| 1.0832 +\| \+0.00 +\| 2 ",
-        text,
-        re.M,
-    )
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in text.splitlines() if "65.33" in line]
+    assert rows == [
+        ["base", "65.33", "", "1.0832", "", "2"],
+        ["`plot.mistakes=3`", "65.33", "+0.00", "1.0832", "+0.00", "2"],
+    ]
     assert "![Curves](m.png)\n<!-- end -->\n" in text
     assert (page.folder / "docs/m.png").stat().st_size > 5000
     commit = page.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
@@ -502,13 +494,14 @@ def test_description_of_the_page_is_valid(tmp_path, monkeypatch):
 # Tables
 
 
-def make_sweep(*accuracies, key="train.epochs"):
+def make_sweep(accuracies, parameters=None):
     """Return combinations and results with these validation accuracies, a list for each."""
+    parameters = parameters or [{"train.epochs": number} for number in range(len(accuracies))]
     combinations, results = [], {}
-    for number, values in enumerate(accuracies):
+    for number, (values, changed) in enumerate(zip(accuracies, parameters, strict=True)):
         runs = tuple(Run((), f"{number} {seed}", "") for seed in range(len(values)))
-        overrides = (f"{key}={number}",) if number else ()
-        combinations.append(Combination(overrides, {key: number}, runs))
+        overrides = tuple(f"{key}={value}" for key, value in changed.items() if number)
+        combinations.append(Combination(overrides, changed, runs))
         for run, accuracy in zip(runs, values, strict=True):
             metrics = dict.fromkeys(table.METRICS, 1 - accuracy)
             metrics |= {"validation.accuracy": accuracy, "test.accuracy": accuracy / 2}
@@ -518,7 +511,7 @@ def make_sweep(*accuracies, key="train.epochs"):
 
 def test_table_by_hand():
     """The first difference has t = sqrt(6), with 4 degrees of freedom as the spreads are equal."""
-    combinations, results = make_sweep([0.90, 0.92, 0.94], [0.94, 0.96, 0.98], [0.91, 0.92, 0.93])
+    combinations, results = make_sweep([[0.90, 0.92, 0.94], [0.94, 0.96, 0.98], [0.91, 0.92, 0.93]])
     rows = table.compute_rows(combinations, results)
     base, better, same = rows
     assert base["validation.accuracy"] == pytest.approx(0.92)
@@ -531,26 +524,23 @@ def test_table_by_hand():
     assert "| +4.00 (p = 0.14) | 0.0400 ± 0.0200   | -0.0400 (p = 0.14) |" in report
     assert "+0.0000 (p = 1)" in report
     assert "Holm's correction for 2 combinations" in report
-    assert "Best by validation accuracy: train.epochs=1. Choose by validation" in report
-    csv = table.make_csv(combinations, rows)
+    assert "Best by validation accuracy: train.epochs=1." in report
+    csv = table.list_values(combinations).join(pd.DataFrame(rows))
     assert list(csv["train.epochs"]) == ["0", "1", "2"]
     assert csv["test.accuracy"].tolist() == pytest.approx([0.46, 0.48, 0.46])
 
 
 def test_table_of_single_and_failed_runs():
-    combinations, results = make_sweep([0.5], [0.75], [0.25])
+    combinations, results = make_sweep([[0.5], [0.75], [0.25]])
     del results["2 0"]
-    rows = table.compute_rows(combinations, results)
-    report = table.format_report(combinations, rows)
-    assert "| +25.00   |" in report
-    assert "p =" not in report
-    assert "One run each" in report
-    assert "failed" in report
-    assert table.find_best(rows)["overrides"] == ("train.epochs=1",)
+    report = table.format_report(combinations, table.compute_rows(combinations, results))
+    found = [part in report for part in ("| +25.00   |", "One run each", "failed", "p =", "nan")]
+    assert found == [True, True, True, False, False]
+    assert "Best by validation accuracy: train.epochs=1." in report
 
 
 def test_plot_has_a_point_for_each_run():
-    combinations, results = make_sweep([0.90, 0.92], [0.95, 0.96])
+    combinations, results = make_sweep([[0.90, 0.92], [0.95, 0.96]])
     (axes,) = table.plot_accuracy(combinations, results).axes
     line, points = axes.lines
     assert list(points.get_xdata()) == ["0", "0", "1", "1"]
@@ -561,22 +551,8 @@ def test_plot_has_a_point_for_each_run():
 
 
 def test_plot_joins_combinations_that_differ_in_one_parameter():
-    values = [("1", "a"), ("2", "a"), ("1", "b"), ("2", "b")]
-    combinations, results = make_sweep(*([0.1 * n] for n in range(4)))
-    combinations = [
-        replace(old, overrides=("x.n=1", "x.k=1"), parameters={"x.n": n, "x.k": k})
-        for old, (n, k) in zip(combinations, values, strict=True)
-    ]
-    first, _ = table.plot_accuracy(combinations, results).axes
+    values = [{"x.n": n, "x.k": k} for k in "ab" for n in "12"]
+    first, _ = table.plot_accuracy(*make_sweep([[0.0], [0.1], [0.2], [0.3]], values)).axes
     assert [line.get_label() for line in first.lines[::2]] == ["x.k=a", "x.k=b"]
-    assert [list(line.get_ydata()) for line in first.lines[::2]] == [
-        pytest.approx([0, 10]),
-        pytest.approx([20, 30]),
-    ]
-
-
-def test_reason_is_the_message_of_the_stage():
-    log = Path("reports/sweep/x.log")
-    done = {"log": "Running stage 'train'\nerror: too small\nERROR: failed to reproduce 'train'\n"}
-    assert find_reason(done, log) == "too small (all output: reports/sweep/x.log)"
-    assert find_reason({"log": ""}, log).startswith("no output")
+    for line, expected in zip(first.lines[::2], ([0, 10], [20, 30]), strict=True):
+        assert list(line.get_ydata()) == pytest.approx(expected)

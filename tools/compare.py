@@ -22,7 +22,6 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -35,7 +34,7 @@ from stages.core.files import Floats, write_text
 from stages.core.paths import REPORTS
 from stages.core.terminal import print_line
 from tools.shared import revision
-from tools.shared.report import escape, format_table, render, replace_report
+from tools.shared.report import align_tables, escape, render, replace_report
 from tools.shared.revision import WORKSPACE, Result
 from tools.shared.significance import (
     SIGNIFICANCE_LEVEL,
@@ -53,55 +52,50 @@ SHOWN = 100  # most fixed images in the HTML report, and most broken ones
 HIGHER_IS_BETTER = {"accuracy", "precision", "recall", "f1", "auc", "score"}
 LOWER_IS_BETTER = {"loss", "error", "mistakes"}
 
-
-@dataclass(frozen=True)
-class Change:
-    """A parameter or a metric before and after, as text with all its decimals."""
-
-    name: str
-    before: str
-    after: str
-    difference: str = ""
-    direction: str = ""  # better, worse or same; empty if neither direction is better
+Rows = list[dict[str, Any]]
 
 
-def compare_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Return the parameters that differ, in the order of params.yaml."""
+def compare_parameters(before: Mapping[str, Any], after: Mapping[str, Any]) -> Rows:
+    """Return the parameters that differ, in the order of params.yaml, with both values as text."""
+
+    def show(values: Mapping[str, Any], key: str) -> str:
+        return json.dumps(values[key], default=str)[:LONGEST] if key in values else "none"
+
+    missing = object()
     return [
-        Change(
-            key,
-            *(
-                json.dumps(side[key], default=str)[:LONGEST] if key in side else "none"
-                for side in (before, after)
-            ),
-        )
-        for key in before | after
-        if key not in before or key not in after or before[key] != after[key]
+        {"name": key, "before": show(before, key), "after": show(after, key)}
+        for key in {**before, **after}
+        if before.get(key, missing) != after.get(key, missing)
     ]
 
 
-def compare_metrics(before: dict[str, float], after: dict[str, float]) -> list[Change]:
-    """Return all metrics, with their exact difference and whether it is an improvement."""
-    changes = []
-    for key in before | after:
+def compare_metrics(before: Mapping[str, float], after: Mapping[str, float]) -> Rows:
+    """Return all metrics, as text with all decimals, and their exact difference.
+
+    The direction is better, worse, same, or empty if neither direction is better.
+    """
+    rows = []
+    for key in {**before, **after}:
         old, new = (repr(side[key]) if key in side else "none" for side in (before, after))
-        if "none" in (old, new):
-            changes.append(Change(key, old, new))
-            continue
-        difference = Decimal(new) - Decimal(old)  # exact, unlike the difference of two floats
-        words = set(key.rpartition(".")[2].split("_"))
-        sign = bool(words & HIGHER_IS_BETTER) - bool(words & LOWER_IS_BETTER)
-        direction = "same"
-        if difference:
-            direction = {1: "better", -1: "worse", 0: ""}[sign * (1 if difference > 0 else -1)]
-        changes.append(Change(key, old, new, f"{difference:+f}" if difference else "0", direction))
-    return changes
+        row = {"name": key, "before": old, "after": new, "difference": "", "direction": ""}
+        if "none" not in (old, new):
+            change = Decimal(new) - Decimal(old)  # exact, unlike the difference of two floats
+            words = set(key.rpartition(".")[2].split("_"))
+            sign = bool(words & HIGHER_IS_BETTER) - bool(words & LOWER_IS_BETTER)
+            row["difference"] = f"{change:+f}" if change else "0"
+            if not change:
+                row["direction"] = "same"
+            elif sign:
+                row["direction"] = "better" if sign * change > 0 else "worse"
+        rows.append(row)
+    return rows
 
 
 def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
-    """Return both predictions for each test image, with columns such as predicted_before.
+    """Return both predictions for each test image, and whether it was fixed or broken.
 
-    Raises StageError if the two results come from different test sets.
+    The columns have names such as predicted_before. Raises StageError if the two results come from
+    different test sets.
     """
     columns = ["index", "actual"]
     if base.test_files != head.test_files or not base.predictions[columns].equals(
@@ -113,54 +107,39 @@ def pair_predictions(base: Result, head: Result) -> pd.DataFrame:
             f"paired: {old}, and {new if new != old else 'the same number of other images'}"
         )
     table = base.predictions.merge(head.predictions, on=columns, suffixes=("_before", "_after"))
-    for side in ("before", "after"):
-        table[f"correct_{side}"] = table["actual"] == table[f"predicted_{side}"]
-    return table
+    before, after = (table["actual"] == table[f"predicted_{side}"] for side in ("before", "after"))
+    return table.assign(before=before, after=after, fixed=~before & after, broken=before & ~after)
 
 
 def encode_image(image: Floats, ink: bool) -> str:
     """Return an image in [0, 1] as a data URI: a PNG in its own shades of grey or colours."""
     stream = io.BytesIO()
-    Image.fromarray((255 * (1 - image if ink else image)).round().astype(np.uint8)).save(
-        stream, "PNG"
-    )
+    levels = (255 * (1 - image if ink else image)).round().astype(np.uint8)
+    Image.fromarray(levels).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def count_by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
+def count_by_class(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Return for each class how many images are correct, fixed and broken, and the p-value.
 
     The p-values come from McNemar's exact test and are adjusted for the number of classes.
     """
-    rows: list[dict[str, Any]] = []
-    for name in classes:
-        images = table[table["actual"] == name]
-        before, after = images["correct_before"], images["correct_after"]
-        rows.append(
-            {
-                "name": name,
-                "count": len(images),
-                "before": int(before.sum()),
-                "after": int(after.sum()),
-                "fixed": int((~before & after).sum()),
-                "broken": int((before & ~after).sum()),
-            }
-        )
-    p_values = [compute_p_value(row["fixed"], row["broken"]) for row in rows]
-    for row, p_value in zip(rows, adjust_p_values(p_values), strict=True):
-        row |= {"p_value": p_value, "significant": p_value < SIGNIFICANCE_LEVEL}
-    return rows
+    columns = ["count", "before", "after", "fixed", "broken"]
+    counts = table.assign(count=1).groupby("actual")[columns].sum()
+    counts = counts.reindex(classes, fill_value=0).rename_axis("name").reset_index()
+    p_values = map(compute_p_value, counts["fixed"], counts["broken"])
+    counts["p_value"] = adjust_p_values(pd.Series(list(p_values)))
+    counts["significant"] = counts["p_value"] < SIGNIFICANCE_LEVEL
+    return counts
 
 
-def list_images(
-    table: pd.DataFrame, wrong: str, images: Floats | None, ink: bool
-) -> list[dict[str, Any]]:
+def list_images(table: pd.DataFrame, wrong: str, images: Floats | None, ink: bool) -> Rows:
     """Return the rows of `table`, sorted by the confidence of the mistakes, the highest first.
 
     `wrong` is `before` or `after`: the side whose predictions are the mistakes.
     """
     ordered = table.sort_values([f"confidence_{wrong}", "index"], ascending=[False, True])
-    rows: list[dict[str, Any]] = ordered.to_dict("records")  # type: ignore[assignment]
+    rows: Rows = ordered.to_dict("records")  # type: ignore[assignment]
     for row in rows[:SHOWN]:
         row["image"] = None if images is None else encode_image(images[row["index"]], ink)
     return rows
@@ -169,14 +148,12 @@ def list_images(
 def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
     """Return everything that the templates show about two results."""
     table = pair_predictions(base, head)
-    fixed = table[~table["correct_before"] & table["correct_after"]]
-    broken = table[table["correct_before"] & ~table["correct_after"]]
+    fixed, broken = table[table["fixed"]], table[table["broken"]]
     runs = compare_runs(len(fixed), len(broken), len(table), max_drop)
-    accuracies = [
+    accuracies = old, new = [
         [member.metrics["test.accuracy"] for member in revision.read_seeds(side)]
         for side in (base, head)
     ]
-    old, new = accuracies
     seeds = compare_seeds(old, new, max_drop) if min(len(old), len(new)) > 1 else None
     stale = [f"{side.name}: {note}" for side in (base, head) for note in side.stale]
     found = (revision.read_test_images(side) for side in (head, base))
@@ -192,7 +169,7 @@ def make_report(base: Result, head: Result, max_drop: float) -> dict[str, Any]:
         "parameters": compare_parameters(base.parameters, head.parameters),
         "code": revision.list_changed_inputs(base, head),
         "metrics": compare_metrics(base.metrics, head.metrics),
-        "classes": count_by_class(table, head.classes),
+        "classes": count_by_class(table, head.classes).to_dict("records"),
         "count": len(table),
         "validation_differs": base.validation != head.validation,
         "fixed": list_images(fixed, "before", images, head.ink),
@@ -210,55 +187,6 @@ def shorten(number: str, sign: str = "") -> str:
     value = float(number)
     tiny = 0 < abs(value) < 1e-6
     return f"{value:{sign}.0e}" if tiny else f"{value:{sign}.6f}"
-
-
-def format_tables(report: Mapping[str, Any], per_class: bool) -> dict[str, str]:
-    """Return the tables of the Markdown report. A table without rows is an empty string."""
-    parameters = [
-        {"parameter": change.name, "before": change.before, "after": change.after}
-        for change in report["parameters"]
-    ]
-    metrics = [
-        {
-            "metric": change.name,
-            "before": shorten(change.before),
-            "after": shorten(change.after),
-            "difference": shorten(change.difference, "+"),
-            "": change.direction,
-        }
-        for change in report["metrics"]
-        if change.direction != "same"
-    ]
-    images = [
-        {
-            "": kind,
-            "image": str(row["index"]),
-            "label": row["actual"],
-            "prediction before": f"{row['predicted_before']} ({row['confidence_before']:.1%})",
-            "prediction after": f"{row['predicted_after']} ({row['confidence_after']:.1%})",
-        }
-        for kind in ("fixed", "broken")
-        for row in report[kind][:LISTED]
-    ]
-    classes = [
-        {
-            "class": row["name"],
-            "images": str(row["count"]),
-            "before": str(row["before"]),
-            "after": str(row["after"]),
-            "fixed": str(row["fixed"]),
-            "broken": str(row["broken"]),
-            "p-value": f"{row['p_value']:.2g}",
-        }
-        for row in report["classes"]
-        if per_class or row["significant"]
-    ]
-    return {
-        "parameter_table": format_table(parameters, "lll"),
-        "metric_table": format_table(metrics, "lrrrl"),
-        "image_table": format_table(images, "lrlll"),
-        "class_table": format_table(classes, "lrrrrrr"),
-    }
 
 
 def compare(base: str, head: str, max_drop: float) -> dict[str, Any]:
@@ -298,7 +226,8 @@ def main() -> None:
         for path in (page, markdown):
             path.unlink(missing_ok=True)  # an older report would mislead if this comparison fails
         report = compare(arguments.base, arguments.head, arguments.max_drop)
-        text = render("compare.md.jinja", report | format_tables(report, arguments.per_class))
+        values = report | {"per_class": arguments.per_class, "shorten": shorten}
+        text = align_tables(render("compare.md.jinja", values))
         with replace_report(markdown) as path:
             write_text(path, text)
         with replace_report(page) as path:

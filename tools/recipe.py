@@ -13,13 +13,14 @@ import argparse
 import importlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from dvc_verify.git import check_repository, run_git
+from dvc_verify.lockfile import flatten
 from stages.core.errors import StageError, run
 from stages.core.files import write_text
 from stages.core.paths import GRAPH, PARAMETERS
@@ -44,14 +45,21 @@ def find_sections() -> dict[str, type[Section] | None]:
             listed |= set(map(str, keys or []))
         for name in sorted(listed):
             found.setdefault(name.partition(".")[0], None)
-        if match := re.search(r"python -m (stages\.\w+)", str(content.get("cmd"))):
-            sections = import_sections(stage, match[1])
-            check_listed(stage, sections.values(), listed)
-            found |= sections
+        script = re.search(r"python -m (stages\.\w+)", str(content.get("cmd")))
+        for section in import_sections(stage, script[1]) if script else []:
+            found[section.section] = section
+            keys = [f"{section.section}.{key}" for key in section.model_fields]
+            missing = [key for key in keys if not listed & {key, section.section}]
+            if missing:
+                what = section.section if missing == keys else ", ".join(missing)
+                raise StageError(
+                    f"{GRAPH}: the stage {stage} reads {what} of {PARAMETERS}, but does not list "
+                    f"it; add '- {section.section}' to its params, or DVC will not notice a change"
+                )
     return found
 
 
-def import_sections(stage: str, name: str) -> dict[str, type[Section]]:
+def import_sections(stage: str, name: str) -> list[type[Section]]:
     """Return the sections that a stage's script, the module `name`, declares or imports."""
     try:
         module = importlib.import_module(name)
@@ -59,24 +67,8 @@ def import_sections(stage: str, name: str) -> dict[str, type[Section]]:
         if error.name != name:
             raise
         raise StageError(f"{GRAPH}: the stage {stage} runs {name}, which does not exist") from None
-    return {
-        value.section: value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Section) and hasattr(value, "section")
-    }
-
-
-def check_listed(stage: str, sections: Iterable[type[Section]], listed: set[str]) -> None:
-    """Raise StageError unless `listed` has the names of the sections, or of all their keys."""
-    for section in sections:
-        keys = [f"{section.section}.{key}" for key in section.model_fields]
-        missing = [key for key in keys if key not in listed]
-        if missing and section.section not in listed:
-            what = section.section if missing == keys else ", ".join(missing)
-            raise StageError(
-                f"{GRAPH}: the stage {stage} reads {what} of {PARAMETERS}, but does not list it; "
-                f"add '- {section.section}' to its params, or DVC will not notice a change"
-            )
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    return [each for each in classes if issubclass(each, Section) and hasattr(each, "section")]
 
 
 def check(
@@ -107,19 +99,14 @@ def merge_recipe(parameters: str, recipe: Mapping[str, Any]) -> str:
     yaml = YAML()
     yaml.default_flow_style = False  # DVC's only setting
     content = yaml.load(parameters)
-
-    def merge(target: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            if key not in target:
-                raise StageError(
-                    f"the recipe has {prefix}{key}, which is not a key of {PARAMETERS}"
-                )
-            if isinstance(value, Mapping):
-                merge(target[key], value, f"{prefix}{key}.")
-            else:
-                target[key] = value
-
-    merge(content, recipe, "")
+    for key, value in flatten(recipe).items():
+        *groups, name = key.split(".")
+        target = content
+        for group in groups:
+            target = target[group] if isinstance(target.get(group), dict) else {}
+        if name not in target:
+            raise StageError(f"the recipe has {key}, which is not a key of {PARAMETERS}")
+        target[name] = value
     stream = io.StringIO()
     yaml.dump(content, stream)
     return stream.getvalue()

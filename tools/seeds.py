@@ -1,7 +1,7 @@
 """Train the parameters of the last commit with several seeds, and report how the results vary.
 
 Each seed is used as both `model.seed` and `train.seed`, and has its own DVC experiment of that
-commit, which tools.sweep runs. It is kept: `dvc exp show` lists it, and a later call does not train
+commit, as in tools.sweep. It is kept: `dvc exp show` lists it, and a later call does not train
 it again. If two commits have such experiments, tools.compare compares them. Prints mean, standard
 deviation and range of each metric, and writes the same to reports/seeds.md.
 
@@ -9,44 +9,31 @@ deviation and range of each metric, and writes the same to reports/seeds.md.
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from stages.core.errors import StageError, run
-from stages.core.files import write_text
 from stages.core.paths import REPORTS
-from tools.shared.dask_cluster import add_place, parse_count, read_place, run_all
-from tools.shared.report import format_table, replace_report
-from tools.shared.revision import Result, name_experiment, resolve_commit
+from tools.shared.dask_cluster import add_place, parse_count, run_all
+from tools.shared.report import align_tables, publish, render
+from tools.shared.revision import Result, name_experiment
 from tools.shared.runs import make_combinations, require_commit
 
 
-def summarise(results: list[Result], per_class: bool) -> str:
-    """Return the test accuracy and a table of all metrics, as Markdown.
+def summarise(results: Sequence[Result], per_class: bool) -> dict[Any, dict[Any, float]]:
+    """Return the mean, std, min and max of each metric.
 
-    With `per_class`, the table also has the recall of each class.
+    With `per_class`, the recall of each class is a metric too.
     """
-    rows = []
-    for result in results:
-        row = dict(result.metrics)
-        if per_class:
-            table = result.predictions
-            recall = (table["actual"] == table["predicted"]).groupby(table["actual"]).mean()
-            row |= {f"recall of {name}": recall.get(name, 0.0) for name in result.classes}
-        rows.append(row)
-    table = pd.DataFrame(rows).agg(["mean", "std", "min", "max"]).T
-    titles = ("mean", "standard deviation", "lowest", "highest")
-    lines = [
-        {"metric": str(metric)}
-        | {title: f"{value:.6f}" for title, value in zip(titles, values, strict=True)}
-        for metric, values in table.iterrows()
-    ]
-    mean, deviation = table.loc["test.accuracy", ["mean", "std"]]
-    return (
-        f"Test accuracy {mean:.3%} ± {deviation:.3%} (standard deviation)\n\n"
-        f"{format_table(lines, 'lrrrr')}\n"
-    )
+    rows = pd.DataFrame([result.metrics for result in results])
+    for name in results[0].classes if per_class else ():
+        images = [each.predictions[each.predictions["actual"] == name] for each in results]
+        recall = pd.Series([(each["predicted"] == name).mean() for each in images])
+        rows[f"recall of {name}"] = recall.fillna(0.0)
+    return rows.agg(["mean", "std", "min", "max"]).to_dict()
 
 
 def main() -> None:
@@ -60,24 +47,18 @@ def main() -> None:
     parser.add_argument("--per-class", action="store_true", help="also report each class")
     add_place(parser)
     arguments = parser.parse_args()
-    require_commit()
-    commit = resolve_commit("HEAD")
+    commit = require_commit()
+    seeds = range(1, arguments.count + 1)
     (combination,) = make_combinations(
-        [()],
-        range(1, arguments.count + 1),
-        name=lambda _, seed: name_experiment(commit, seed),
+        [()], seeds, name=lambda _, seed: name_experiment(commit, seed)
     )
-    found = run_all(combination.runs, read_place(arguments))
-    if missing := [each.label for each in combination.runs if each.text not in found]:
-        raise StageError(
-            f"{len(missing)} seeds failed (see above); the results of the others are kept"
-        )
-    results = [found[each.text] for each in combination.runs]
-    text = f"# {len(results)} seeds of {commit[:7]}\n\n{summarise(results, arguments.per_class)}"
-    report = REPORTS / "seeds.md"
-    with replace_report(report) as path:
-        write_text(path, text)
-    print(f"\n{text}\nThis text is in {report}. `dvc exp show` lists the experiments.")
+    found = run_all(combination.runs, arguments.jobs, arguments.cluster, arguments.models)
+    if missing := len(combination.runs) - len(found):
+        raise StageError(f"{missing} seeds failed (see above); the results of the others are kept")
+    metrics = summarise(list(found.values()), arguments.per_class)
+    values = {"count": len(found), "commit": commit, "metrics": metrics}
+    text = align_tables(render("seeds.md.jinja", values))
+    publish(REPORTS / "seeds.md", text, ". `dvc exp show` lists the experiments")
 
 
 if __name__ == "__main__":

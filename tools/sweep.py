@@ -16,15 +16,16 @@ import argparse
 import sys
 
 import matplotlib
+import pandas as pd
 
 from stages import plot
 from stages.core.errors import run
-from stages.core.files import write_csv, write_text
+from stages.core.files import write_csv
 from stages.core.paths import REPORTS
 from tools.shared import table
-from tools.shared.dask_cluster import add_place, parse_count, read_place, run_all
-from tools.shared.report import replace_report
-from tools.shared.revision import name_experiment, resolve_commit
+from tools.shared.dask_cluster import add_place, parse_count, run_all
+from tools.shared.report import publish, replace_report
+from tools.shared.revision import name_experiment
 from tools.shared.runs import expand_grid, make_combinations, require_commit
 
 REPORT = REPORTS / "sweep.md"
@@ -54,8 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.set_param or arguments.seeds):
         parser.error("expected -S or --seeds")
-    require_commit()
-    commit = resolve_commit("HEAD")
+    commit = require_commit()
 
     def name(overrides: tuple[str, ...], seed: int) -> str | None:
         """Give the committed parameters the names of tools.seeds, which then finds them."""
@@ -65,17 +65,15 @@ def main() -> None:
     grid = [(), *expand_grid(arguments.set_param)]
     combinations = make_combinations(grid, seeds, name=name)
     runs = [each for combination in combinations for each in combination.runs]
-    results = run_all(runs, read_place(arguments))
+    results = run_all(runs, arguments.jobs, arguments.cluster, arguments.models)
     rows = table.compute_rows(combinations, results)
-    report = table.format_report(combinations, rows)
-    with replace_report(REPORT) as path:
-        write_text(path, report)
     with replace_report(REPORT.with_suffix(".csv")) as path:
-        write_csv(path, table.make_csv(combinations, rows))
+        write_csv(path, table.list_values(combinations).join(pd.DataFrame(rows)))
     if figure := table.plot_accuracy(combinations, results):
         with matplotlib.rc_context(plot.STYLE), replace_report(REPORT.with_suffix(".png")) as path:
             plot.save(figure, path, 120)
-    print(f"\n{report}\nThis text is in {REPORT}. `dvc exp show` lists the experiments.")
+    report = table.format_report(combinations, rows)
+    publish(REPORT, report, ". `dvc exp show` lists the experiments")
     if failed := len({run.text for run in runs} - results.keys()):
         sys.exit(f"error: {failed} runs failed for the reasons above")
 

@@ -6,17 +6,16 @@ import logging
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import cloudpickle
-from distributed import Client, Future, LocalCluster, wait
-from distributed.comm import get_address_host_port
+from distributed import Client, Future, LocalCluster, as_completed
+from distributed.comm import CommClosedError, get_address_host_port
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 from tqdm import tqdm
@@ -24,26 +23,14 @@ from tqdm import tqdm
 from dvc_verify.git import ask_git, run_git
 from stages.core import machine
 from stages.core.errors import StageError
-from stages.core.files import write_bytes, write_text
+from stages.core.files import write_text
 from stages.core.paths import REPORTS
 from stages.core.terminal import make_printable
-from tools.shared import dask_worker as worker
-from tools.shared.machines import find_difference
+from tools.shared import dask_worker
 from tools.shared.revision import Result, read_commit, resolve_commit
-from tools.shared.runs import Run, choose_names, find_finished, require_commit
+from tools.shared.runs import Run, find_finished, name_experiments, require_commit
 
-LOGS = REPORTS / "sweep"
-IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 MOST_FRAMES = 1 << 16  # in a Dask message; text, read as a number of frames, is far more
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to run experiments."""
-
-    jobs: int = 1  # workers on this machine, or
-    cluster: str | None = None  # the address of a Dask scheduler
-    models: bool = False  # bring the trained networks from the cluster's workers to DVC's cache
 
 
 def parse_count(text: str, above: int = 0) -> int:
@@ -55,7 +42,7 @@ def parse_count(text: str, above: int = 0) -> int:
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where to run: the fields of Place."""
+    """Add the options that say where to run: `jobs`, `cluster` and `models`."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--jobs", type=parse_count, default=1, help="how many runs at a time on this machine"
@@ -68,11 +55,6 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_place(arguments: argparse.Namespace) -> Place:
-    """Return where to run."""
-    return Place(arguments.jobs, arguments.cluster, arguments.models)
-
-
 def check_scheduler(address: str) -> None:
     """Raise OSError or ValueError unless a Dask scheduler answers.
 
@@ -81,101 +63,97 @@ def check_scheduler(address: str) -> None:
     """
     if address.startswith("tls://"):
         return
-    host, port = get_address_host_port(address)
-    with socket.create_connection((host, port), timeout=10) as connection:
+    with socket.create_connection(get_address_host_port(address), timeout=10) as connection:
         if not 0 < int.from_bytes(connection.recv(8), "little") < MOST_FRAMES:
             raise ValueError("another program listens there")
 
 
 @contextmanager
-def connect(place: Place) -> Iterator[Client]:
-    """Yield a client of the cluster, or of one that is started on this machine and ends with it.
+def connect(jobs: int, address: str | None) -> Iterator[Client]:
+    """Yield a client of the cluster at an address, or of `jobs` threads of this process.
 
     Raises StageError if no scheduler answers, or if a worker may compute other bytes.
     """
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors get one line below
-    # The workers have no copy of the project.
-    for module in (worker, machine):
-        cloudpickle.register_pickle_by_value(module)
-    if place.cluster:
-        try:
-            check_scheduler(place.cluster)
-            client = Client(place.cluster)
-        except (OSError, ValueError) as error:
-            raise StageError(
-                f"{place.cluster}: no Dask scheduler answers: {error}; a scheduler's port is 8786 "
-                "unless you chose another, and 8787 is the port of its dashboard"
-            ) from error
-        with client:
-            check_workers(client, place.cluster)
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # an error gets one line below
+    if address is None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            LocalCluster(
+                n_workers=1,
+                threads_per_worker=jobs,
+                processes=False,  # each run has a process of its own
+                memory_limit=None,
+                dashboard_address="127.0.0.1:0",  # any free port, not 8787
+                worker_dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                local_directory=folder,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
             yield client
         return
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LocalCluster(
-            n_workers=place.jobs,
-            threads_per_worker=1,
-            memory_limit=None,  # the memory is in the runs' own processes
-            dashboard_address="127.0.0.1:0",  # any free port, not 8787
-            scheduler_kwargs={"dashboard": False},
-            security=True,  # encrypted, so that no other user of this machine can send it code
-            local_directory=folder,
-            preload=IGNORE_CTRL_C,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    try:
+        check_scheduler(address)
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        raise StageError(
+            f"{address}: no Dask scheduler answers: {error}; a scheduler's port is 8786 unless you "
+            "chose another, and 8787 is the port of its dashboard"
+        ) from error
+    # The workers have no copy of the project.
+    for module in (dask_worker, machine):
+        cloudpickle.register_pickle_by_value(module)
+    with client:
+        if not client.nthreads():
+            print(f"waiting for a worker of {address}", flush=True)
+            client.wait_for_workers(1)
+        here = machine.collect_fingerprint()
+        for name, there in client.run(machine.collect_fingerprint).items():
+            if difference := dask_worker.find_difference(here, there):
+                raise StageError(f"the worker {name} may compute other bytes: {difference}")
         yield client
 
 
-def send_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that does the same. Dask sends its code, so workers need no copy of it.
-
-    If a function can be imported here, Dask sends only its name.
-    """
-    return lambda *arguments: function(*arguments)
-
-
-def check_workers(client: Client, address: str) -> None:
-    """Wait for a worker. Raise StageError if one may compute other bytes than this machine."""
-    if not client.nthreads():
-        print(f"waiting for a worker of {address}", flush=True)
-        client.wait_for_workers(1)
-    here = machine.collect_fingerprint()
-    for name, there in client.run(machine.collect_fingerprint).items():
-        if difference := find_difference(here, there):
-            raise StageError(f"the worker {name} may compute other bytes: {difference}")
-
-
-def make_bundle() -> bytes:
-    """Return a git bundle with the last commit, as HEAD, and its history."""
+def submit(
+    client: Client, commit: str, runs: Sequence[Run], local: bool, models: bool
+) -> dict[Future, Run]:
+    """Send the runs to the workers. They end early if the client is closed before they are done."""
+    code = dask_worker.run_job
+    job = {
+        "author": {key: ask_git("config", key) or "sweep" for key in ("user.name", "user.email")},
+        "fingerprint": machine.collect_fingerprint(),
+        "models": models and not local,
+        "prefix": ask_git("rev-parse", "--show-prefix"),
+        "project": str(Path.cwd()) if local else None,
+    }
     with tempfile.TemporaryDirectory() as folder:
         # Not standard output, `-`, which git takes for a file name in a folder of the repository.
-        bundle = Path(folder) / "commit.bundle"
-        run_git("bundle", "create", "--quiet", str(bundle), "HEAD")
-        return bundle.read_bytes()
-
-
-def describe_jobs(commit: str, place: Place) -> dict[str, Any]:
-    """Return what all runs have in common for tools.shared.dask_worker."""
-    cache, local_config = None, ""
-    if not place.cluster:
-        with Repo() as repo:
-            cache = str(repo.cache.local_cache_dir)
-            private = Path(repo.dvc_dir) / "config.local"
-            local_config = private.read_text(encoding="utf-8") if private.exists() else ""
+        path = Path(folder) / "commit.bundle"
+        run_git("bundle", "create", "--quiet", str(path), "HEAD")
+        bundle = client.submit(bytes, path.read_bytes(), pure=False)
     return {
-        "author": {key: ask_git("config", key) or "sweep" for key in ("user.name", "user.email")},
-        "cache": cache,
-        "commit": commit,
-        "fingerprint": machine.collect_fingerprint(),
-        "local_config": local_config,
-        "models": place.models and bool(place.cluster),
-        "prefix": ask_git("rev-parse", "--show-prefix"),
+        client.submit(
+            lambda *arguments: code(*arguments),  # Dask sends its code, but only a name of `code`
+            bundle,
+            job
+            | {
+                "name": run.name,
+                "overrides": run.overrides,
+                "reference": name_reference(commit, run),
+            },
+            pure=False,
+        ): run
+        for run in runs
     }
 
 
-def keep(job: Mapping[str, Any], done: Mapping[str, Any]) -> None:
+def name_reference(commit: str, run: Run) -> str:
+    """Return the git reference of a run's experiment."""
+    return str(ExpRefInfo(commit, run.name))
+
+
+def keep(reference: str, done: Mapping[str, Any]) -> None:
     """Add the experiment to the user's repository, and its model to DVC's cache, under its MD5.
 
     A second sweep at the same time may have added the same experiment, with the same bytes.
@@ -183,132 +161,79 @@ def keep(job: Mapping[str, Any], done: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "experiment.bundle"
         bundle.write_bytes(done["bundle"])
-        reference = job["reference"]
         options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-gc")
         run_git("fetch", *options, str(bundle), f"+{reference}:{reference}")
     if done["model"]:
         md5 = hashlib.md5(done["model"], usedforsecurity=False).hexdigest()
         with Repo() as repo:
-            path = Path(repo.cache.local.oid_to_path(md5))
-        if not path.exists():
-            write_bytes(path, done["model"])
-            path.chmod(0o444)  # as DVC protects the files of its cache
+            cache = repo.cache.local
+            if not cache.exists(md5):
+                cache.add_bytes(md5, done["model"])
+                cache.protect(cache.oid_to_path(md5))
 
 
-def find_reason(done: Mapping[str, Any], log: Path) -> str:
-    """Return why a run failed: the error message of its stage, and where all of its output is."""
-    lines = [line.strip() for line in done["log"].splitlines() if line.strip()]
-    found = [line for line in lines if line.startswith("error: ")] or lines or ["no output"]
-    return f"{found[-1].removeprefix('error: ')} (all output: {log})"
+def collect(future: Future, commit: str, run: Run) -> Result | str:
+    """Keep the result of a run and return it, or return why the run failed.
+
+    Raises CancelledError if the connection to the scheduler is lost.
+    """
+    if error := future.exception():  # KilledWorker: several workers were killed
+        return str(error)
+    done, reference = future.result(), name_reference(commit, run)
+    if not done["code"]:
+        keep(reference, done)
+        return read_commit(str(run.name), resolve_commit(reference))
+    log = REPORTS / f"sweep/{run.name}.log"
+    write_text(log, done["log"])
+    return f"{find_reason(done['log'])} (all output: {log})"
 
 
-class Progress:
-    """How far a sweep is: on a terminal a line that changes, elsewhere a line for each change."""
-
-    def __init__(self, count: int) -> None:
-        """Prepare for `count` runs."""
-        self.count, self.done, self.failed, self.line = count, 0, 0, ""
-        self.bar = tqdm(
-            total=count,
-            file=sys.stdout,
-            bar_format="{desc}, about {remaining} left",
-            disable=not sys.stdout.isatty(),
-        )
-
-    def show(self, slots: int) -> None:
-        """Show the progress. `slots` is the number of runs that the workers can do at a time."""
-        running = min(slots, self.count - self.done - self.failed)
-        line = f"{self.done} of {self.count} done, {running} running, {self.failed} failed"
-        if self.bar.disable and line != self.line:
-            print(line, flush=True)
-        self.line = line
-        self.bar.set_description_str(line)
-
-    def end_run(self, failure: str = "") -> None:
-        """Count a run, and report its failure if it has failed."""
-        self.done += not failure
-        self.failed += bool(failure)
-        self.bar.update()
-        if failure:
-            self.bar.write(make_printable(failure), file=sys.stdout)
+def find_reason(log: str) -> str:
+    """Return why a run failed: the error message of its stage, or the last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no output"]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines)[-1]
 
 
-def run_all(runs: Sequence[Run], place: Place) -> dict[str, Result]:
+def run_all(
+    runs: Sequence[Run], jobs: int = 1, cluster: str | None = None, models: bool = False
+) -> dict[str, Result]:
     """Run the experiments that have not run before, and return the results of all, by Run.text.
 
-    A run that fails is reported, and is not in the result. Raises StageError if the user
-    interrupts; what is finished is kept.
+    `jobs` of them run at a time on this machine, or all on a Dask cluster, from which `models`
+    brings the trained networks. A run that fails is reported, and is not in the result. Raises
+    StageError if the user interrupts; what is finished is kept.
     """
-    require_commit()
-    commit = resolve_commit("HEAD")
-    distinct = {run.text: run for run in reversed(runs)}
+    commit = require_commit()
+    distinct = {run.text: run for run in reversed(runs)}  # of those with equal text, the first
     finished = find_finished(commit, distinct.values())
     left = [run for run in reversed(distinct.values()) if run.text not in finished]
     if finished:
         print(f"{len(finished)} of {len(distinct)} runs were done before", flush=True)
     if not left:
         return finished
-    names, common, bundle = choose_names(commit, left), describe_jobs(commit, place), make_bundle()
-    progress = Progress(len(left))
+    left, done, failed = name_experiments(commit, left), 0, 0
+    bar = tqdm(total=len(left), unit="run", file=sys.stdout, disable=None)  # None: no bar in a pipe
     try:
-        with connect(place) as client:
-            run_job = send_code(worker.run_job)
-            shared = client.submit(bytes, bundle, key=f"commit-{uuid4().hex}")
-            waiting: dict[Future, tuple[Run, dict[str, Any]]] = {}
-            for run in left:
-                job = common | {
-                    "name": names[run],
-                    "overrides": list(run.overrides),
-                    "reference": str(ExpRefInfo(commit, names[run])),
-                }
-                key = f"{names[run]}-{uuid4().hex}"
-                waiting[client.submit(run_job, shared, job, key=key)] = run, job
-            try:
-                for future in wait_for_each(client, waiting, progress):
-                    run, job = waiting.pop(future)
-                    if result := collect(future, run, job, progress):
-                        finished[run.text] = result
-            finally:
-                client.cancel([*waiting, shared])
-    except (KeyboardInterrupt, ConnectionError) as error:
+        with bar, connect(jobs, cluster) as client:
+            waiting = submit(client, commit, left, cluster is None, models)
+            for future in chain([None], as_completed(waiting)):
+                if future:
+                    run = waiting.pop(future)
+                    result = collect(future, commit, run)
+                    bar.update()
+                    if isinstance(result, Result):
+                        done, finished[run.text] = done + 1, result
+                    else:
+                        failed += 1
+                        bar.write(make_printable(f"failed: {run.label}: {result}"), sys.stdout)
+                running = min(sum(client.nthreads().values()), len(waiting))
+                line = f"{done} of {len(left)} done, {running} running, {failed} failed"
+                bar.write(line, sys.stdout)
+    except (KeyboardInterrupt, CancelledError, CommClosedError) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
         raise StageError(
-            f"{str(error) or 'interrupted'}; {progress.done} of {len(left)} runs are done and "
-            "kept, and the same command does the others"
+            f"{'interrupted' if interrupted else 'the scheduler no longer answers'}; {done} of "
+            f"{len(left)} runs are done and kept, and the same command does the others"
         ) from None
-    finally:
-        progress.bar.close()
     return finished
-
-
-def wait_for_each(
-    client: Client, waiting: Mapping[Future, object], progress: Progress
-) -> Iterator[Future]:
-    """Yield each future when it is done, and show the progress meanwhile.
-
-    Raises ConnectionError if the connection to the scheduler is lost.
-    """
-    while waiting:
-        try:
-            progress.show(sum(client.nthreads().values()))
-            with suppress(TimeoutError):
-                wait(list(waiting), timeout=1, return_when="FIRST_COMPLETED")
-        except (OSError, CancelledError) as error:
-            raise ConnectionError("the scheduler no longer answers") from error
-        yield from [future for future in waiting if future.done()]
-    progress.show(0)
-
-
-def collect(future: Future, run: Run, job: dict[str, Any], progress: Progress) -> Result | None:
-    """Keep the result of a run and return it, or report why it failed and return None."""
-    reason = str(future.exception())  # KilledWorker: several workers were killed
-    if future.status == "finished":
-        done = future.result()
-        if not done["code"]:
-            keep(job, done)
-            progress.end_run()
-            return read_commit(job["name"], resolve_commit(job["reference"]))
-        log = LOGS / f"{job['name']}.log"
-        write_text(log, done["log"])
-        reason = find_reason(done, log)
-    progress.end_run(f"failed: {run.label}: {reason}")
-    return None

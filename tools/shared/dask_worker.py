@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,19 @@ from dvc.repo import Repo
 
 from dvc_verify.git import ask_git, run_git
 from stages.core.errors import StageError, run
-from stages.core.files import read_json, write_text
-from stages.core.machine import collect_fingerprint
+from stages.core.files import read_json
+from stages.core.machine import collect_fingerprint, promises_same_bytes
 from stages.core.paths import MODEL
-from tools.shared.machines import find_difference
 
 # Variables that affect git, DVC or the stages.
 FOREIGN = ("DVC_EXP_", "DVC_ROOT", "DVC_STAGE", "GIT_", "TENSORBOARD_LOGDIR", "TF_CONFIG")
 SECONDS = 0.5  # between two checks whether the run is still wanted
+
+# Arguments: the job and the project's folder in the clone. No hooks of the worker's user run.
+SCRIPT = """
+git clone --quiet --template= -c core.hooksPath=/dev/null -c advice.detachedHead=false \
+    commit.bundle clone && cd "clone/$2" && exec python -m tools.shared.dask_worker "$1"
+"""
 
 
 def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
@@ -53,39 +59,32 @@ def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
         folder = Path(name)
         (folder / "commit.bundle").write_bytes(bundle)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        environment = {
-            variable: value
-            for variable, value in os.environ.items()
-            if not variable.startswith(FOREIGN)
-        }
-        programs = Path(sys.executable).parent
-        environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+        environment = {n: value for n, value in os.environ.items() if not n.startswith(FOREIGN)}
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "site")
-        # The hooks of the worker's user must not run.
-        git = ["git", "-c", "advice.detachedHead=false", "-c", "core.hooksPath=/dev/null"]
-        clone = [*git, "clone", "--quiet", "--template=", "commit.bundle", "clone"]
+        programs = str(Path(sys.executable).parent)
+        if programs not in environment["PATH"].split(os.pathsep):
+            environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
         with (folder / "log").open("wb") as log:
-            options: dict[str, Any] = {"env": environment, "stdout": log, "stderr": log}
-            code = subprocess.run(clone, cwd=folder, check=False, **options).returncode
-            if not code:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tools.shared.dask_worker", str(folder / "job.json")],
-                    cwd=folder / "clone" / job["prefix"],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C on the terminal is for the command alone
-                    **options,
-                )
-                try:
-                    while process.poll() is None:
-                        task = worker.state.tasks.get(key)
-                        wanted = task is not None and task.state != "cancelled"
-                        if not wanted or worker.status.name.startswith("clos"):
-                            raise RuntimeError("the run was cancelled")
-                        time.sleep(SECONDS)
-                finally:
-                    if process.poll() is None:
-                        os.killpg(process.pid, signal.SIGKILL)
-                    code = process.wait()
+            process = subprocess.Popen(
+                ["sh", "-c", SCRIPT, "sh", str(folder / "job.json"), job["prefix"]],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C on the terminal is for the command alone
+            )
+        try:
+            while process.poll() is None:
+                task = worker.state.tasks.get(key)
+                wanted = task is not None and task.state != "cancelled"
+                if not wanted or worker.status.name.startswith("clos"):
+                    raise RuntimeError("the run was cancelled")
+                time.sleep(SECONDS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
         model = folder / "model.keras"
         return {
             "code": code,
@@ -95,16 +94,33 @@ def run_job(bundle: bytes, job: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def use_cache(cache: str, local_config: str) -> None:
+def find_difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """Return why the machine `there` may compute other bytes than the one `here`, or "".
+
+    docs/reproducibility.md says what the bytes depend on.
+    """
+    if promises_same_bytes(here) and not promises_same_bytes(there):
+        return (
+            f"its processor is {there['processor'] or there['machine']}, and the same bytes are "
+            "promised only on Linux on x86-64 with AVX2"
+        )
+    for name in sorted(here["libraries"].keys() | there["libraries"].keys()):
+        expected, found = (side["libraries"].get(name, "missing") for side in (here, there))
+        if expected != found:
+            return f"{name} is {found} instead of {expected}"
+    return ""
+
+
+def use_cache(project: Path) -> None:
     """Use the cache of the user's project, which is on this machine, and its private settings.
 
     DVC's own writer of settings fails at a path that is not ASCII.
     """
-    with Repo() as repo:
-        path = Path(repo.dvc_dir) / "config.local"
-    settings = ConfigObj(local_config.splitlines())
-    settings.setdefault("cache", {})["dir"] = cache
-    write_text(path, "\n".join(settings.write()) + "\n")
+    with Repo(str(project)) as repo:
+        settings = ConfigObj(f"{repo.dvc_dir}/config.local", encoding="utf-8")
+        settings.setdefault("cache", {})["dir"] = str(repo.cache.local_cache_dir)
+    settings.filename = ".dvc/config.local"
+    settings.write()
     call_dvc(["checkout", "--quiet", "--allow-missing"])
 
 
@@ -131,9 +147,9 @@ def main() -> None:
         raise StageError(f"this worker's results could have other bytes: {difference}")
     for name, value in job["author"].items():
         run_git("config", name, value)
-    if job["cache"] is not None:
-        use_cache(job["cache"], job["local_config"])
-    remote = job["cache"] is None and pull_raw_data()
+    if job["project"]:
+        use_cache(Path(job["project"]))
+    remote = not job["project"] and pull_raw_data()
     settings = [text for override in job["overrides"] for text in ("--set-param", override)]
     if code := call_dvc(["exp", "run", "--name", job["name"], *settings]):
         sys.exit(code)
@@ -142,7 +158,7 @@ def main() -> None:
     if job["models"]:
         shutil.copyfile(MODEL, path.with_name("model.keras"))
     bundle = str(path.with_name("experiment.bundle"))
-    run_git("bundle", "create", "--quiet", bundle, f"^{job['commit']}", job["reference"])
+    run_git("bundle", "create", "--quiet", bundle, "^HEAD", job["reference"])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 from tabulate import tabulate
 
+from stages.core.files import write_text
 from stages.core.terminal import make_printable
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -50,11 +51,23 @@ def format_table(rows: Sequence[Mapping[str, str]], alignment: str = "") -> str:
     """
     if not rows:
         return ""
-    sides = [{"l": "left", "r": "right"}[letter] for letter in alignment or "l" * len(rows[0])]
-    cells = [list(map(escape, row.values())) for row in rows]
-    headers = list(map(escape, rows[0]))
-    table: str = tabulate(cells, headers, "pipe", disable_numparse=True, colalign=sides)
-    return table
+    marks = [{"l": ":-", "r": "-:"}[letter] for letter in alignment or "l" * len(rows[0])]
+    lines = [map(escape, rows[0]), marks, *(map(escape, row.values()) for row in rows)]
+    return align_tables("".join(f"|{'|'.join(line)}|\n" for line in lines)).rstrip("\n")
+
+
+def align_tables(text: str) -> str:
+    """Return Markdown in which each column of a table has one width."""
+
+    def align(table: re.Match[str]) -> str:
+        header, marks, *rows = (
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in table[0].splitlines()
+        )
+        sides = ["right" if mark.endswith(":") else "left" for mark in marks]
+        return f"{tabulate(rows, header, 'pipe', disable_numparse=True, colalign=sides)}\n"
+
+    return re.sub(r"^\|.*\n\|[-:|]+\|\n(?:\|.*\n)+", align, text, flags=re.MULTILINE)
 
 
 @contextmanager
@@ -68,6 +81,13 @@ def replace_report(path: Path) -> Iterator[Path]:
         written = Path(folder) / path.name
         yield written
         written.replace(path)
+
+
+def publish(path: Path, text: str, note: str = "") -> None:
+    """Write a report to `path`, and print it with a note where it is."""
+    with replace_report(path) as part:
+        write_text(part, text)
+    print(f"\n{text}\nThis text is in {path}{note}.")
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -79,28 +79,25 @@ def resolve_commit(name: str) -> str:
         with Repo() as repo:
             found: str = resolve_rev(repo.scm, name)
     except RevError:
-        raise StageError(explain_unknown(name)) from None
+        text = f"{name}: this clone has no branch, tag, experiment or commit with that name"
+        # DVC stores an experiment as refs/exps/<commit>/<name>.
+        references = ask_git("for-each-ref", "--format=%(refname:short)").splitlines()
+        names = [
+            each.rpartition("/")[2] if each.startswith("exps/") else each for each in references
+        ]
+        if close := difflib.get_close_matches(name, names):
+            text += f"; similar: {', '.join(close)}"
+        if is_shallow():
+            text += (
+                "; the clone is shallow, and this command fetches the rest: "
+                "git remote set-branches origin '*' && git fetch --unshallow"
+            )
+        raise StageError(text) from None
     except DvcException as error:
         raise StageError(f"{name}: {error}") from error
     if not ask_git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}"):
         raise StageError(f"{name} names a file or a folder, not a commit")
     return found
-
-
-def explain_unknown(name: str) -> str:
-    """Return an error message about a revision that does not exist, with similar names."""
-    references = ask_git("for-each-ref", "--format=%(refname:short)").splitlines()
-    # DVC stores an experiment as exps/<commit>/<name>.
-    names = [ref.rpartition("/")[2] if ref.startswith("exps/") else ref for ref in references]
-    text = f"{name}: this clone has no branch, tag, experiment or commit with that name"
-    if close := difflib.get_close_matches(name, names):
-        text += f"; similar: {', '.join(close)}"
-    if is_shallow():
-        text += (
-            "; the clone is shallow, and this command fetches the rest: "
-            "git remote set-branches origin '*' && git fetch --unshallow"
-        )
-    return text
 
 
 @contextmanager
@@ -124,18 +121,28 @@ def open_revision(commit: str | None) -> Iterator[Path]:
         yield Path(name)
 
 
+def open_files(commit: str | None, path: Path) -> tuple[DVCFileSystem, str]:
+    """Return the files of a commit in git and DVC, and the name that `path` has there.
+
+    In a commit, DVC names paths from the top of the repository, which may be above the project.
+    """
+    if commit is None:
+        return DVCFileSystem("."), path.as_posix()
+    prefix = ask_git("rev-parse", "--show-prefix")
+    return DVCFileSystem(".", rev=commit, subrepos=True), prefix + path.as_posix()
+
+
 def copy_file(commit: str | None, path: Path, target: Path) -> None:
     """Copy a file of a revision from git, DVC's cache or its remote, if one of them has it.
 
     DVC's own `get_file` would make a link to the cache, so this function copies a stream.
     """
-    with (
-        suppress(OSError, DvcException),
-        DVCFileSystem(".", rev=commit).open(path.as_posix(), "rb") as source,
-    ):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+    with suppress(OSError, DvcException):
+        files, name = open_files(commit, path)
+        with files.open(name, "rb") as source:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
 
 
 def read_revision(name: str) -> Result:
@@ -161,15 +168,19 @@ def read_commit(name: str, commit: str | None) -> Result:
                 + ("" if commit is None else " and commit")
             )
         try:
-            metrics = check_metrics(read_json(METRICS))
-            predictions = read_predictions()
-            check_agreement(metrics, predictions)
-            classes, dataset = read_classes(DATASET), read_json(DATASET)
+            metrics, predictions, dataset = read_metrics(), read_predictions(), read_json(DATASET)
+            accuracy = (predictions["actual"] == predictions["predicted"]).mean()
+            if not math.isclose(accuracy, metrics["test.accuracy"]):
+                raise StageError(
+                    f"{METRICS} has test.accuracy {metrics['test.accuracy']}, and {PREDICTIONS} "
+                    f"gives {accuracy}; they come from different runs: run `dvc repro`"
+                )
+            classes = read_classes(DATASET)
             if not isinstance(hashes := dataset.get("sha256", {}), dict):
                 raise StageError(f"{DATASET}: expected SHA-256 by file under 'sha256'")
             parameters = flatten(read_yaml(PARAMETERS))
             read_yaml(LOCK)  # refuses aliases that expand to billions of values
-            written, inputs, notes = read_provenance(read_lock())
+            written, read, notes = read_provenance(read_lock())
             return Result(
                 name=name,
                 commit=commit,
@@ -181,7 +192,7 @@ def read_commit(name: str, commit: str | None) -> Result:
                 ink=is_zero_white(DATASET),
                 test_files=[hashes.get(file) for file in (TEST_IMAGES, TEST_LABELS)],
                 validation=written.get(VALIDATION.as_posix()),
-                inputs=inputs,
+                inputs={path: md5 for path, md5 in read.items() if path not in written},
                 stale=notes,
             )
         except (StageError, VerifyError) as error:
@@ -189,24 +200,20 @@ def read_commit(name: str, commit: str | None) -> Result:
 
 
 def read_provenance(lock: Lock) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Return the MD5 of outputs, the MD5 of inputs, and notes on what differs from `lock`.
-
-    Inputs are the files and folders that a stage read and no stage wrote. A note describes one
-    difference between dvc.lock and the files in the current folder.
-    """
+    """Return the MD5 of outputs and of inputs, and each difference of the files from `lock`."""
     try:
         written, read = (
             {path: file.md5 for path, file in list_files(lock, kind).items()}
             for kind in ("outs", "deps")
         )
-        notes = list(dict.fromkeys(chain(*find_stale(read_project(Path())).values())))
+        return written, read, list(dict.fromkeys(chain(*find_stale(read_project(Path())).values())))
     except (AttributeError, KeyError, TypeError, VerifyError):
         return {}, {}, ["dvc.yaml or dvc.lock is damaged, or belongs to another project"]
-    return written, {path: read[path] for path in read.keys() - written.keys()}, notes
 
 
-def check_metrics(content: Any) -> dict[str, float]:
+def read_metrics() -> dict[str, float]:
     """Return the metrics by dotted key, or raise StageError if one of them is not a number."""
+    content = read_json(METRICS)
     metrics = flatten(content) if isinstance(content, Mapping) else {}
     if "test.accuracy" not in metrics:
         raise StageError(f"{METRICS}: test.accuracy is missing")
@@ -233,16 +240,6 @@ def read_predictions() -> pd.DataFrame:
             f"{', '.join(COLUMNS)}; found {len(table)} rows with {', '.join(found)}"
         )
     return table[list(COLUMNS)]
-
-
-def check_agreement(metrics: Mapping[str, float], predictions: pd.DataFrame) -> None:
-    """Raise StageError if the metrics and the predictions give different accuracies."""
-    accuracy = (predictions["actual"] == predictions["predicted"]).mean()
-    if not math.isclose(accuracy, metrics["test.accuracy"]):
-        raise StageError(
-            f"{METRICS} has test.accuracy {metrics['test.accuracy']}, and {PREDICTIONS} gives "
-            f"{accuracy}; they come from different runs: run `dvc repro`"
-        )
 
 
 def read_test_images(result: Result) -> Floats | None:
@@ -298,7 +295,10 @@ def differs_from(commit: str) -> bool:
 
 
 def list_changed_inputs(base: Result, head: Result) -> list[str]:
-    """Return the inputs, such as files with code, that differ between the two results."""
+    """Return the inputs, such as files with code, that differ between the two results.
+
+    Inputs are the files and folders that a stage read and no stage wrote.
+    """
     both = base.inputs | head.inputs
     changed = [path for path in sorted(both) if base.inputs.get(path) != head.inputs.get(path)]
     if not changed:
@@ -307,7 +307,9 @@ def list_changed_inputs(base: Result, head: Result) -> list[str]:
     commits = [side.commit for side in (base, head) if side.commit]
     listed = ask_git("diff", "-z", "--name-only", "--relative", *commits, "--", *changed)
     files = [file for file in listed.split("\0") if file]
-    untracked = [
-        path for path in changed if not any(f"{file}/".startswith(f"{path}/") for file in files)
-    ]
-    return sorted(files + untracked)
+    return sorted({*files, *(path for path in changed if not holds(path, files))})
+
+
+def holds(folder: str, files: Iterable[str]) -> bool:
+    """Return whether one of the files is `folder` or inside it."""
+    return any(Path(file).is_relative_to(folder) for file in files)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from stages.core.files import write_text
 from stages.core.paths import LOCK, PARAMETERS
 from stages.core.settings import Section, read_yaml
 from stages.download import DownloadParameters
+from stages.sources.folder import expand
+from stages.sources.parts import is_visible
 from tools.recipe import check, find_sections
-from tools.shared.dataset import check_dataset
 from tools.shared.revision import (
     SEEDS,
     Result,
     differs_from,
     list_experiments,
+    open_files,
     read_commit,
 )
 
@@ -48,9 +50,12 @@ class Combination:
     runs: tuple[Run, ...]
 
 
-def require_commit() -> None:
-    """Raise StageError unless the workspace is the last commit, which the experiments belong to."""
-    if differs_from(find_last_commit()):
+def require_commit() -> str:
+    """Return the last commit, which the experiments belong to.
+
+    Raises StageError if the workspace differs from it, or if the clone is shallow.
+    """
+    if differs_from(commit := find_last_commit()):
         raise StageError(
             "the workspace differs from the last commit, and experiments belong to a commit: "
             "commit your changes, or set them aside with `git stash`"
@@ -58,6 +63,36 @@ def require_commit() -> None:
     if is_shallow():
         raise StageError(
             "this clone is shallow, and workers need the whole history: git fetch --unshallow"
+        )
+    return commit
+
+
+def check_dataset(parameters: DownloadParameters) -> None:
+    """Raise StageError unless every clone of the last commit finds the custom dataset.
+
+    Nothing is checked if the dataset lies outside the project or is not a custom one.
+    """
+    if parameters.dataset != "custom" or parameters.folder is None:
+        return
+    folder = expand(parameters.folder)
+    if folder.is_absolute():
+        return  # the same in every clone on this machine
+    named = f"download.folder is {parameters.folder!r}"
+    if ".." in folder.parts:
+        raise StageError(
+            f"{named}, which a clone in another place does not find; use an absolute path, or a "
+            "folder of the project"
+        )
+    files, place = open_files("HEAD", folder)
+    tracked = {Path(path).relative_to(place) for path in files.find(place)}
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    missing = [path for path in found if is_visible(path.name) and path not in tracked]
+    if missing or not tracked:
+        example = f", such as {folder / min(missing)}" if missing else ""
+        raise StageError(
+            f"{named}: the last commit has {len(tracked)} files of it in git and DVC, and lacks "
+            f"{len(missing) or 'all'}{example}, so no clone has them; add them with `git add`, or "
+            "with `dvc add` if they are large, and commit"
         )
 
 
@@ -76,7 +111,7 @@ def expand_grid(settings: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def change_parameters(
-    overrides: Iterable[str], sections: Mapping[str, type[Section] | None]
+    overrides: Sequence[str], sections: Mapping[str, type[Section] | None]
 ) -> tuple[str, dict[str, Any]]:
     """Return params.yaml with some values changed: its text as DVC writes it, and its content.
 
@@ -85,16 +120,13 @@ def change_parameters(
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PARAMETERS
-        text = PARAMETERS.read_text(encoding="utf-8")
-        write_text(path, text)
-        if changes := list(overrides):
-            try:
-                apply_overrides(path, changes)
-            except DvcException as error:
-                cause = error.__cause__ or error
-                raise StageError(" ".join(str(cause).split())) from error
-            text = path.read_text(encoding="utf-8")
-        content = read_yaml(path)
+        write_text(path, PARAMETERS.read_text(encoding="utf-8"))
+        try:
+            if overrides:
+                apply_overrides(path, list(overrides))
+        except DvcException as error:
+            raise StageError(" ".join(str(error.__cause__ or error).split())) from error
+        text, content = path.read_text(encoding="utf-8"), read_yaml(path)
     check(content, sections)
     check_dataset(DownloadParameters.check(content["download"]))
     return text, content
@@ -121,19 +153,17 @@ def make_combinations(
             for override in overrides:
                 if seeds and override.startswith(tuple(seed_keys)):
                     raise StageError(f"{override} contradicts the seeds")
-            text, content = change_parameters([*base, *overrides], sections)
-            parameters = flatten(content)
-            runs = []
+            whole = (*base, *overrides)
+            text, content = change_parameters(whole, sections)
+            runs = [] if seeds else [Run(whole, text, label)]
             for seed in seeds:
-                added = tuple(f"{key}={seed}" for key in seed_keys)
-                whole = (*base, *overrides, *added)
-                text, _ = change_parameters(whole, sections)
-                runs.append(Run(whole, text, f"{label}, seed {seed}", name(overrides, seed)))
-            if not seeds:
-                runs.append(Run((*base, *overrides), text, label))
+                seeded = (*whole, *(f"{key}={seed}" for key in seed_keys))
+                text, _ = change_parameters(seeded, sections)
+                runs.append(Run(seeded, text, f"{label}, seed {seed}", name(overrides, seed)))
         except StageError as error:
             refused.append(f"{label}: {str(error).removeprefix(f'{PARAMETERS}: ')}")
             continue
+        parameters = flatten(content)
         found.setdefault(repr(parameters), Combination(overrides, parameters, tuple(runs)))
     if refused:
         raise StageError(
@@ -166,22 +196,20 @@ def find_finished(commit: str, runs: Iterable[Run]) -> dict[str, Result]:
     return finished
 
 
-def choose_names(commit: str, runs: Iterable[Run]) -> dict[Run, str]:
-    """Return a name for each run's experiment: its own, or one of the names that DVC makes up.
+def name_experiments(commit: str, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs, each with a name: its own, or one of the names that DVC makes up.
 
     Raises StageError if an experiment of the commit has one of these names.
     """
     taken = set(list_experiments(commit))
-    names = {}
+    named = []
     for run in runs:
-        name = run.name or gen_random_name()
-        while not run.name and name in taken:
-            name = gen_random_name()
+        name = run.name or next(each for each in iter(gen_random_name, "") if each not in taken)
         if name in taken:
             raise StageError(
                 f"the experiment {name} exists and was run with other parameters or other code; "
                 f"remove it with `dvc exp remove {name}`"
             )
         taken.add(name)
-        names[run] = name
-    return names
+        named.append(replace(run, name=name))
+    return named

@@ -3,6 +3,8 @@
 import statistics
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from scipy.stats import binomtest, ttest_ind_from_stats
 
 SIGNIFICANCE_LEVEL = 0.05  # a difference with a smaller p-value is significant
@@ -30,11 +32,9 @@ class Verdict:
         """Return the direction as a phrase."""
         if self.drop > self.max_drop:
             return f"Worse by {self.drop:.6f}, but only {self.max_drop} is allowed"
-        return {
-            "better": "Significantly better",
-            "same": "No evidence of a difference",
-            "worse": "Significantly worse",
-        }[self.direction]
+        if self.direction == "same":
+            return "No evidence of a difference"
+        return f"Significantly {self.direction}"
 
 
 def compute_p_value(fixed: int, broken: int) -> float:
@@ -45,35 +45,6 @@ def compute_p_value(fixed: int, broken: int) -> float:
     equal probability, as in the toss of a coin.
     """
     return float(binomtest(broken, fixed + broken).pvalue) if fixed + broken else 1.0
-
-
-def adjust_p_values(p_values: list[float]) -> list[float]:
-    """Return the p-values adjusted for testing several hypotheses: Holm's method (1979).
-
-    With ten classes, an unadjusted test would often find a class that seems to have changed. The
-    adjusted p-values limit the probability of even one such error.
-    """
-    adjusted = [1.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, (len(p_values) - rank) * p_values[index])
-        adjusted[index] = min(largest, 1.0)
-    return adjusted
-
-
-def compare_runs(fixed: int, broken: int, count: int, max_drop: float) -> Verdict:
-    """Compare two networks on the same `count` test images.
-
-    The verdict holds only for these two networks. Other seeds can give other networks.
-    """
-    p_value = compute_p_value(fixed, broken)
-    return Verdict(
-        drop=(broken - fixed) / count,
-        p_value=p_value,
-        evidence=f"{fixed} image{'' if fixed == 1 else 's'} fixed, {broken} broken "
-        f"(McNemar's exact test, p = {p_value:.2g})",
-        max_drop=max_drop,
-    )
 
 
 def compute_welch_p_value(before: list[float], after: list[float]) -> float:
@@ -90,6 +61,30 @@ def compute_welch_p_value(before: list[float], after: list[float]) -> float:
     return float(ttest_ind_from_stats(*old, *new, equal_var=False).pvalue)
 
 
+def adjust_p_values(p_values: pd.Series) -> pd.Series:
+    """Return the p-values adjusted for testing several hypotheses: Holm's method (1979).
+
+    With ten classes, an unadjusted test would often find a class that seems to have changed. The
+    adjusted p-values limit the probability of even one such error.
+    """
+    ordered = p_values.sort_values()
+    factors = np.arange(len(ordered), 0, -1)
+    return (ordered * factors).cummax().clip(upper=1).reindex(p_values.index)
+
+
+def compare_runs(fixed: int, broken: int, count: int, max_drop: float) -> Verdict:
+    """Compare two networks on the same `count` test images.
+
+    The verdict holds only for these two networks. Other seeds can give other networks.
+    """
+    p_value = compute_p_value(fixed, broken)
+    evidence = (
+        f"{fixed} image{'' if fixed == 1 else 's'} fixed, {broken} broken (McNemar's exact test, "
+        f"p = {p_value:.2g})"
+    )
+    return Verdict((broken - fixed) / count, p_value, evidence, max_drop)
+
+
 def compare_seeds(before: list[float], after: list[float], max_drop: float) -> Verdict:
     """Compare two sets of test accuracies, each from training with several seeds.
 
@@ -98,12 +93,11 @@ def compare_seeds(before: list[float], after: list[float], max_drop: float) -> V
     side.
     """
     old, new = statistics.mean(before), statistics.mean(after)
-    spread = statistics.stdev(before), statistics.stdev(after)
     p_value = compute_welch_p_value(before, after)
-    return Verdict(
-        drop=round(old - new, 12),  # the digits of a mean after the 12th are rounding errors
-        p_value=p_value,
-        evidence=f"mean accuracy {old:.3%} ± {spread[0]:.3%} over {len(before)} seeds before, "
-        f"{new:.3%} ± {spread[1]:.3%} over {len(after)} after (Welch's t-test, p = {p_value:.2g})",
-        max_drop=max_drop,
+    evidence = (
+        f"mean accuracy {old:.3%} ± {statistics.stdev(before):.3%} over {len(before)} seeds "
+        f"before, {new:.3%} ± {statistics.stdev(after):.3%} over {len(after)} after (Welch's "
+        f"t-test, p = {p_value:.2g})"
     )
+    # The digits of a mean after the 12th are rounding errors.
+    return Verdict(round(old - new, 12), p_value, evidence, max_drop)
