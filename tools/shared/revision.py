@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -307,9 +307,5 @@ def list_changed_inputs(base: Result, head: Result) -> list[str]:
     commits = [side.commit for side in (base, head) if side.commit]
     listed = ask_git("diff", "-z", "--name-only", "--relative", *commits, "--", *changed)
     files = [file for file in listed.split("\0") if file]
-    return sorted({*files, *(path for path in changed if not holds(path, files))})
-
-
-def holds(folder: str, files: Iterable[str]) -> bool:
-    """Return whether one of the files is `folder` or inside it."""
-    return any(Path(file).is_relative_to(folder) for file in files)
+    known = {path.as_posix() for file in files for path in (Path(file), *Path(file).parents)}
+    return sorted({*files, *(path for path in changed if path not in known)})

@@ -128,7 +128,6 @@ def change_parameters(
             raise StageError(" ".join(str(error.__cause__ or error).split())) from error
         text, content = path.read_text(encoding="utf-8"), read_yaml(path)
     check(content, sections)
-    check_dataset(DownloadParameters.check(content["download"]))
     return text, content
 
 
@@ -155,6 +154,7 @@ def make_combinations(
                     raise StageError(f"{override} contradicts the seeds")
             whole = (*base, *overrides)
             text, content = change_parameters(whole, sections)
+            check_dataset(DownloadParameters.check(content["download"]))
             runs = [] if seeds else [Run(whole, text, label)]
             for seed in seeds:
                 seeded = (*whole, *(f"{key}={seed}" for key in seed_keys))
