@@ -86,15 +86,11 @@ def format_report(combinations: Sequence[Combination], rows: Sequence[Row]) -> s
     ranked = table.dropna(subset="validation.accuracy").sort_values(
         ["validation.accuracy", "validation.loss"], ascending=[False, True], kind="stable"
     )
-    best = [
-        ", ".join(combinations[n].overrides) or "the committed parameters" for n in ranked.index
-    ]
+    best = combinations[ranked.index[0]].overrides if len(ranked) else None
     values = list_values(combinations)
     content = {
         "keys": list(values),
-        "rows": [
-            {**keys, **row} for keys, row in zip(values.to_dict("records"), rows, strict=True)
-        ],
+        "rows": [values.loc[number].to_dict() | row for number, row in enumerate(rows)],
         "seeds": table["runs"].max(),
         "tested": table["validation.accuracy p"].count(),
         "short": (table["runs"] < table["runs"].max()).sum(),
