@@ -90,7 +90,7 @@ def format_report(combinations: Sequence[Combination], rows: Sequence[Row]) -> s
     values = list_values(combinations)
     content = {
         "keys": list(values),
-        "rows": [values.loc[number].to_dict() | row for number, row in enumerate(rows)],
+        "rows": [{**values.loc[number], **row} for number, row in enumerate(rows)],
         "seeds": table["runs"].max(),
         "tested": table["validation.accuracy p"].count(),
         "short": (table["runs"] < table["runs"].max()).sum(),
