@@ -5,7 +5,6 @@ import re
 import subprocess
 
 import pytest
-from helpers.parameters import have_default_results
 from helpers.project import ROOT, STAGES, list_dependents
 from PIL import Image
 
@@ -13,7 +12,6 @@ from dvc_verify import lockfile
 from dvc_verify.compare import compare_outputs
 from dvc_verify.machine import read_fingerprint
 from dvc_verify.settings import Settings
-from stages.core.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +217,6 @@ def test_fingerprint_belongs_to_the_lock():
     if changed.returncode:
         pytest.skip("dvc.lock has changes that are not committed yet")
     assert read_fingerprint(ROOT) is not None
-
-
-@pytest.mark.skipif(not have_default_results(), reason="README describes the default parameters")
-def test_readme_has_the_recorded_accuracy():
-    accuracy = read_json(ROOT / "data/evaluation/metrics.json")["test"]["accuracy"]
-    assert accuracy >= 0.995
-    assert f"| accuracy | {accuracy:.2%}" in (ROOT / "README.md").read_text()
 
 
 # Output, key, recorded value, and a value within and beyond the limits of level C.

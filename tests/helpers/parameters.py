@@ -1,7 +1,7 @@
 """Parameters for tests.
 
-Tests must pass whatever valid values params.yaml holds. So they take the keys from it, and the
-values from DEFAULTS where they depend on one. A new key needs no entry here.
+Tests must pass whatever valid values params.yaml holds. So they take the keys from it. A test that
+depends on a value takes that value from DEFAULTS. A new key needs no entry here.
 """
 
 from pathlib import Path

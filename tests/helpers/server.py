@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class Server(ThreadingHTTPServer):
@@ -44,13 +44,13 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/"
         self.answers: dict[str, int | bytes | Callable[[Handler], None]] = {}
         self.requests: list[str] = []
-        self.stopped = threading.Event()  # what a stalling answer waits for
+        self.stopped = threading.Event()  # ends the answers that stall
 
     def shutdown_request(self, request) -> None:
-        self.close_request(request)  # no shutdown first, so that an answer can reset a connection
+        self.close_request(request)  # without a shutdown: an answer can reset a connection
 
     def handle_error(self, request, client_address) -> None:
-        """Say nothing: clients hang up on purpose."""
+        """Print nothing: clients hang up on purpose."""
 
 
 @contextmanager

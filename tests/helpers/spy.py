@@ -20,7 +20,7 @@ def watch_files(event, arguments):
     """Count each file of the project that is opened; a hook for sys.addaudithook."""
     if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
         return
-    path = Path(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100  # links stay links
+    path = Path(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100  # resolves no link
     writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
     if path.is_relative_to(ROOT) and (writes or path.is_file()):
         name = path.relative_to(ROOT).as_posix().removesuffix(".part")
@@ -67,7 +67,7 @@ def main(stage):
 
     modules = list_loaded_modules() | {stage.replace(".", "/") + ".py"}
     # A stage that reads params.yaml without a Section could use keys of any section.
-    other_reads = READS.pop("params.yaml", 0) - len(sections)
+    other_reads = READS.pop("params.yaml", 0) > len(sections)
     READS.pop("dvc.yaml", 0)  # train looks up its own deps, which DVC compares
     files = {
         name
@@ -77,7 +77,7 @@ def main(stage):
     used = {
         "deps": sorted(files - WRITES),
         "outputs": sorted(WRITES),
-        "params": sorted({*sections}) + ["params.yaml, not by a section"] * (other_reads > 0),
+        "params": sorted({*sections}) + (["params.yaml, not by a section"] if other_reads else []),
     }
     print(f"USED BY {stage}: {json.dumps(used)}")
 
