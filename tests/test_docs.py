@@ -139,7 +139,7 @@ def test_limits_of_level_c_are_those_of_verify():
 QUOTED = {" ".join(each.command): each.output for each in find_quoted_commands(ROOT / README)}
 
 
-def test_quoted_installation_is_real(monkeypatch, tmp_path, capsys):
+def test_quoted_installation_is_real(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     Path("requirements-tools.txt").touch()
     for step in ("check_python", "make_venv", "fetch_uv", "install"):
@@ -150,7 +150,7 @@ def test_quoted_installation_is_real(monkeypatch, tmp_path, capsys):
     ):
         monkeypatch.setattr("sys.argv", ["tools/install.py", file])
         install.main()
-        assert capsys.readouterr().out.splitlines() == QUOTED[command][:1]
+        assert capfd.readouterr().out.splitlines() == QUOTED[command][:1]
         install.PYTHON.parent.mkdir(parents=True, exist_ok=True)  # .venv exists before `make test`
         install.PYTHON.touch()
 
