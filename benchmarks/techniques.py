@@ -102,20 +102,14 @@ def format_difference(
 
 def format_results(each: Table, results: Mapping[str, Result]) -> str:
     """Return a table of the page, and the link to its picture, as Markdown."""
-    firsts = [results[combination.runs[0].text] for combination in each.combinations]
-    before = firsts[0].metrics["validation.accuracy"]
     rows = table.compute_rows(each.combinations, results)
     lines = []
-    for label, combination, first, row in zip(
-        each.labels, each.combinations, firsts, rows, strict=True
-    ):
-        change = first.metrics["validation.accuracy"] - before
+    for label, combination, row in zip(each.labels, each.combinations, rows, strict=True):
         line = {
             "": label,
             "accuracy, %": table.format_value(row, "validation.accuracy"),
             "difference, points": format_difference(label, row, "validation.accuracy"),
             "loss": table.format_value(row, "validation.loss"),
-            "seed 1": "" if first is firsts[0] else f"{100 * change:+.2f}",
         }
         for metric in each.metrics:
             values = [run.metrics[metric] for run in table.list_results(combination, results)]
@@ -133,11 +127,17 @@ def format_changes(
     for each in tables:
         rows = table.compute_rows(each.combinations, results)
         last = len(rows) if with_p_value else 2
-        for label, row in list(zip(each.labels, rows, strict=True))[1:last]:
+        firsts = [
+            results[combination.runs[0].text].metrics["validation.accuracy"]
+            for combination in each.combinations
+        ]
+        for label, row, first in list(zip(each.labels, rows, firsts, strict=True))[1:last]:
             if label.startswith("`") or with_p_value:  # others change only the seeds
                 line = {"change": " with ".join([label, *(f"`{base}`" for base in each.base)])}
                 for title, metric in METRICS.items():
                     line[title] = format_difference(label, row, metric, with_p_value=with_p_value)
+                if with_p_value:
+                    line["seed 1"] = f"{100 * (first - firsts[0]):+.2f}"
                 lines.append(line)
     return format_table(lines)
 
