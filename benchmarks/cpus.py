@@ -1,15 +1,15 @@
 """Train briefly on other processors, emulated by QEMU, and check that the bytes are the same.
 
 QEMU's user-mode emulation (Debian's package qemu-user) runs a program with the instructions, the
-model number and the caches of another processor. The program here is `probe`. It trains networks
-with every architecture, optimizer, schedule and loss, each for two short epochs of random images,
-predicts, and hashes the weights, the history and the probabilities. Its last case hashes metrics
-and plots.
+model number and the caches of another processor, x86-64 or arm64. The program here is `probe`. It
+trains networks with every architecture, optimizer, schedule and loss, each for two short epochs of
+random images, predicts, and hashes the weights, the history and the probabilities. Its last case
+hashes metrics and plots.
 
-Writes the hashes to reports/cpus.md. Exits with status 1 if one differs from this machine's. Takes
-about half an hour for each processor.
+Writes the hashes to reports/cpus.md. Exits with status 1 if one differs from tests/hashes.json,
+which --record replaces by this machine's hashes first.
 
-    python -m benchmarks.cpus [CPU ...]
+    python -m benchmarks.cpus [--record] [CPU ...]
 """
 
 import argparse
@@ -30,20 +30,28 @@ import pandas as pd
 
 from stages import evaluate, plot
 from stages.core.errors import StageError, run
-from stages.core.files import write_text
+from stages.core.files import read_json, write_json, write_text
 from stages.core.paths import REPORTS
-from stages.model.settings import ModelParameters, TrainParameters
 from tests.helpers.cases import EVERY_OPTION, KINDS, Values, make_sections
-from tools.shared.report import format_table
+from tests.helpers.parameters import DEFAULTS
 
-CPUS = ("Haswell", "EPYC-Milan")  # one of Intel and one of AMD
+X86, ARM64 = ("Haswell", "EPYC-Milan"), ("neoverse-n1", "cortex-a72")
+CPUS = (*X86, ARM64[0])
+RECORDED = Path("tests/hashes.json")
 REPORT = REPORTS / "cpus.md"
+PACKAGES = Path(".venv/arm64")  # of the emulated Python
 BATCHES = 1.5  # in an epoch: a full batch and a smaller one
-# What each case changes. Batches are small except in the first, because an emulator is slow.
+# What each case changes. One replica makes a graph half as large, and an emulator is slow.
+DEFAULT, COLOUR = "default", "colour"
 CASES: dict[str, Values] = {
-    "params.yaml": {},
+    DEFAULT: DEFAULTS | {"train.epochs": 2},
+    COLOUR: {"train.augmentation.rotation": 5.0},
     **KINDS,
-    **{", ".join(map(str, values.values())): values for values in EVERY_OPTION},
+    **{
+        f"{values['train.optimizer']} {values.get('train.momentum', '')}".rstrip(): values
+        | {"train.replicas": 1, "train.epochs": 2}
+        for values in EVERY_OPTION
+    },
 }
 REPORTING = "metrics and plots"
 NAMES = [*CASES, REPORTING]
@@ -57,17 +65,15 @@ def probe() -> None:
     from stages.model.worker import Worker
     from stages.train import train_members
 
-    rng = np.random.default_rng(0)
+    configure_tensorflow(2)
     for name, values in CASES.items():
-        model_parameters, parameters = make_sections(values | {"train.epochs": 2})
-        if name == "params.yaml":
-            model_parameters = ModelParameters.read()
-            parameters = TrainParameters.read().model_copy(update={"epochs": 2})
+        rng = np.random.default_rng(0)
+        model_parameters, parameters = make_sections(values)
         count = int(BATCHES * parameters.batch_size)
-        images = rng.random((count, 28, 28), np.float32)
+        shape = (count, 28, 28, 3) if name == COLOUR else (count, 28, 28)
+        images = rng.random(shape, np.float32)
         labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
         split = images, labels
-        configure_tensorflow(parameters.replicas)
         replicate, state = Worker(parameters.replicas).replicate, State()
         model = train_members(model_parameters, parameters, split, split, replicate, state)
         probabilities = replicate(model).predict_probabilities(images, parameters.batch_size)
@@ -111,15 +117,14 @@ def hash_reports() -> str:
 def run_probe(cpu: str | None) -> dict[str, str]:
     """Return the hash of each case on this machine, or on the emulated processor `cpu`."""
     name = cpu or "this machine"
-    command = [
-        str(Path(sys.executable).resolve()),
-        "-c",
-        "from benchmarks.cpus import probe; probe()",
-    ]
-    if cpu:
-        command = [find_emulator(), "-cpu", cpu, *command]
+    command = ["-c", "from benchmarks.cpus import probe; probe()"]
+    if cpu in ARM64:
+        command = ["benchmarks/arm64.sh", str(PACKAGES), cpu, *command]
+    else:
+        python = str(Path(sys.executable).resolve())
+        command = [*(["qemu-x86_64", "-cpu", cpu] if cpu else []), python, *command]
     # QEMU needs the real path of Python, but Python started from there does not find the packages
-    # of .venv. PYTHONPATH names them.
+    # of .venv. PYTHONPATH names them. arm64.sh replaces it.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found: dict[str, str] = {}
     last_lines: deque[str] = deque(maxlen=20)
@@ -137,26 +142,28 @@ def run_probe(cpu: str | None) -> dict[str, str]:
     return found
 
 
-def find_emulator() -> str:
-    """Return the path of QEMU's user-mode emulator for x86-64, or exit if there is none."""
-    for name in ("qemu-x86_64", "qemu-x86_64-static"):
-        if path := shutil.which(name):
-            return path
-    print("skipped: qemu-x86_64 is not on the PATH (Debian: apt-get install qemu-user)")
-    sys.exit(0)
+def check_emulators(cpus: list[str]) -> None:
+    """End the program if an emulator for one of `cpus` is missing."""
+    for cpu in cpus:
+        name = "qemu-aarch64" if cpu in ARM64 else "qemu-x86_64"
+        if not shutil.which(name):
+            print(f"skipped: {name} is not on the PATH (Debian: apt-get install qemu-user)")
+            sys.exit(0)
 
 
 def tabulate_hashes(results: dict[str, dict[str, str]]) -> str:
     """Return the first eight characters of each hash as a Markdown table, one row for each case.
 
-    The first column is this machine's. A hash that differs from it is marked with ≠.
+    The first column is recorded. A hash that differs from it is marked with ≠.
     """
-    native = next(iter(results.values()))
+    from tools.shared.report import format_table  # needs packages that the probe does not have
+
+    recorded = next(iter(results.values()))
     return format_table(
         [
             {"case": case}
             | {
-                name: f"`{found[case][:8]}`{'' if found[case] == native[case] else ' ≠'}"
+                name: f"`{found[case][:8]}`{'' if found[case] == recorded[case] else ' ≠'}"
                 for name, found in results.items()
             }
             for case in NAMES
@@ -172,19 +179,24 @@ def main() -> None:
         nargs="*",
         default=CPUS,
         metavar="CPU",
-        help=f"a name that `qemu-x86_64 -cpu help` lists; default: {' '.join(CPUS)}",
+        help=f"one of {', '.join(ARM64)}, or a name that `qemu-x86_64 -cpu help` lists; default: "
+        f"{' '.join(CPUS)}",
     )
-    cpus = parser.parse_args().cpus
-    find_emulator()
-    results = {}
+    parser.add_argument("--record", action="store_true", help=f"replace the hashes in {RECORDED}")
+    arguments = parser.parse_args()
+    cpus = arguments.cpus
+    check_emulators(cpus)
+    if arguments.record:
+        write_json(RECORDED, run_probe(None))
+    results = {"recorded": read_json(RECORDED)}
     for cpu in (None, *cpus):
         start = time.monotonic()
         results[cpu or "this machine"] = run_probe(cpu)
         print(f"{cpu or 'this machine'}: {time.monotonic() - start:.0f} s", flush=True)
         write_text(REPORT, tabulate_hashes(results) + "\n")
     print(f"\n{tabulate_hashes(results)}\n")
-    native = results["this machine"]
-    if different := [cpu for cpu, found in results.items() if found != native]:
+    recorded = results["recorded"]
+    if different := [cpu for cpu, found in results.items() if found != recorded]:
         raise StageError(f"the bytes differ on {', '.join(different)}")
     print("identical on all")
 

@@ -10,13 +10,13 @@ params.yaml. Writes to data/evaluation:
     python -m stages.evaluate
 """
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
-from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from stages.core.dataset import read_classes
@@ -57,8 +57,11 @@ def compute_accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     This is Wilson's score interval (1927). It also holds for accuracies close to 1, where the usual
     normal approximation does not.
     """
-    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    share, z = correct / count, 1.959963984540054  # z: 95 % of a normal distribution
+    scale = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / scale
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def tabulate_predictions(actual: Labels, probabilities: Floats, classes: list[str]) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def test_damaged_checkpoint_is_not_used(saved, capsys, part):
 
 
 def test_origin_names_everything_that_the_result_depends_on(project, model_with, train_with):
-    """Code, parameters, data, libraries and processor; not where or when the training runs."""
+    """Code, parameters, data and libraries; not where or when the training runs."""
     from stages.core.files import Pieces, write_npz
 
     def describe(value, **changes):
@@ -98,7 +98,6 @@ def test_origin_names_everything_that_the_result_depends_on(project, model_with,
     origin = describe(zero)
     assert {"stages/train.py", "stages/model/training.py", "stages/core/files.py"} <= set(origin)
     assert {"model.seed", "train.schedule", "keras", "numpy", "Python"} <= set(origin)
-    assert {"processor", "environment"} <= set(origin)
     assert describe(zero) == origin
     assert find_differences(origin, describe(zero, seed=5)) == "train.seed"
     assert find_differences(origin, describe(one)) == f"{TRAIN}, {VALIDATION}"

@@ -403,9 +403,11 @@ def test_worker_with_another_library_is_named():
     found = dask_worker.find_difference(here, there)
     assert found == f"keras is 2.0 instead of {here['libraries']['keras']}"
     here |= {"machine": "x86_64", "system": "Linux", "vector_instructions": "avx2 fma"}
-    arm = here | {"machine": "aarch64", "processor": "Neoverse"}
-    assert "its processor is Neoverse" in dask_worker.find_difference(here, arm)
-    assert dask_worker.find_difference(arm, here) == ""
+    old = here | {"vector_instructions": "avx", "processor": "Sandy Bridge"}
+    assert "its processor is Sandy Bridge" in dask_worker.find_difference(here, old)
+    assert dask_worker.find_difference(old, here) == ""
+    arm = here | {"machine": "aarch64", "vector_instructions": "", "processor": "Neoverse"}
+    assert dask_worker.find_difference(here, arm) == ""
 
 
 def test_reason_is_the_message_of_the_stage():

@@ -219,7 +219,7 @@ def test_fingerprint_belongs_to_the_lock():
     assert read_fingerprint(ROOT) is not None
 
 
-# Output, key, recorded value, and a value within and beyond the limits of level C.
+# Output, key, recorded value, and a value within and beyond the limits in pyproject.toml.
 LIMITS = [
     ("data/evaluation/metrics.json", "test.accuracy", 0.99, 0.9871, 0.9869),
     ("data/evaluation/metrics.json", "validation.loss", 0.02, 0.0249, 0.0251),

@@ -1,10 +1,11 @@
 """The environment of this process and of every program that it starts.
 
-Importing this module sets variables that make results independent of the processor: libraries
-choose a kernel for the processor that they find, and different kernels round differently. It also
-removes variables that other programs left. Stages, tools and tests import this module first, so
-git, DVC, npm and Python get the same environment. `stages/__init__.py` imports it before NumPy and
-TensorFlow, because they read these variables only once, when they are loaded.
+Importing this module sets variables that make results independent of the processor: NumPy and
+OpenBLAS choose a kernel for the processor that they find, and different kernels round differently.
+TensorFlow's do not, as `stages/model/arithmetic.py` uses them. It also removes variables that other
+programs left. Stages, tools and tests import this module first, so git, DVC, npm and Python get the
+same environment. `stages/__init__.py` imports it before NumPy and TensorFlow, because they read
+these variables only once, when they are loaded.
 """
 
 import ctypes
@@ -21,8 +22,8 @@ PINS = {
     # Python 3.13 colours tracebacks, and stages/core/terminal.py would show the codes as text.
     "PYTHON_COLORS": "0",
     "TF_CPP_MIN_LOG_LEVEL": "2",  # errors and warnings only
-    "TF_ENABLE_ONEDNN_OPTS": "1",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    # On arm64, oneDNN's kernels depend on the processor; TensorFlow's own do not.
+    "TF_ENABLE_ONEDNN_OPTS": "1" if platform.machine() in ("x86_64", "AMD64") else "0",
 }
 if platform.machine() in ("x86_64", "AMD64"):
     PINS |= {

@@ -56,5 +56,8 @@ def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str
 
 def promises_same_bytes(machine: Mapping[str, Any]) -> bool:
     """Return whether a machine must compute the recorded bytes, even of trained weights."""
-    x86 = machine["machine"] in ("x86_64", "AMD64") and machine["system"] == "Linux"
-    return x86 and {"avx2", "fma"} <= set(machine["vector_instructions"].split())
+    fused = (
+        machine["machine"] in ("aarch64", "arm64")
+        or "fma" in machine["vector_instructions"].split()
+    )
+    return fused and machine["system"] == "Linux"

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from stages.core.files import Floats
+from stages.model import arithmetic
 from stages.model.architectures import MAIN, has_two_outputs
 from stages.model.parallel import DataParallel
 
@@ -16,8 +16,11 @@ def compute_mean_loss(model: keras.Model, labels: Floats, probabilities: Floats)
     The model's file names the loss. It is computed for the main output, without label smoothing.
     """
     loss = model.loss[MAIN] if has_two_outputs(model) else model.loss
-    losses = np.asarray(keras.losses.get(loss)(labels, probabilities))
-    return float(losses.mean(dtype=np.float64))
+    found = np.asarray(probabilities, np.float64)
+    if keras.losses.get(loss) is keras.losses.mean_squared_error:
+        return float(((found - labels) ** 2).mean(1).mean())
+    logarithms = arithmetic.log(np.clip(found, 1e-7, 1 - 1e-7)).numpy()
+    return float(-(labels * logarithms).sum(1).mean())
 
 
 # The fewest mistakes on the validation set for a calibration. The factor is the only coefficient of
@@ -42,12 +45,13 @@ def calibrate(model: DataParallel, images: Floats, labels: Floats, batch_size: i
             f"images are misclassified; recalibration needs at least {MIN_MISTAKES}"
         )
         return
-    logits = np.log(np.maximum(probabilities, 1e-30, dtype=np.float64))
+    logits = arithmetic.log(np.maximum(probabilities, 1e-30, dtype=np.float64)).numpy()
+    logits -= logits.max(1, keepdims=True)
 
     def compute_cross_entropy(factor: float) -> float:
-        return float(
-            (logsumexp(factor * logits, axis=1) - (factor * logits * labels).sum(1)).mean()
-        )
+        totals = arithmetic.exp(factor * logits).numpy().sum(1)
+        logarithms = arithmetic.log(totals).numpy()
+        return float((logarithms - (factor * logits * labels).sum(1)).mean())
 
     best = minimize_scalar(compute_cross_entropy, bounds=(0.1, 10), method="bounded").x
     factor = np.float32(round(best, 2))  # later digits differ between machines

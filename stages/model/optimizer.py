@@ -1,12 +1,17 @@
 """Create the optimizer and its learning rate schedule."""
 
 import math
+from functools import cache
+from typing import Any
+from unittest.mock import patch
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from stages.model import arithmetic
 from stages.model.architectures import AUXILIARY, MAIN
-from stages.model.portable import ROWS
 from stages.model.settings import TrainParameters
 
 
@@ -19,10 +24,15 @@ def make_optimizer(parameters: TrainParameters, steps: int) -> keras.optimizers.
         momentum["nesterov"] = True
     rate = make_learning_rate(parameters, steps)
     if parameters.optimizer == "muon":
-        return Muon(
+        optimizer = Muon(
             rate, exclude_layers=[MAIN, AUXILIARY], weight_decay=None, adam_weight_decay=None
         )
-    return type(keras.optimizers.get(parameters.optimizer))(learning_rate=rate, **momentum)
+    else:
+        kind = type(keras.optimizers.get(parameters.optimizer))
+        kind = type(kind.__name__, (PortablePowers, kind), {})
+        optimizer = kind(learning_rate=rate, **momentum)
+    optimizer.total_steps = parameters.epochs * steps
+    return optimizer
 
 
 def make_learning_rate(
@@ -32,29 +42,56 @@ def make_learning_rate(
 
     The plateau schedule is a callback instead, because it depends on the validation loss.
     """
-    rate, schedule = parameters.learning_rate, parameters.schedule
-    schedules = keras.optimizers.schedules
+    schedule, total = parameters.schedule, parameters.epochs * steps
+    numbers = np.arange(total + 1, dtype=np.float64)
+    period = schedule.every * steps
     match schedule.name:
         case "step":
-            drops = range(1, math.ceil(parameters.epochs / schedule.every))
-            if not drops:
-                return rate
-            # Steps count from 0, and a boundary is the last step before the rate changes.
-            boundaries = [drop * schedule.every * steps - 1 for drop in drops]
-            rates = [rate * schedule.factor**drop for drop in (0, *drops)]
-            return schedules.PiecewiseConstantDecay(boundaries, rates)
+            shares = arithmetic.power(np.float64(schedule.factor), numbers // period)
         case "exponential":
-            return schedules.ExponentialDecay(rate, schedule.every * steps, schedule.factor)
+            shares = arithmetic.power(np.float64(schedule.factor), numbers / period)
         case "cosine":
-            total = parameters.epochs * steps
             warmup = min(round(schedule.warmup * total), total - 1)
-            if not warmup:
-                return schedules.CosineDecay(rate, total)
-            return schedules.CosineDecay(
-                0.0, total - warmup, warmup_target=rate, warmup_steps=warmup
-            )
+            progress = np.maximum(numbers - warmup, 0) / (total - warmup)
+            shares = np.maximum(0.5 * (1 + arithmetic.cos(math.pi * progress)), 0)
+            shares = np.where(numbers < warmup, numbers / max(warmup, 1), shares)
         case _:
-            return rate
+            return parameters.learning_rate
+    return LearningRates(parameters.learning_rate * shares)
+
+
+class LearningRates(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate of each step, computed beforehand."""
+
+    def __init__(self, rates: npt.ArrayLike) -> None:
+        """Keep the `rates` of all steps."""
+        self.rates = tf.cast(rates, tf.float32)
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Return the rate of `step`, which counts from 0."""
+        return tf.gather(self.rates, tf.minimum(tf.cast(step, tf.int64), len(self.rates) - 1))
+
+
+class PortablePowers:
+    """An optimizer of Keras whose powers, such as beta ** step, are the same on every processor."""
+
+    total_steps: int
+
+    def apply(self, *arguments: Any, **named: Any) -> None:
+        """Update the variables as Keras does, with `look_up` instead of TensorFlow's power."""
+        with patch.object(tf, "pow", self.look_up):
+            super().apply(*arguments, **named)  # type: ignore[misc]
+
+    @cache  # noqa: B019  # an optimizer lives as long as its training
+    def compute_powers(self, base: float) -> tf.Tensor:
+        """Return the powers of `base` for all steps."""
+        with tf.init_scope():
+            return arithmetic.power(base, tf.range(self.total_steps + 3.0))
+
+    def look_up(self, base: tf.Tensor | float, exponent: tf.Tensor) -> tf.Tensor:
+        """Return a constant `base` to the power of a step's number."""
+        powers = self.compute_powers(float(tf.get_static_value(tf.convert_to_tensor(base))))
+        return tf.gather(powers, tf.cast(exponent, tf.int64))
 
 
 class RecordLearningRate(keras.callbacks.Callback):
@@ -75,7 +112,7 @@ class RecordLearningRate(keras.callbacks.Callback):
         logs["learning_rate"] = float(rate)
 
 
-class Muon(keras.optimizers.Muon):
+class Muon(PortablePowers, keras.optimizers.Muon):
     """Keras's Muon, extended to the kernels of convolutions and portable across processors.
 
     Muon replaces the momentum of each weight matrix with the nearest orthogonal matrix and takes a
@@ -85,17 +122,24 @@ class Muon(keras.optimizers.Muon):
     use Adam.
     """
 
-    def _should_use_adamw(self, variable: keras.Variable) -> bool:
-        return len(variable.shape) != 4 and super()._should_use_adamw(variable)
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Create the optimizer's variables. A variable without a velocity does not use Adam."""
+        super().build(variables)
+        for number, variable in enumerate(variables):
+            if len(variable.shape) == 4:
+                self.adam_velocities[number] = None
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
         """Return the kernel `x` as a matrix whose singular values are all near 1."""
         matrix = tf.reshape(x, (-1, x.shape[-1]))
-        rows, columns = matrix.shape
-        # Zeros do not change the result. portable.PortableDense explains why full blocks matter.
-        padded = tf.pad(matrix, [[0, -rows % ROWS], [0, -columns % ROWS]])
-        orthogonal = super().zeropower_via_newtonschulz5(padded, steps)
-        return tf.reshape(orthogonal[:rows, :columns], x.shape)
+        tall = matrix.shape[0] > matrix.shape[1]
+        matrix = tf.transpose(matrix) if tall else matrix
+        matrix /= tf.sqrt(arithmetic.add_up(matrix * matrix)) + 1e-7
+        for _ in range(steps):
+            square = arithmetic.multiply(matrix, tf.transpose(matrix))
+            factor = self.muon_b * square + self.muon_c * arithmetic.multiply(square, square)
+            matrix = self.muon_a * matrix + arithmetic.multiply(factor, matrix)
+        return tf.reshape(tf.transpose(matrix) if tall else matrix, x.shape)
 
     def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
         """Return the step `x` of a kernel, scaled by the size of its matrix."""

@@ -6,8 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.core.environment import PINS
-from stages.core.machine import collect_fingerprint, promises_same_bytes
+from stages.core.machine import collect_fingerprint
 from stages.core.paths import GRAPH, TRAIN, VALIDATION
 from stages.core.settings import read_yaml
 from stages.model.settings import ModelParameters, TrainParameters
@@ -21,8 +20,7 @@ def describe_origin(model: ModelParameters, train: TrainParameters) -> Origin:
     """Return everything that the result of a training depends on.
 
     The code is what dvc.yaml lists as `deps` of the stage. Prepared data is described by the
-    checksums in the `.npz` files. Processors that must give the same bytes all have the same
-    description. Any other processor is described by its model.
+    checksums in the `.npz` files.
     """
     origin = {
         path.relative_to(PROJECT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -36,14 +34,7 @@ def describe_origin(model: ModelParameters, train: TrainParameters) -> Origin:
             members = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
         origin[path.as_posix()] = json.dumps(members)
     machine = collect_fingerprint()
-    same = promises_same_bytes(machine)
-    return {
-        **origin,
-        **machine["libraries"],
-        "Python": machine["python"].rpartition(".")[0],
-        "processor": f"{machine['machine']} {'' if same else machine['processor']}",
-        "environment": json.dumps(PINS),
-    }
+    return {**origin, **machine["libraries"], "Python": machine["python"].rpartition(".")[0]}
 
 
 def find_code(project: Path) -> Iterator[Path]:

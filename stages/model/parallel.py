@@ -72,7 +72,9 @@ class DataParallel(keras.Model):
             super().compile(optimizer, losses, loss_weights=weights, metrics={MAIN: metrics})
             # Keras creates a metric for each loss, and the optimizer its variables, when they are
             # first used. Inside of a step, TensorFlow would trace it twice.
-            labels = {name: tf.zeros(self.network.output[name].shape[1:])[None] for name in weights}
+            labels = {name: tf.ones(self.network.output[name].shape[1:])[None] for name in weights}
+            for each in labels.values():
+                each.logits = each
             self.compute_loss(y=labels, y_pred=labels)
         optimizer.build(self.trainable_variables)
 
@@ -174,13 +176,12 @@ class DataParallel(keras.Model):
 def list_outputs(outputs: Any) -> Tensors:
     """Return each output and, if it comes from softmax, the input of softmax after it.
 
-    Keras computes the cross-entropy from the input of softmax, which it keeps in a private
-    attribute of the output.
+    `PortableDense` keeps that in an attribute of the output, for the loss.
     """
     return [
         tensor
         for output in tf.nest.flatten(outputs)
-        for tensor in (output, getattr(output, "_keras_logits", None))
+        for tensor in (output, getattr(output, "logits", None))
         if tensor is not None
     ]
 
@@ -191,8 +192,8 @@ def join(outputs: list[Tensors], count: tf.Tensor, shares: dict[int, Share]) -> 
 
     def take(example: tf.Tensor) -> tf.Tensor:
         output = next(joined)
-        if hasattr(example, "_keras_logits"):
-            output._keras_logits = next(joined)
+        if hasattr(example, "logits"):
+            output.logits = next(joined)
         return output
 
     return tf.nest.map_structure(take, next(iter(shares.values())).outputs)

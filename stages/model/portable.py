@@ -7,7 +7,7 @@ whose class is in `PORTABLE`. `parallel.DataParallel` does the rest.
 import keras
 import tensorflow as tf
 
-ROWS = 48  # a multiple of the rows that oneDNN's and Eigen's kernels process at a time
+from stages.model import arithmetic
 
 
 class PortableBatchNormalization(keras.layers.BatchNormalization):
@@ -25,37 +25,60 @@ class PortableBatchNormalization(keras.layers.BatchNormalization):
     ) -> tf.Tensor:
         """Return `inputs`, normalised by the batch or, outside training, by the moving averages."""
         if training and self.trainable:
-            mean, variance = keras.ops.moments(inputs, list(range(inputs.shape.rank - 1)))
+            outputs, mean, variance = arithmetic.normalize(
+                inputs, *map(tf.convert_to_tensor, (self.gamma, self.beta)), self.epsilon
+            )
             for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 average.assign(average * self.momentum + value * (1.0 - self.momentum))
-        else:
-            mean, variance = self.moving_mean, self.moving_variance
-        scale = self.gamma / keras.ops.sqrt(variance + self.epsilon)
-        return inputs * scale + (self.beta - mean * scale)
+            return outputs
+        factors = self.gamma / tf.sqrt(self.moving_variance + self.epsilon)
+        return inputs * factors + (self.beta - self.moving_mean * factors)
+
+
+class PortableConv2D(keras.layers.Conv2D):
+    """Keras's convolution, with stride 1."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the activation of the convolution of `inputs` (n, height, width, channels)."""
+        if self.padding == "same":
+            around = [[(size - 1) // 2, size // 2] for size in self.kernel_size]
+            inputs = tf.pad(inputs, [[0, 0], *around, [0, 0]])
+        outputs = arithmetic.convolve(inputs, tf.convert_to_tensor(self.kernel))
+        if self.use_bias:
+            outputs = arithmetic.add_bias(outputs, tf.convert_to_tensor(self.bias))
+        return self.activation(outputs)
+
+
+class PortableGlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
+    """Keras's mean over height and width."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the means (n, channels) of `inputs` (n, height, width, channels)."""
+        _, height, width, channels = inputs.shape
+        places = tf.reshape(tf.transpose(inputs, (1, 2, 0, 3)), (height * width, -1))
+        return tf.reshape(arithmetic.average_rows(places), (-1, channels))
 
 
 class PortableDense(keras.layers.Dense):
-    """Keras's dense layer, with its matrices padded to full blocks of rows.
-
-    Rows left over after the last full block go through different code, which rounds
-    differently. Padding to full blocks avoids that. An output then does not depend on the other
-    images in the batch, and the gradient of the weights does not depend on the processor.
-    """
+    """Keras's dense layer, with or without softmax."""
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:  # noqa: ARG002  # Keras's signature
         """Return the activation of `inputs` (n, features) times the kernel plus the bias."""
-        count, features = tf.shape(inputs)[0], inputs.shape[1]
-        padded = tf.pad(inputs, [[0, -count % ROWS], [0, -features % ROWS]])
-        kernel = tf.pad(self.kernel, [[0, -features % ROWS], [0, 0]])
-        outputs = tf.matmul(padded, kernel)[:count]
+        outputs = arithmetic.multiply_dense(inputs, tf.convert_to_tensor(self.kernel))
         if self.use_bias:
-            outputs += self.bias
-        return self.activation(outputs)
+            outputs = arithmetic.add_bias(outputs, tf.convert_to_tensor(self.bias))
+        if self.activation is not keras.activations.softmax:
+            return self.activation(outputs)
+        probabilities = arithmetic.softmax(outputs)
+        probabilities.logits = outputs  # of which the loss is computed
+        return probabilities
 
 
 PORTABLE: dict[type[keras.Layer], type[keras.Layer]] = {
     keras.layers.BatchNormalization: PortableBatchNormalization,
+    keras.layers.Conv2D: PortableConv2D,
     keras.layers.Dense: PortableDense,
+    keras.layers.GlobalAveragePooling2D: PortableGlobalAveragePooling2D,
 }
 
 
@@ -63,7 +86,10 @@ def copy_layers(model: keras.Model) -> keras.Model:
     """Return a copy of `model`, with the same weights, whose layers are portable."""
 
     def copy(layer: keras.Layer) -> keras.Layer:
-        return PORTABLE.get(type(layer), type(layer)).from_config(layer.get_config())
+        kind = PORTABLE.get(type(layer), type(layer))
+        if kind is PortableConv2D and not layer.strides == layer.dilation_rate == (1, 1):
+            kind = keras.layers.Conv2D
+        return kind.from_config(layer.get_config())
 
     network = keras.models.clone_model(model, clone_function=copy, recursive=True)
     network.set_weights(model.get_weights())

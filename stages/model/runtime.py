@@ -18,14 +18,15 @@ def load_tensorflow() -> None:
     An example is the notice that oneDNN is on. The notices come from C++ code that runs before any
     setting can turn them off. Everything else that TensorFlow writes while it loads is shown.
 
-    Raises StageError if the processor lacks the instructions that TensorFlow's packages need.
-    Without this check, the system would end the process.
+    Raises StageError if the processor lacks instructions. Without AVX, the system would end the
+    process; without FMA, products would round differently.
     """
     _, instructions = read_processor()
-    if platform.machine() == "x86_64" and instructions and "avx" not in instructions:
+    needed = ("avx", "fma") if platform.machine() == "x86_64" and instructions else ()
+    if missing := next((name for name in needed if name not in instructions), ""):
         raise StageError(
-            "this processor has no AVX instructions, which TensorFlow's packages need; use another "
-            "machine, or give the virtual machine its host's processor"
+            f"this processor has no {missing.upper()} instructions, which the results depend on; "
+            "use another machine, or give the virtual machine its host's processor"
         )
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stages.core.errors import StageError
 from stages.core.prepared import Split
+from stages.model import arithmetic
 from stages.model.architectures import has_two_outputs
 from stages.model.batches import (
     count_steps,
@@ -130,8 +131,8 @@ def make_loss(parameters: TrainParameters) -> keras.losses.Loss:
     Label smoothing: Szegedy et al., "Rethinking the Inception architecture", 2016.
     """
     if parameters.loss == "mean_squared_error":
-        return keras.losses.MeanSquaredError()
-    return keras.losses.CategoricalCrossentropy(label_smoothing=parameters.label_smoothing)
+        return arithmetic.MeanSquaredError()
+    return arithmetic.CategoricalCrossentropy(parameters.label_smoothing)
 
 
 def make_metrics(parameters: TrainParameters) -> list[keras.metrics.Metric]:

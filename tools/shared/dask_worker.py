@@ -102,7 +102,7 @@ def find_difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     if promises_same_bytes(here) and not promises_same_bytes(there):
         return (
             f"its processor is {there['processor'] or there['machine']}, and the same bytes are "
-            "promised only on Linux on x86-64 with AVX2"
+            "promised only on Linux on arm64 and on x86-64 with FMA"
         )
     for name in sorted(here["libraries"].keys() | there["libraries"].keys()):
         expected, found = (side["libraries"].get(name, "missing") for side in (here, there))
