@@ -84,7 +84,7 @@ def test_dvc_verify_keeps_its_exit_code(run_python, redirected):
 
 
 def test_every_command_ends_through_run():
-    """The only others run before packages are installed, watch a worker, or measure a command."""
+    """The only others run before packages are installed, or measure a command."""
     found = {}
     for folder in ("stages", "tools", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -93,7 +93,7 @@ def test_every_command_ends_through_run():
                 found[path.stem] = "; ".join(map(ast.unparse, last.body))
     others = {name for name, body in found.items() if body != "run(main)"}
     assert found.keys() > {"train", "doctor", "seeds"}
-    assert others <= {"install", "resolve", "failures", "references", "timers"}
+    assert others <= {"install", "resolve", "references", "timers"}
 
 
 def test_closed_streams_do_not_lend_their_numbers(run_python, tmp_path):

@@ -24,10 +24,12 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages.cluster.addresses import check_count, find_own_ips, read_tf_config, split_address
-from stages.cluster.rendezvous import PATIENCE
+from stages.cluster.transport import PATIENCE
 from stages.core.errors import StageError, run
 from stages.model.settings import TrainParameters
 
@@ -51,13 +53,19 @@ def find_free_addresses(count: int) -> list[str]:
         return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
+def read_variable(environment: Mapping[str, str], remedy: str, *names: str) -> str:
+    """Return the first of these variables that a scheduler has set."""
+    for name in names:
+        if value := environment.get(name):
+            return value
+    raise StageError(f"{names[-1]} is not set; {remedy}")
+
+
 def read_slurm(environment: Mapping[str, str]) -> tuple[list[str], int]:
     """Return the addresses of a SLURM step's tasks, one on each node, and the index of this one."""
-    try:
-        index, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
-    except KeyError as error:
-        raise StageError(f"{error.args[0]} is not set; start this command with srun") from None
+    read = partial(read_variable, environment, "start this command with srun")
+    index, count = int(read("SLURM_PROCID")), int(read("SLURM_NTASKS"))
+    nodes = read("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
     command = ["scontrol", "show", "hostnames", nodes]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
     if found.returncode:
@@ -72,12 +80,8 @@ def read_kubernetes(
     environment: Mapping[str, str], job: str, service: str, completions: int
 ) -> tuple[list[str], int]:
     """Return the addresses of the pods of an Indexed Job, and the index of this pod."""
-    try:
-        index = int(environment["JOB_COMPLETION_INDEX"])
-    except KeyError:
-        raise StageError(
-            "JOB_COMPLETION_INDEX is not set; the Job needs completionMode: Indexed"
-        ) from None
+    remedy = "the Job needs completionMode: Indexed"
+    index = int(read_variable(environment, remedy, "JOB_COMPLETION_INDEX"))
     return [f"{job}-{pod}.{service}:{PORT}" for pod in range(completions)], index
 
 
@@ -114,13 +118,8 @@ def run_locally(count: int, options: list[str], targets: list[str]) -> int:
             environment = os.environ | make_tf_config(addresses, index)
             environment.pop("TENSORBOARD_LOGDIR", None)  # worker 0 writes there
             # A session of its own, so that Ctrl-C reaches `dvc repro` alone.
-            other = subprocess.Popen(
-                TRAIN,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
-            )
+            alone: Any = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+            other = subprocess.Popen(TRAIN, env=environment, stderr=errors, **alone)
             stack.enter_context(other)
             stack.callback(other.kill)
         code = call(command, make_tf_config(addresses, 0))

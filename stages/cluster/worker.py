@@ -4,15 +4,16 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import islice
+from itertools import chain, islice
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from stages.cluster.addresses import check_count, read_tf_config
-from stages.cluster.failures import end_process, wait_for_others
-from stages.cluster.transport import Transport, flatten, unflatten
+from stages.cluster.transport import Transport
 from stages.core.errors import StageError
+from stages.core.files import Floats
 from stages.model.checkpoint import State, pack, unpack
 from stages.model.origin import Origin, find_differences
 from stages.model.parallel import DataParallel, Node, Share, Tensors, add_tree, list_outputs
@@ -42,19 +43,19 @@ class ClusterWorker(Worker):
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Connect the workers, run the block, and end this process; worker 0 ends last.
+        """Connect the workers, and run the block; worker 0 needs the others no longer after it.
 
-        So nothing runs after the `with` statement.
+        Raises StageError if another worker no longer answers.
         """
-        transport = self.transport
-        with end_process(transport.addresses, transport.index):
-            transport.connect()
-            yield
-            # Worker 0 has saved the result, and needs no other worker any more.
-            with suppress(tf.errors.OpError) if self.writes_results else nullcontext():
-                transport.gather_bytes(b"")
-            if self.writes_results:
-                wait_for_others(transport.addresses[0])
+        with self.transport.connect():
+            try:
+                yield
+                with suppress(StageError) if self.writes_results else nullcontext():
+                    self.transport.gather_bytes(b"")
+            except tf.errors.OpError as error:  # TensorFlow wraps what `exchange` raises
+                if not self.transport.failure:
+                    raise
+                raise StageError(self.transport.failure) from error
 
     def load_state(self, origin: Origin) -> State:
         """Return the state from which all workers start: that in the checkpoint of worker 0.
@@ -91,8 +92,7 @@ class ClusterModel(DataParallel):
         """Return the outputs and averages of all replicas, and the sum of all gradients.
 
         Each worker adds the gradients of its replicas as far as the tree allows. Then all exchange
-        everything at once, as vectors of equal lengths: outputs are padded to equal numbers of
-        rows, and the vector of a worker with fewer parts is padded too.
+        everything at once. Outputs are padded to equal numbers of rows.
         """
         rows = (count + self.replicas - 1) // self.replicas
         results = []
@@ -104,19 +104,17 @@ class ClusterModel(DataParallel):
         own = find_largest_nodes(self.local_replicas, (0, self.replicas))
         sums = [add_tree(leaves, node) for node in own]
 
-        parts = []  # of the vector of each worker: its replicas, its nodes, and its tensors
+        parts = []  # of what each worker sends: its replicas, its nodes, and examples of tensors
         for worker in range(self.transport.count):
             replicas = list_replicas(worker, self.transport.count, self.replicas)
             nodes = find_largest_nodes(replicas, (0, self.replicas))
             parts.append((replicas, nodes, results[0] * len(replicas) + sums[0] * len(nodes)))
-        length = tf.reduce_max([sum(map(tf.size, tensors)) for _, _, tensors in parts])
-        vector = flatten([tensor for tensors in results + sums for tensor in tensors])
-        received = self.transport.gather(tf.pad(vector, [[0, length - tf.size(vector)]]))
-
+        vector = tf.concat([tf.reshape(each, [-1]) for each in chain(*results, *sums)], 0)
+        received = tf.numpy_function(self.exchange, [vector], tf.float32)
+        tensors = iter(unflatten(received, [each for *_, examples in parts for each in examples]))
         every: list[Tensors] = []
         tree: dict[Node, Tensors] = {}
-        for worker, (replicas, nodes, examples) in enumerate(parts):
-            tensors = iter(unflatten(received[worker], examples))
+        for replicas, nodes, _ in parts:
             every += [[*islice(tensors, len(results[0]))] for _ in replicas]
             tree |= {node: [*islice(tensors, len(sums[0]))] for node in nodes}
         shapes = zip(every, self.find_bounds(count), strict=True)
@@ -125,6 +123,19 @@ class ClusterModel(DataParallel):
             [result[len(outputs) :] for result in every],
             add_tree(tree, (0, self.replicas)),
         )
+
+    def exchange(self, values: Floats) -> Floats:
+        """Return the values (n,) of all workers, one after the other."""
+        return np.frombuffer(b"".join(self.transport.gather_bytes(values.tobytes())), np.float32)
+
+
+def unflatten(values: tf.Tensor, examples: Tensors) -> Tensors:
+    """Return tensors with the shapes of `examples`, which contain `values` in this order."""
+    sizes = [tf.size(tensor) for tensor in examples]
+    return [
+        tf.ensure_shape(tf.reshape(part, tf.shape(tensor)), tensor.shape)
+        for part, tensor in zip(tf.split(values, sizes, num=len(sizes)), examples, strict=True)
+    ]
 
 
 def list_replicas(worker: int, workers: int, replicas: int) -> range:
