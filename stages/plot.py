@@ -6,6 +6,7 @@ Reads data/raw, data/processed/test.npz, data/model/history.csv, data/evaluation
     python -m stages.plot
 """
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,7 +73,7 @@ def draw_grid(images: Array, captions: list[str], height: float, ink: bool) -> F
     `height` is the height of a row in inches. A column is as wide as the longest line of a caption.
     """
     columns = min(10, max(5, len(images)))
-    rows = max(1, -(-len(images) // columns))
+    rows = max(1, math.ceil(len(images) / columns))
     longest = max((len(line) for text in captions for line in text.splitlines()), default=0)
     figure = Figure(figsize=(max(1.25, 0.085 * longest) * columns, height * rows + 0.4))
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:

@@ -19,6 +19,7 @@ import pytest
 import scipy.io
 from helpers import datasets
 from helpers.checks import get_refusal, read_contents, write_files
+from helpers.memory import measure_memory
 from helpers.project import ROOT, Project
 from PIL import Image
 
@@ -854,27 +855,8 @@ def test_names_of_macos_give_the_same_files(tmp_path):
     assert found[0] == found[1]
 
 
-# Prints the largest amount of memory without files, in KiB, while a dataset is converted.
-MEASURE = """
-import re, sys, threading
-from pathlib import Path
-from stages.download import DownloadParameters, import_folder
-
-def read():
-    return int(re.search(r"RssAnon:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
-
-def watch():
-    while not done.wait(0.005):
-        found.append(read())
-
-found, done = [read()], threading.Event()
-thread = threading.Thread(target=watch)
-thread.start()
-import_folder(DownloadParameters(dataset="custom", folder=sys.argv[1]), Path("raw"))
-done.set()
-thread.join()
-print(max(found))
-"""
+IMPORTS = "from stages.download import DownloadParameters, import_folder"
+CONVERT = 'import_folder(DownloadParameters(dataset="custom", folder="mine"), Path("raw"))'
 
 
 @pytest.mark.linux
@@ -894,8 +876,7 @@ def test_memory_does_not_grow_with_the_images(folder, run_python, kind):
             path = folder / TRAIN_IMAGES
             (folder / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
             path.unlink()
-        ended = run_python("-c", MEASURE, str(folder))
-        peaks.append(int(ended.stdout.split()[-1]))
+        peaks.append(measure_memory(run_python, IMPORTS, CONVERT)[1])
     assert peaks[1] <= 1.15 * peaks[0]
 
 

@@ -1,6 +1,7 @@
 """The sections of params.yaml: what is read, what is refused, and what the message says."""
 
 import re
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -88,11 +89,13 @@ def test_params_yaml_is_valid():
             "then set example.inner.every",
         ),
         ({"inner": {}}, "example.inner.every is missing"),
+        ({"count": ["q"] * 10_000}, "example.count is ['q', 'q', "),
     ],
 )
 def test_invalid_value_is_named_with_what_is_allowed(changes, message):
     found = get_refusal(Example.check, RIGHT | changes)
     assert found.startswith(f"params.yaml: {message}")
+    assert len(found) < 400
 
 
 @pytest.mark.parametrize(
@@ -100,24 +103,18 @@ def test_invalid_value_is_named_with_what_is_allowed(changes, message):
     [
         ("schedule", "cosine", "train.schedule.name"),
         ("early_stopping", True, "train.early_stopping.enabled"),
-        ("augmentation", None, "shift, train.augmentation.rotation, train.augmentation.zoom"),
+        ("augmentation", None, "train.augmentation.shift, train.augmentation.rotation, train.aug"),
     ],
 )
 def test_value_in_place_of_a_section_names_the_key(key, value, named):
     found = get_refusal(TrainParameters.check, VALUES["train"] | {key: value})
     assert found.startswith(f"params.yaml: train.{key} is {value!r}, but it is a section: ")
-    assert found.endswith(f"then set {named}") or found.endswith(f".{named}")
+    assert f"then set {named}" in found
 
 
 def test_all_invalid_keys_are_named_at_once():
     found = get_refusal(Example.check, RIGHT | {"count": "3", "rate": 2, "x": 1})
     assert found.count("example.") == 3
-
-
-@pytest.mark.parametrize("key", RIGHT)
-def test_missing_key_is_named(key):
-    values = {name: value for name, value in RIGHT.items() if name != key}
-    assert get_refusal(Example.check, values) == f"params.yaml: example.{key} is missing"
 
 
 def test_section_cannot_be_changed():
@@ -139,43 +136,27 @@ def test_section_cannot_be_changed():
         (PreprocessParameters, "seed", -1, "greater than or equal to 0"),
         (PreprocessParameters, "seed", 2**32, "less than 4294967296"),
         (ModelParameters, "filters", [], "at least 1 item"),
+        (ModelParameters, "filters.0", 24, "valid list"),
+        (ModelParameters, "filters.0", [], "at least 1 item"),
+        (ModelParameters, "filters.0.0", 0, "greater than or equal to 1"),
         (ModelParameters, "dropout", 1, "less than 1"),
         (TrainParameters, "epochs", 0, "greater than or equal to 1"),
         (TrainParameters, "learning_rate", float("inf"), "finite number"),
         (TrainParameters, "optimizer", "Adam", "'adam'"),
         (TrainParameters, "replicas", 0, "greater than or equal to 1"),
+        (TrainParameters, "augmentation.shift", -1.0, "greater than or equal to 0"),
+        (TrainParameters, "augmentation.rotation", 181.0, "less than or equal to 180"),
+        (TrainParameters, "augmentation.zoom", 1.0, "less than 1"),
     ],
 )
 def test_value_outside_its_limits_is_refused(section, key, value, allowed):
-    found = get_refusal(section.check, VALUES[section.section] | {key: value})
+    values = inner = deepcopy(VALUES[section.section])
+    *outer, last = (int(name) if name.isdecimal() else name for name in key.split("."))
+    for name in outer:
+        inner = inner[name]
+    inner[last] = value
+    found = get_refusal(section.check, values)
     assert f"{section.section}.{key} is {value!r}: " in found
-    assert allowed in found
-
-
-@pytest.mark.parametrize(
-    ("groups", "named"),
-    [
-        ([24, 48], "model.filters.0 is 24: Input should be a valid list"),
-        ([[24], []], "model.filters.1 is []: List should have at least 1 item"),
-        ([[24], [0]], "model.filters.1.0 is 0: Input should be greater than or equal to 1"),
-    ],
-)
-def test_invalid_filters_are_refused(groups, named):
-    assert named in get_refusal(ModelParameters.check, VALUES["model"] | {"filters": groups})
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "allowed"),
-    [
-        ("shift", -1.0, "greater than or equal to 0"),
-        ("rotation", 181.0, "less than or equal to 180"),
-        ("zoom", 1.0, "less than 1"),
-    ],
-)
-def test_invalid_augmentation_is_refused(key, value, allowed):
-    values = VALUES["train"] | {"augmentation": VALUES["train"]["augmentation"] | {key: value}}
-    found = get_refusal(TrainParameters.check, values)
-    assert f"train.augmentation.{key} is {value!r}: " in found
     assert allowed in found
 
 
@@ -258,7 +239,7 @@ def test_yaml_1_2_is_read_as_dvc_reads_it(path):
         (b"example: {count: 3\n", "not readable as YAML: while parsing a flow mapping"),
         (b"example:\n\tcount: 3\n", "not readable as YAML: while scanning"),
         (b"a: 1\na: 2\n", 'not readable as YAML: .* found duplicate key "a"'),
-        (b"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> b\n", "line 1: keep one version"),
+        (b"c: 1\n<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> b\n", "line 2: keep one version"),
         (b"example: {count: 2001-99-99}\n", "not readable as YAML: month must be in 1..12"),
         (b"example: !!python/object:os.system x\n", "not readable as YAML: could not determine"),
         (b"example: !!float ''\n", "not readable as YAML: string index out of range"),
@@ -280,32 +261,6 @@ def message_of(call) -> str:
     except StageError as error:
         return str(error)
     return ""
-
-
-@st.composite
-def damaged_text(draw):
-    """Draw the section with some characters changed, and sometimes truncated."""
-    text = list(SECTION % (3, 0.5, "true"))
-    characters = st.sampled_from('\0\t\n !"%&*-.0<>?@Ee[]|~\x85\ufeff') | st.characters(
-        codec="utf-8"
-    )
-    for at, character in draw(st.lists(st.tuples(st.integers(0, len(text) - 1), characters))):
-        text[at] = character
-    return "".join(text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text)
-
-
-@given(damaged_text())
-def test_damaged_file_gives_a_section_or_a_stage_error(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "params.yaml"
-    path.write_text(text, encoding="utf-8", newline="")
-    assert "\n" not in message_of(partial(Example.read, path))
-
-
-def test_merge_conflict_is_named_with_its_line(tmp_path):
-    path = tmp_path / "params.yaml"
-    path.write_text("a: 1\n<<<<<<< HEAD\nb: 2\n=======\nb: 3\n>>>>>>> other\n")
-    with pytest.raises(StageError, match=f"^merge conflict in {path}, line 2: "):
-        read_yaml(path)
 
 
 @many_examples
@@ -347,12 +302,6 @@ def test_aliases_within_reason_are_read(path):
     assert content["b"] == {"c": 1, "d": 2}
 
 
-def test_long_value_is_cut_in_the_message():
-    found = get_refusal(Example.check, RIGHT | {"count": ["q"] * 10_000})
-    assert found.startswith("params.yaml: example.count is ['q', 'q', ")
-    assert len(found) < 400
-
-
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
@@ -376,27 +325,11 @@ def test_missing_file_is_named_with_the_fix(path):
 # The stages
 
 
-@pytest.mark.parametrize(
-    ("stage", "text", "line"),
-    [
-        (
-            "download",
-            "download: {dataset: cifar, folder: null}",
-            "error: params.yaml: download.dataset is 'cifar': Input should be 'mnist', ",
-        ),
-        (
-            "preprocess",
-            "preprocess: {validation_fraction: 1.5, seed: 42, stratify: true}",
-            "error: params.yaml: preprocess.validation_fraction is 1.5: Input should be less",
-        ),
-        ("preprocess", "preprocess: {", "error: params.yaml: not readable as YAML: "),
-    ],
-)
-def test_stage_with_an_invalid_value_writes_nothing(run_python, tmp_path, stage, text, line):
+def test_stage_with_an_invalid_value_writes_nothing(run_python, tmp_path):
     """It prints one line and no traceback."""
-    (tmp_path / "params.yaml").write_text(text)
-    ended = run_python("-m", f"stages.{stage}")
+    (tmp_path / "params.yaml").write_text("download: {dataset: cifar, folder: null}")
+    ended = run_python("-m", "stages.download")
     assert (ended.returncode, ended.stdout) == (1, "")
     (error,) = ended.stderr.splitlines()
-    assert error.startswith(line)
+    assert error.startswith("error: params.yaml: download.dataset is 'cifar': Input should be 'mni")
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

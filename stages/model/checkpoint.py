@@ -98,49 +98,28 @@ class ResumeTraining(keras.callbacks.Callback):
 
 
 def pack(origin: Origin, state: State) -> bytes:
-    """Return a checkpoint: an `.npz` file with all arrays, and the rest as JSON."""
-    arrays = {
-        f"{name}/{i}": array
-        for name in ("weights", "optimizer", "best_weights")
-        for i, array in enumerate(getattr(state, name))
-    }
-    for member, weights in enumerate(state.finished):
-        arrays |= {f"finished/{member}/{i}": array for i, array in enumerate(weights)}
-    rest = {
-        "origin": origin,
-        "rows": state.rows,
-        "chosen": state.chosen,
-        "counters": state.counters,
-        "stopped": state.stopped,
-        "finished": len(state.finished),
-        "trace": state.trace,
-    }
+    """Return a checkpoint: an `.npz` file with all arrays, and with JSON that refers to them."""
+    arrays: list[Array] = []
+
+    def refer(array: Array) -> dict[str, str]:
+        arrays.append(array)
+        return {"array": f"arr_{len(arrays) - 1}"}  # the name that NumPy gives it
+
+    text = json.dumps([origin, vars(state)], default=refer)
     buffer = io.BytesIO()
-    np.savez(buffer, json=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
+    np.savez(buffer, *arrays, json=np.frombuffer(text.encode(), np.uint8))
     return buffer.getvalue()
 
 
 def unpack(content: bytes) -> tuple[Origin, State]:
     """Return the origin and the state in a checkpoint. A damaged one can raise any exception."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        rest = json.loads(archive["json"].tobytes())
 
-        def arrays(name: str) -> list[Array]:
-            count = sum(re.fullmatch(rf"{name}/\d+", key) is not None for key in archive.files)
-            return [archive[f"{name}/{i}"] for i in range(count)]
+        def resolve(entry: dict[str, Any]) -> Any:
+            return archive[entry["array"]] if entry.keys() == {"array"} else entry
 
-        state = State(
-            rows=rest["rows"],
-            chosen=rest["chosen"],
-            finished=[arrays(f"finished/{member}") for member in range(rest["finished"])],
-            weights=arrays("weights"),
-            optimizer=arrays("optimizer"),
-            best_weights=arrays("best_weights"),
-            counters=rest["counters"],
-            stopped=rest["stopped"],
-            trace=rest["trace"],
-        )
-    return rest["origin"], state
+        origin, fields = json.loads(archive["json"].tobytes(), object_hook=resolve)
+    return origin, State(**fields)
 
 
 def save(origin: Origin, state: State) -> None:
