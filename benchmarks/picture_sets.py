@@ -395,18 +395,21 @@ class Score:
 
 def evaluate(classifier: Classifier, files: Iterable[tuple[bytes, int | None]]) -> Score:
     """Return the score; the label of image files without a digit is None."""
-    images, labels, count = [], [], 0
+    images, photos, labels, count = [], [], [], 0
     for content, label in files:
         count += 1
         try:
-            images.append(classifier.prepare(content))
-            labels.append(str(label))
+            steps = classifier.list_steps(content)
         except ImageFileError:
             continue
+        images.append(steps["network input"])
+        photos.append("photo" in steps)
+        labels.append(str(label))
     if not images:
         return Score(count, 0, count, 0)
     right = refused = sure = 0
-    rankings, reasons = classifier.rank(images), classifier.find_refusals(images)
+    rankings = classifier.rank(np.stack(images), photos)
+    reasons = classifier.find_refusals(np.stack(images))
     for ranking, reason, expected in zip(rankings, reasons, labels, strict=True):
         name, confidence = ranking[0]
         refused += bool(reason)
@@ -429,7 +432,7 @@ def draw_examples(classifier: Classifier, fonts: list[Path]) -> Figure:
     for name in EXAMPLES:
         content, _ = next(iter(sets[name]))
         steps = classifier.list_steps(content)
-        (ranking,) = classifier.rank([classifier.add_widths(steps)])
+        (ranking,) = classifier.rank(steps["network input"][None], [True])
         predictions.append(Prediction(name, steps=steps, ranking=ranking))
     return draw_steps(predictions)
 

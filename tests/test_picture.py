@@ -1,5 +1,6 @@
 """Reading image files, and preparing them as the images of a dataset."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -313,14 +314,17 @@ def test_separate_bar_and_dirt_are_not_a_second_digit():
 
 
 def test_style_of_a_dataset_is_measured(mnist):
-    assert ImageStyle.measure(idx.read(mnist / TRAIN_IMAGES, 3, 1000), DIGITS) == MNIST
+    style = ImageStyle.measure(idx.read(mnist / TRAIN_IMAGES, 3, 1000), DIGITS)
+    assert dataclasses.replace(MNIST, smallest=style.smallest, farthest=style.farthest) == style
+    assert (style.smallest, 0.5 < style.farthest < 0.75) == (0.95, True)
 
     drawings = np.full((50, 20, 24), 255, np.uint8)  # black on white, at most 14 high and 10 wide
     for number, image in enumerate(drawings):
         image[3 : 3 + 5 + number % 10, 6 : 6 + 6 + number % 5] = 0
     drawings[0] = 255  # one is blank
-    expected = ImageStyle((20, 24), 1.0, (14, 10), digits=False)
-    assert ImageStyle.measure(drawings, ["ga", "na", "da"]) == expected
+    style = ImageStyle.measure(drawings, ["ga", "na", "da"])
+    assert style == ImageStyle((20, 24), 1.0, (14, 10), False, style.smallest, style.farthest)
+    assert style.smallest == 0.6  # 6 of 10 pixels
     assert ImageStyle.measure(drawings, ["3", "8"]).digits
     assert ImageStyle.measure(np.zeros((5, 9, 9), np.uint8), DIGITS) == ImageStyle((9, 9), 0.0)
 

@@ -16,7 +16,7 @@ from helpers.checks import get_refusal
 from helpers.fork_server import find
 from helpers.project import ROOT
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ruamel.yaml import YAML
 
 from benchmarks import fonts, picture_sets
@@ -32,7 +32,7 @@ from stages.sources.catalogue import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from tools import draw
 from tools.predict import __main__ as predict
 from tools.predict import novelty
-from tools.predict.classifier import change_width, load_classifier
+from tools.predict.classifier import load_classifier
 from tools.predict.picture import list_steps
 
 # The smallest share of correct predictions in each set. docs/predict.md has the shares of the
@@ -318,30 +318,64 @@ def test_classes_and_size_come_from_the_dataset(another_dataset, model_with):
     image = list_steps(page, classifier.style)["network input"]
     assert (image.shape, image[0, 0], image.min()) == ((20, 24), 1, 0)
     assert [np.ptp(found) + 1 for found in np.nonzero(image < 0.5)] == [10, 8]  # the box's height
-    (ranking,) = classifier.rank([image[None]])
+    (ranking,) = classifier.rank(image[None], [False])
     expected = DataParallel(model, 2).predict_on_batch(image[None])["main"][0]
     assert dict(ranking) == dict(zip(["ga", "na", "da"], expected.tolist(), strict=True))
 
 
-def test_photo_is_classified_in_several_widths(classifier, mnist):
-    digit = Image.fromarray(idx.read(mnist / TEST_IMAGES, 3, 1)[0])
-    assert len(classifier.prepare(picture_sets.encode_png(digit))) == 1  # as the stages do
-    photo = picture_sets.encode_png(digit.resize((280, 280)))
-    images = classifier.prepare(photo)
-    assert images.shape == (4, 28, 28)
-    assert (images[0] == classifier.list_steps(photo)["network input"]).all()
-    mean = classifier.predict_probabilities(images).mean(axis=0, dtype=float)
-    expected = np.sqrt(mean) / np.sqrt(mean).sum()
-    ((_, found), *_), *_ = classifier.rank([images, images[:1]])
-    assert found == pytest.approx(expected.max(), rel=1e-5)
+def test_probabilities_of_a_photo_are_less_extreme(classifier, mnist):
+    """Those of the dataset's own images stay as they are."""
+    image = idx.read(mnist / TEST_IMAGES, 3, 1) / np.float32(255)
+    expected = classifier.predict_probabilities(image)[0]
+    roots = np.sqrt(expected) / np.sqrt(expected).sum()
+    for photo, shares in ((False, expected), (True, roots)):
+        ((_, found), *_), *_ = classifier.rank(image, [photo])
+        assert found == pytest.approx(shares.max(), rel=1e-5)
 
 
-def test_widths_by_hand():
-    """The middle column becomes wider or narrower, and stays in the middle."""
-    image = np.tile(np.float32([0, 0, 1, 0, 0]), (5, 1))
-    assert (change_width(image, 2.0, 0.0) == np.tile([0, 0.5, 1, 0.5, 0], (5, 1))).all()
-    wide = np.tile(np.float32([1, 0, 0, 0, 1]), (5, 1))
-    assert (change_width(wide, 0.5, 1.0) == np.tile([1, 1, 0, 1, 1], (5, 1))).all()
+def place_digit(image, size, place, inverted):
+    """Return a PNG of the dataset's size with the digit, 20 or 10 pixels high, somewhere."""
+    digit = Image.fromarray(image).crop((4, 4, 24, 24)).resize((size, size), Image.Resampling.BOX)
+    page = Image.new("L", (28, 28))
+    page.paste(digit, place)
+    return picture_sets.encode_png(ImageOps.invert(page) if inverted else page)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize(
+    ("size", "place"), [(20, (0, 0)), (20, (8, 8)), (20, (4, 0)), (10, (18, 0)), (10, (9, 9))]
+)
+def test_digit_in_a_file_of_28x28_is_read_wherever_it_stands(
+    classifier, mnist, size, place, inverted
+):
+    images, labels = idx.read(mnist / TEST_IMAGES, 3, 50), idx.read(mnist / TEST_LABELS, 1, 50)
+    files = [
+        (place_digit(image, size, place, inverted), label)
+        for image, label in zip(images, labels, strict=True)
+    ]
+    score = picture_sets.evaluate(classifier, files)
+    assert score.right >= (46 if size == 20 else 40)
+
+
+@pytest.mark.parametrize("kind", ["line", "box"])
+def test_lines_in_small_pictures_are_not_ink(classifier, kind):
+    """A crop of a form: a line along its edge, or a box around a printed digit."""
+    for digit in (7, 2, 3):
+        page = Image.new("L", (200, 200), 255)
+        draw = ImageDraw.Draw(page)
+        font = ImageFont.truetype(str(fonts.find_text()[0]), 130)
+        draw.text((100, 100), str(digit), 0, font, anchor="mm")
+        if kind == "line":
+            draw.line((4, 0, 4, 199), 60, 3)
+        else:
+            draw.rectangle((40, 30, 160, 170), outline=0, width=3)
+        assert predict_file(classifier, picture_sets.encode_png(page)) == str(digit)
+
+
+def predict_file(classifier, content):
+    """Return the most likely class of an image file, or why it is refused."""
+    image = classifier.list_steps(content)["network input"][None]
+    return classifier.find_refusals(image)[0] or classifier.rank(image, [True])[0][0][0]
 
 
 @pytest.mark.parametrize("kind", datasets.KINDS)
@@ -455,12 +489,12 @@ def test_blot_is_refused(classifier):
     """The network predicts 0 for a filled circle."""
     y, x = np.indices((28, 28)) - 13.5
     blot = np.float32([x * x + y * y < 90])
-    assert classifier.find_refusals([blot]) == ["does not look like a digit"]
+    assert classifier.find_refusals(blot) == ["does not look like a digit"]
 
 
 def test_missing_training_images_give_a_warning(here, capsys):
     (here / PROCESSED).unlink()
-    assert load_classifier().find_refusals([np.ones((1, 28, 28), np.float32)]) == [""]
+    assert load_classifier().find_refusals(np.ones((1, 28, 28), np.float32)) == [""]
     assert "are needed to refuse images without a digit" in capsys.readouterr().err
 
 

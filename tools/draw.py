@@ -61,9 +61,8 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
             with one_at_a_time:
                 found = classifier.list_steps(content)
                 image = found["network input"]
-                images = classifier.add_widths(found)
-                (ranking,) = classifier.rank([images])
-                (reason,) = classifier.find_refusals([images])
+                (ranking,) = classifier.rank(image[None], ["photo" in found])
+                (reason,) = classifier.find_refusals(image[None])
         except ImageFileError as error:
             return jsonify(error=f"This {error}.", steps=encode_steps(error.steps))
         steps = encode_steps(found) if request.args.get("steps") else []

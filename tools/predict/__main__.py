@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -43,10 +44,9 @@ SOFTWARE = "python -m tools.predict --show"  # in the metadata of that figure
 
 @dataclass
 class Prediction:
-    """The prepared images and the ranking for one file, or the reason why there is none."""
+    """The steps of the preparation and the ranking for one file, or why there is none."""
 
     file: str
-    images: Floats | None = None
     steps: Mapping[str, Floats] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=list)
     error: str = ""
@@ -109,24 +109,24 @@ def classify(
     classifier: Classifier, predictions: Sequence[Prediction], with_steps: bool = False
 ) -> None:
     """Classify each of the named files, and keep the steps of the preparation or not."""
+    prepared, photos = [], []
     for prediction in predictions:
         try:
             prediction.steps = classifier.list_steps(read_content(prediction.file))
-            prediction.images = classifier.add_widths(prediction.steps)
+            prepared.append((prediction, prediction.steps["network input"]))
+            photos.append("photo" in prediction.steps)
         except ImageFileError as error:
             prediction.steps, prediction.error = error.steps, str(error)
         except OSError as error:
             prediction.error = f"cannot be read: {error.strerror}"
         if not with_steps:  # to save memory
             prediction.steps = {}
-    prepared = [(each, each.images) for each in predictions if each.images is not None]
     if prepared:
-        every = [images for _, images in prepared]
-        found = zip(classifier.rank(every), classifier.find_refusals(every), strict=True)
+        images = np.stack([image for _, image in prepared])
+        found = zip(classifier.rank(images, photos), classifier.find_refusals(images), strict=True)
         for (prediction, _), (ranking, reason) in zip(prepared, found, strict=True):
             prediction.ranking = [] if reason else ranking
             prediction.error = reason and f"{reason}; most similar to {ranking[0][0]}"
-            prediction.images = None  # to save memory
 
 
 def format_text(prediction: Prediction) -> str:

@@ -7,9 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import cv2
-import numpy as np
-
 from dvc_verify.lockfile import compute_md5, list_files, read_lock
 from stages.core.dataset import read_classes
 from stages.core.errors import StageError
@@ -21,8 +18,6 @@ from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
 from stages.sources.image_files import Form, read_pixels
 from tools.predict.picture import (
-    BACKGROUND_TOLERANCE,
-    BLANK,
     ImageFileError,
     ImageStyle,
     is_from_camera,
@@ -38,7 +33,6 @@ OTHER_SHAPES = {"widen": True, "thin": True}
 OTHER_STROKES = {"padded": True, "inverted": True, "flatten": False}
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
-WIDTHS = (1.2, 0.85, 0.75)  # a prepared photo is also classified this many times as wide
 # The highest probability of a photo is too high, because the network was calibrated on images like
 # the training images. With this temperature, at most 1 of 1,000 validation photos is wrong and
 # more than 90 % sure.
@@ -58,22 +52,6 @@ class Classifier:
     is_novel: Callable[[Floats], list[bool]]  # which of the prepared images look like no digit
     whites: Mapping[str, float] = field(default_factory=dict)  # see image_files.Form
 
-    def prepare(self, content: bytes) -> Floats:
-        """Return the images (n, height, width) for the network that an image file becomes.
-
-        The first one is the prepared image. For a photo of a digit, the others show the digit in
-        other widths. Raises ImageFileError if the file cannot be classified.
-        """
-        return self.add_widths(self.list_steps(content))
-
-    def add_widths(self, steps: Mapping[str, Floats]) -> Floats:
-        """Return the last of the steps and, for a photo of a digit, the digit in other widths."""
-        image = steps["network input"]
-        if "photo" not in steps or not self.style.digits:
-            return image[None]
-        others = [change_width(image, width, self.style.background or 0) for width in WIDTHS]
-        return np.stack([image, *others])
-
     def list_steps(self, content: bytes) -> dict[str, Floats]:
         """Return what is made of the photo in an image file step by step, for people to see.
 
@@ -86,72 +64,45 @@ class Classifier:
         """
         own = read_own_image(content, self.style, self.whites)
         if own is not None:
-            if self.style.box and np.ptp(own) < BACKGROUND_TOLERANCE:
-                raise ImageFileError(BLANK)
             return {"network input": own}
         photo = read_image_file(content)
-        other_strokes = OTHER_STROKES if is_from_camera(photo) else {}
+        ways = OTHER_STROKES if is_from_camera(photo) else {"camera": True}
+        failure = None
         try:
-            steps = list_steps(photo, self.style)
-        except ImageFileError:
-            other = self._list_other_steps(photo, other_strokes)
-            if other is None:
-                raise
-            return other
-        if self.is_novel(steps["network input"][None])[0]:
-            return self._list_other_steps(photo, OTHER_SHAPES | other_strokes) or steps
-        return steps
-
-    def _list_other_steps(self, photo: Floats, ways: dict[str, bool]) -> dict[str, Floats] | None:
-        """Return other steps that lead to what looks like a digit, or None."""
-        if not self.style.digits:
-            return None
-        for name, value in ways.items():
+            first = list_steps(photo, self.style)
+            if not self.is_novel(first["network input"][None])[0]:
+                return first
+            ways = OTHER_SHAPES | ways
+        except ImageFileError as error:
+            failure = error
+        for name, value in ways.items() if self.style.digits else ():
             with suppress(ImageFileError):
                 steps = list_steps(photo, self.style, **{name: value})
                 if not self.is_novel(steps["network input"][None])[0]:
                     return steps
-        return None
+        if failure:
+            raise failure
+        return first
 
-    def rank(self, files: Sequence[Floats]) -> list[Ranking]:
-        """Rank the classes by probability for each file. Takes the result of `prepare` for each."""
-        every = self.predict_probabilities(np.concatenate(files))
-        ends = np.cumsum([len(images) for images in files])
-        return [
-            sorted(
-                zip(self.classes, combine(rows).tolist(), strict=True), key=lambda entry: -entry[1]
-            )
-            for rows in np.split(every, ends[:-1])
-        ]
+    def rank(self, images: Floats, photos: Sequence[bool]) -> list[Ranking]:
+        """Rank the classes by probability for each image (n, height, width).
 
-    def find_refusals(self, files: Sequence[Floats]) -> list[str]:
-        """Return the reason why each file gets no class, or an empty string."""
-        novel = self.is_novel(np.stack([images[0] for images in files]))
-        return ["does not look like a digit" if each else "" for each in novel]
+        `photos` says which images were prepared from photos, as those with a step "photo". Their
+        probabilities are raised to the power 1 / TEMPERATURE: temperature scaling (C. Guo,
+        G. Pleiss, Y. Sun, K. Weinberger, "On calibration of modern neural networks", ICML 2017).
+        """
+        rankings = []
+        for row, photo in zip(self.predict_probabilities(images), photos, strict=True):
+            if photo:
+                row = row ** (1 / TEMPERATURE)
+                row /= row.sum()
+            pairs = zip(self.classes, row.tolist(), strict=True)
+            rankings.append(sorted(pairs, key=lambda entry: -entry[1]))
+        return rankings
 
-
-def change_width(image: Floats, width: float, background: float) -> Floats:
-    """Return an image (height, width) whose content is `width` times as wide.
-
-    The middle stays where it is.
-    """
-    middle = (image.shape[1] - 1) / 2
-    matrix = np.array([[width, 0, middle - width * middle], [0, 1, 0]])
-    size = image.shape[::-1]
-    return np.asarray(cv2.warpAffine(image, matrix, size, borderValue=background))
-
-
-def combine(rows: Floats) -> Floats:
-    """Return the probabilities (classes) of a file from those of its images (n, classes).
-
-    The mean over the widths is raised to the power 1 / TEMPERATURE: temperature scaling (C. Guo,
-    G. Pleiss, Y. Sun, K. Weinberger, "On calibration of modern neural networks", ICML 2017). The
-    probabilities of a single image stay as they are.
-    """
-    if len(rows) == 1:
-        return np.asarray(rows[0])
-    powers = rows.mean(axis=0) ** (1 / TEMPERATURE)
-    return np.asarray(powers / powers.sum())
+    def find_refusals(self, images: Floats) -> list[str]:
+        """Return the reason why each image gets no class, or an empty string."""
+        return ["does not look like a digit" if each else "" for each in self.is_novel(images)]
 
 
 def accept_all(images: Floats) -> list[bool]:

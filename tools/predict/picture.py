@@ -28,6 +28,7 @@ from scipy import ndimage
 from stages.core.errors import StageError
 from stages.core.files import Floats
 from stages.sources.catalogue import DIGITS
+from stages.sources.image_files import FORMATS, HEIC_BRANDS, MAX_PIXELS
 from tools.predict.lines import remove_lines
 from tools.predict.sheet import flatten_sheet
 
@@ -35,10 +36,7 @@ Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.floating]
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 MAX_BYTES = 32 * 2**20
-MAX_PIXELS = 64_000_000  # the camera of a large phone; half a gigabyte of memory at most
 WORKING_SIZE = 640  # longer side in pixels at which the digit is searched for
 
 SMALL_PHOTO = 320  # longer side in pixels: smaller ones are crops or drawings, not from a camera
@@ -82,6 +80,8 @@ class ImageStyle:
     background: float | None = None  # its level, 0 to 1; None if the edges have no common level
     box: tuple[int, int] | None = None  # size limit of strokes; None if images are not drawings
     digits: bool = False  # the classes are digits, so a photo may show only one of them
+    smallest: float = 0  # drawing, as a share of `box`
+    farthest: float = np.inf  # distance of a centre of mass from the middle, in pixels
 
     @classmethod
     def measure(cls, images: Bytes, classes: Iterable[str]) -> Self:
@@ -98,15 +98,16 @@ class ImageStyle:
         empty = np.abs(around - background) < BACKGROUND_TOLERANCE
         if empty.mean() < 0.5:
             return cls(levels.shape[1:])
-        strokes = (np.abs(levels - background) >= BACKGROUND_TOLERANCE).astype(np.uint8)
-        sizes = [get_size(ndimage.find_objects(mask)[0]) for mask in strokes if mask.any()]
-        if empty.all(axis=1).mean() < 0.9 or not sizes:
+        places = [place for level in levels if (place := measure_place(level - background))]
+        if empty.all(axis=1).mean() < 0.9 or not places:
             return cls(levels.shape[1:], background)
-        height, width = np.quantile(sizes, 0.99, axis=0, method="nearest").tolist()
-        if height == levels.shape[1] or width == levels.shape[2]:
+        sizes, distances = map(np.array, zip(*places, strict=True))
+        box = np.quantile(sizes, 0.99, axis=0, method="nearest").tolist()
+        if box[0] == levels.shape[1] or box[1] == levels.shape[2]:
             return cls(levels.shape[1:], background)
         digits = all(name in DIGITS for name in classes)
-        return cls(levels.shape[1:], background, (height, width), digits)
+        smallest = float((sizes / box).max(axis=1).min())
+        return cls(levels.shape[1:], background, tuple(box), digits, smallest, max(distances))
 
 
 def read_image_file(content: bytes) -> Floats:
@@ -188,6 +189,7 @@ def list_steps(
     photo: Floats,
     style: ImageStyle,
     *,
+    camera: bool = False,
     padded: bool = False,
     inverted: bool = False,
     flatten: bool = True,
@@ -200,7 +202,8 @@ def list_steps(
     out. The last one is an image in the dataset's style. Raises ImageFileError if the dataset's
     images are drawings and the photo is blank or shows several digits.
 
-    The first three options are for photos from a camera. With `padded`, what touches the photo's
+    With `camera`, a small photo is prepared like one from a camera. The next three options are for
+    photos from a camera. With `padded`, what touches the photo's
     edge is paper. With `inverted`, ink and paper change places, unless the photo's edges show which
     is which. Without `flatten`, no sheet is searched for. With `widen`, a digit narrower than WIDE
     gets this width. With `thin`, strokes become thinner if they are thicker than most of MNIST's.
@@ -208,7 +211,7 @@ def list_steps(
     steps = {"photo": photo}
     if style.box is None:
         return steps | {"network input": scale_whole(photo, style)}
-    camera = is_from_camera(photo)
+    camera = camera or is_from_camera(photo)
     if not camera:
         ink, _ = measure_ink(photo)
         steps["ink"] = show_ink(ink)
@@ -245,15 +248,38 @@ def show_ink(ink: Floats) -> Floats:
     return np.asarray((ink / max(1e-6, float(np.quantile(ink, 0.998)))).clip(0, 1), np.float32)
 
 
+def measure_place(strokes: Floats) -> tuple[tuple[int, int], float] | None:
+    """Return the size of a drawing and how far its centre of mass is from the image's middle.
+
+    `strokes` is an image (height, width) minus its background. Returns None if it is blank.
+    """
+    ink = np.abs(strokes)
+    found = ndimage.find_objects((ink >= BACKGROUND_TOLERANCE).astype(np.uint8))
+    if not found:
+        return None
+    centre = np.array(ndimage.center_of_mass(ink))
+    return get_size(found[0]), float(np.hypot(*(centre - np.array(ink.shape) // 2)))
+
+
 def is_own_image(image: Floats, style: ImageStyle) -> bool:
     """Return whether an image looks like those of the dataset, so that it needs no preparation.
 
-    It has their size. If they are drawings, its edges also have their background.
+    It has their size. If they are drawings, its edges also have their background. If they are
+    digits, its digit is also as large as theirs, and in the middle if theirs are. An image that is
+    filled from edge to edge shows something else, such as the clothes of Fashion-MNIST.
     """
     if image.shape != style.shape or style.box is None or style.background is None:
         return image.shape == style.shape
     edges = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    return bool(abs(np.median(edges) - style.background) < BACKGROUND_TOLERANCE)
+    if abs(np.median(edges) - style.background) >= BACKGROUND_TOLERANCE:
+        return False
+    place = measure_place(image - style.background)
+    if place is None:
+        raise ImageFileError(BLANK)
+    size, distance = np.array(place[0]) / style.box, place[1]
+    usual = 0.9 * style.smallest <= size.max() <= 1.1 and distance <= 1.1 * style.farthest
+    fills = any(side >= full - 1 for side, full in zip(place[0], image.shape, strict=True))
+    return bool(usual or fills) or not style.digits
 
 
 def is_light(level: float | None) -> bool:
@@ -471,7 +497,7 @@ def find_strokes(ink: Floats, digits: bool, camera: bool) -> Mask:
     """
     smooth = ndimage.gaussian_filter(ink, min(1.6, max(ink.shape) / 150))
     strong = smooth > find_otsu_threshold(smooth)
-    if strong.all():
+    if strong.all() or not strong.any():
         raise ImageFileError(BLANK)
     typical = np.median(smooth[strong])
     noise = 1.4826 * np.median(np.abs(smooth[~strong]))  # a standard deviation without outliers
@@ -595,17 +621,10 @@ def check_single_digit(boxes: list[tuple[slice, ...]]) -> None:
 
 
 def find_otsu_threshold(ink: Floats) -> float:
-    """Return the threshold between paper and ink for which the two classes differ most.
-
-    N. Otsu, "A threshold selection method from gray-level histograms", 1979.
-    """
-    counts, bounds = np.histogram(ink, 256)
-    centres = (bounds[:-1] + bounds[1:]) / 2
-    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)[:-1]
-    above, others = ink.size - below, counts @ centres - sums
-    means = sums / np.maximum(below, 1), others / np.maximum(above, 1)
-    variance = below * above * (means[0] - means[1]) ** 2
-    return float(bounds[1 + variance.argmax()])
+    """Return the threshold between paper and ink for which the two classes differ most."""
+    low, step = float(ink.min()), float(np.ptp(ink)) / 255
+    levels = np.asarray((ink - low) / max(step, 1e-9), np.uint8)
+    return low + step * (cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)[0] + 1)
 
 
 def scale_strokes(ink: Floats, box: tuple[int, int], camera: bool, thin: bool = False) -> Floats:

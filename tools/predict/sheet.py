@@ -10,7 +10,6 @@ from stages.core.files import Floats
 
 Bytes = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
-Corner = npt.NDArray[np.float64]  # x and y
 
 SMALL = 256  # longer side in pixels at which quadrilaterals are searched for
 MIN_AREA = 0.03  # of the photo: smaller quadrilaterals are not a sheet
@@ -124,57 +123,21 @@ def fit_quadrilateral(hull: Bytes, shape: tuple[int, ...]) -> Points | None:
     A corner may be round, or outside of the photo: then the sides beside it are made longer.
     """
     height, width = shape
-    length = cv2.arcLength(hull, True)
-    polygon = cv2.approxPolyDP(hull, 0.012 * length, True)[:, 0].astype(np.float64)
-    if not 4 <= len(polygon) <= 9:
+    corners = cv2.approxPolyN(hull, 4, ensure_convex=True).reshape(-1, 2).astype(np.float32)
+    if len(corners) < 4:
         return None
-    sides = [(start, end) for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True)]
-    while len(sides) > 4:
-        lengths = [float(np.hypot(*(end - start))) for start, end in sides]
-        lengths = [
-            side * (0.01 if is_at_edge(*ends, width, height) else 1)
-            for side, ends in zip(lengths, sides, strict=True)
-        ]
-        shortest = int(np.argmin(lengths))
-        if lengths[shortest] > 0.12 * length:
-            return None
-        sides = sides[shortest:] + sides[:shortest]
-        corner = intersect(sides[-1], sides[1])
-        if corner is None:
-            return None
-        sides[-1], sides[1] = (sides[-1][0], corner), (corner, sides[1][1])
-        del sides[0]
-    corners = np.array([start for start, _ in sides])
     frame = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
-    seen, _ = cv2.intersectConvexConvex(corners.astype(np.float32), frame)
+    seen, _ = cv2.intersectConvexConvex(corners, frame)
     if not 0.93 <= seen / cv2.contourArea(hull) <= 1.09:
         return None
-    centre = corners.mean(axis=0)
-    turn = np.arctan2(*(corners - centre).T[::-1])
+    turn = np.arctan2(*(corners - corners.mean(axis=0)).T[::-1])
     corners = corners[np.argsort(turn)]  # clockwise, as y points down
     edges = np.roll(corners, -1, axis=0) - corners
     lengths = np.hypot(*edges.T)
     if lengths.min() < 0.15 * lengths.max():
         return None
-    angles = np.arctan2(edges[:, 1], edges[:, 0])
-    first = int(np.argmin(np.abs(angles)))  # the side that goes most to the right is the top
-    return np.roll(corners, -first, axis=0).astype(np.float32)
-
-
-def is_at_edge(start: Corner, end: Corner, width: int, height: int) -> bool:
-    """Return whether the side lies along the photo's edge."""
-    ends = np.array([start, end])
-    near = [ends[:, 0] <= 3, ends[:, 1] <= 3, ends[:, 0] >= width - 4, ends[:, 1] >= height - 4]
-    return any(bool(both.all()) for both in near)
-
-
-def intersect(one: tuple[Corner, Corner], other: tuple[Corner, Corner]) -> Corner | None:
-    """Return the point where two sides meet if made longer, or None if they are parallel."""
-    (a, b), (c, d) = one, other
-    matrix = np.array([b - a, c - d]).T
-    if abs(np.linalg.det(matrix)) < 0.05 * np.hypot(*(b - a)) * np.hypot(*(c - d)):
-        return None
-    return np.asarray(a + np.linalg.solve(matrix, c - a)[0] * (b - a))
+    first = int(np.argmin(np.abs(np.arctan2(edges[:, 1], edges[:, 0]))))  # the top goes right
+    return np.asarray(np.roll(corners, -first, axis=0))
 
 
 def warp(photo: Floats, corners: Points) -> Floats:
