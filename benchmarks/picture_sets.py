@@ -1,15 +1,16 @@
-"""Measure how well the model reads image files of many kinds, and update docs/predict.md.
+"""Measure how well the model reads image files of many kinds, and update the pages that say so.
 
 The sets are MNIST's test images, changed as a camera, a scanner, another pen or a drawing program
-would change them; fonts, pen strokes and scikit-learn's digits; and photos as people take them.
+would change them; fonts, pen strokes and scikit-learn's digits; photos as people take them; and
+image files without a digit, which should be refused.
 
     python -m benchmarks.picture_sets
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -19,8 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
-from benchmarks.fonts import draw_character, find_handwriting, find_text
-from benchmarks.scenes import SCENES, empty_page, texture
+from benchmarks import fonts
+from benchmarks.scenes import SCENES, empty_page, get_grid, texture
 from benchmarks.tables import insert_tables
 from stages import plot
 from stages.core.errors import run
@@ -28,7 +29,7 @@ from stages.core.paths import RAW, REPORTS
 from stages.download import download
 from stages.evaluate import compute_accuracy_interval
 from stages.sources import idx
-from stages.sources.catalogue import CATALOGUE, TEST_IMAGES, TEST_LABELS
+from stages.sources.catalogue import CATALOGUE, DIGITS, TEST_IMAGES, TEST_LABELS
 from tools.predict.__main__ import Prediction, draw_steps
 from tools.predict.classifier import Classifier, load_classifier
 from tools.predict.letters import LETTERS
@@ -38,13 +39,15 @@ from tools.shared.report import format_table
 COUNT = 500  # image files in each set made from MNIST
 SCENE_COUNT = 200  # photos in each set of photos as people take them
 SURE = 0.9  # a wrong prediction with more probability misleads
-PAGE, FIGURE = Path("docs/predict.md"), Path("docs/preparation.png")
+PAGE, EVIDENCE = Path("docs/predict.md"), Path("docs/evidence/photos.md")
+FIGURE = Path("docs/preparation.png")
 EXAMPLES = ("a sheet on a desk", "squared paper", "a hard shadow", "circled")
 
 Bytes = npt.NDArray[np.uint8]
 Random = np.random.Generator
 PillowImage = Image.Image
-LabelledFiles = Iterator[tuple[bytes, int]]  # the content of image files, and the digits they show
+# The content of image files, and what they show: a digit, or None.
+LabelledFiles = Iterator[tuple[bytes, str | None]]
 
 # Handwritten digits: each stroke is a line through points, with x and y from 0 to 1.
 STROKES = {
@@ -92,17 +95,11 @@ HANDS = [
 ]
 
 
-def encode_png(image: PillowImage) -> bytes:
-    """Return the content of a PNG file."""
+def encode(image: PillowImage | Bytes, kind: str = "PNG") -> bytes:
+    """Return the content of an image file; a JPEG has low quality."""
     stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def encode_jpeg(image: PillowImage) -> bytes:
-    """Return the content of a JPEG file of low quality."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=60)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(stream, kind, quality=60)
     return stream.getvalue()
 
 
@@ -137,7 +134,7 @@ def enlarge_and_place(image: Bytes, random: Random) -> PillowImage:
 
 
 def crop(image: Bytes, _: Random) -> PillowImage:
-    """Return the digit without any margin."""
+    """Return the digit in black and white, without any margin."""
     enlarged = Image.fromarray(enlarge_crisp(image))
     return enlarged.crop(enlarged.getbbox())
 
@@ -209,7 +206,7 @@ def photograph(image: Bytes, random: Random) -> PillowImage:
     colours = paint(
         slanted.filter(ImageFilter.GaussianBlur(2)), ink=(40, 50, 110), paper=(235, 228, 210)
     )
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    y, x = get_grid((height, width))
     angle = random.uniform(0, 2 * np.pi)
     light = 0.7 - 0.25 * (x * np.cos(angle) + y * np.sin(angle)) - 0.1 * (x * x + y * y)
     grain = 10 * ndimage.gaussian_filter(random.normal(0, 1, (height, width)), 1.5)
@@ -220,10 +217,36 @@ def photograph(image: Bytes, random: Random) -> PillowImage:
 def photograph_with_shadow(image: Bytes, random: Random) -> PillowImage:
     """Return the result of `photograph` with a straight, hard shadow across it."""
     colours = np.asarray(photograph(image, random), float)
-    y, x = np.mgrid[-1 : 1 : colours.shape[0] * 1j, -1 : 1 : colours.shape[1] * 1j]
+    y, x = get_grid(colours.shape)
     angle = random.uniform(0, 2 * np.pi)
     lit = np.where(x * np.cos(angle) + y * np.sin(angle) > 0, 1, 0.65)
     return Image.fromarray(np.uint8(colours * lit[:, :, None]))
+
+
+CHANGES: dict[str, Callable[[Bytes, Random], PillowImage]] = {
+    "MNIST's test images, unchanged": lambda image, _: Image.fromarray(image),
+    "black on white": lambda image, _: Image.fromarray(255 - image),
+    "enlarged, at a random place": enlarge_and_place,
+    "shrunk to 14x14": lambda image, _: enlarge(image, 0.5),
+    "cropped without a margin": crop,
+    "with a thicker pen": thicken,
+    "with a thinner pen": thin,
+    "with noise": add_noise,
+    "with specks": add_specks,
+    "in two random colours": paint_any_colours,
+    "red on green, equally bright": paint_equally_bright,
+    "on a transparent background": make_transparent,
+    "like a photo": photograph,
+    "like a photo with a hard shadow": photograph_with_shadow,
+}
+
+
+def change_images(name: str, images: Bytes, labels: list[str]) -> LabelledFiles:
+    """Yield MNIST's images (n, height, width), changed in one of the ways in CHANGES."""
+    random = np.random.default_rng(0)
+    for image, label in zip(images, labels, strict=True):
+        changed = CHANGES[name](image, random)
+        yield encode(changed, "JPEG" if name.startswith("like a photo") else "PNG"), label
 
 
 def draw_strokes(count: int) -> LabelledFiles:
@@ -238,19 +261,14 @@ def draw_strokes(count: int) -> LabelledFiles:
         for stroke in hand[digit]:
             points = np.array(stroke) + random.normal(0, 0.025, (len(stroke), 2))
             points[:, 0] -= slant * (points[:, 1] - 0.5)
-            path = smooth_path(points) * scale + (320 - scale) / 2
+            at = np.linspace(0, len(points) - 1, 60)
+            curve = [np.interp(at, np.arange(len(points)), column) for column in points.T]
+            path = ndimage.gaussian_filter1d(np.transpose(curve), 2, axis=0, mode="nearest")
+            path = path * scale + (320 - scale) / 2
             draw.line([tuple(point) for point in path.tolist()], 0, pen)
             for x, y in path.tolist():
                 draw.circle((x, y), pen / 2, 0)
-        yield encode_png(page), digit
-
-
-def smooth_path(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return 60 points of a smooth curve near `points` (n, 2), with slightly rounded corners."""
-    at = np.linspace(0, len(points) - 1, 60)
-    steps = np.arange(len(points))
-    path = np.stack([np.interp(at, steps, column) for column in points.T], axis=1)
-    return np.asarray(ndimage.gaussian_filter1d(path, 2, axis=0, mode="nearest"))
+        yield encode(page), str(digit)
 
 
 def draw_fonts() -> LabelledFiles:
@@ -261,11 +279,10 @@ def draw_fonts() -> LabelledFiles:
             continue
         for size in (24, 60, 300):
             font = ImageFont.truetype(str(path), size)
-            for digit in range(10):
+            for digit in DIGITS:
                 page = Image.new("L", (2 * size, 2 * size), 255)
-                draw = ImageDraw.Draw(page)
-                draw.text((size, size), str(digit), 0, font, anchor="mm")
-                yield encode_png(page), digit
+                ImageDraw.Draw(page).text((size, size), digit, 0, font, anchor="mm")
+                yield encode(page), digit
 
 
 def enlarge_small_scans() -> LabelledFiles:
@@ -275,202 +292,172 @@ def enlarge_small_scans() -> LabelledFiles:
     images, labels = load_digits(return_X_y=True)
     for image, label in zip(images, labels.tolist(), strict=True):
         levels = np.uint8(np.pad(image.reshape(8, 8), 1) * 255 / 16)
-        enlarged = Image.fromarray(levels).resize((100, 100), Image.Resampling.BICUBIC)
-        yield encode_png(enlarged), label
-
-
-Change = Callable[[Bytes, Random], PillowImage]
-
-CHANGES: dict[str, tuple[Change, Callable[[PillowImage], bytes]]] = {
-    "MNIST's test images, unchanged": (lambda image, _: Image.fromarray(image), encode_png),
-    "black on white": (lambda image, _: Image.fromarray(255 - image), encode_png),
-    "enlarged, at a random place": (enlarge_and_place, encode_png),
-    "shrunk to 14x14": (lambda image, _: enlarge(image, 0.5), encode_png),
-    "cropped without a margin": (crop, encode_png),
-    "with a thicker pen": (thicken, encode_png),
-    "with a thinner pen": (thin, encode_png),
-    "with noise": (add_noise, encode_png),
-    "with specks": (add_specks, encode_png),
-    "in two random colours": (paint_any_colours, encode_png),
-    "red on green, equally bright": (paint_equally_bright, encode_png),
-    "on a transparent background": (make_transparent, encode_png),
-    "like a photo": (photograph, encode_jpeg),
-    "like a photo with a hard shadow": (photograph_with_shadow, encode_jpeg),
-}
-
-
-def change_images(name: str, images: Bytes, labels: Bytes) -> LabelledFiles:
-    """Yield MNIST's images (n, height, width), changed in one of the ways in CHANGES."""
-    random = np.random.default_rng(0)
-    change, encode = CHANGES[name]
-    for image, label in zip(images, labels.tolist(), strict=True):
-        yield encode(change(image, random)), label
-
-
-def trim(image: Bytes) -> npt.NDArray[np.float32]:
-    """Return the ink of an image of MNIST, enlarged, in black and white, without margins."""
-    crisp = enlarge_crisp(image)
-    rows, columns = ndimage.find_objects(crisp // 255)[0]
-    return np.asarray(crisp[rows, columns] / np.float32(255), np.float32)
-
-
-def make_hands(
-    images: Bytes, labels: Bytes, fonts: list[Path], count: int, seed: int
-) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
-    """Yield the ink of digits and their labels: by turns from MNIST and from fonts."""
-    random = np.random.default_rng(seed)
-    characters = [(font, digit) for font in fonts for digit in range(10)]
-    chosen = random.permutation(len(characters)).tolist()
-    step = max(1, len(images) // (count // 2))
-    for number in range(count // 2):
-        at = (number * step + seed) % len(images)
-        yield trim(images[at]), int(labels[at])
-        font, digit = characters[chosen[number % len(chosen)]]
-        yield draw_character(font, str(digit)), digit
+        yield (
+            encode(Image.fromarray(levels).resize((100, 100), Image.Resampling.BICUBIC)),
+            str(label),
+        )
 
 
 def take_photos(
-    name: str, images: Bytes, labels: Bytes, fonts: list[Path], count: int
+    name: str, images: Bytes, labels: list[str], paths: list[Path], count: int
 ) -> LabelledFiles:
     """Yield photos of the scene with this name, half of MNIST's digits and half of fonts."""
     seed = list(SCENES).index(name)
-    random = np.random.default_rng(seed)
-    for hand, label in make_hands(images, labels, fonts, count, seed):
-        yield encode_jpeg(Image.fromarray(SCENES[name](hand, random))), label
+    random, order = np.random.default_rng(seed), np.random.default_rng(seed)
+    characters = [(path, digit) for path in paths for digit in DIGITS]
+    chosen = order.permutation(len(characters)).tolist()
+    step = max(1, len(images) // (count // 2))
+    for number in range(count // 2):
+        at = (number * step + seed) % len(images)
+        hand = np.asarray(crop(images[at], random), np.float32) / np.float32(255)
+        yield encode(SCENES[name](hand, random), "JPEG"), labels[at]
+        path, digit = characters[chosen[number % len(chosen)]]
+        hand = fonts.draw_character(path, digit)
+        yield encode(SCENES[name](hand, random), "JPEG"), digit
 
 
-def draw_characters(fonts: list[Path], characters: str, count: int) -> Iterator[tuple[bytes, str]]:
-    """Yield `count` characters of fonts, black on white with margins, and what they are."""
-    pairs = [(font, character) for font in fonts for character in characters]
+def draw_characters(
+    paths: list[Path], characters: Iterable[str], count: int, digits: bool = False
+) -> LabelledFiles:
+    """Yield `count` characters of fonts, black on white with margins."""
+    pairs = [(path, character) for path in paths for character in characters]
     random = np.random.default_rng(0)
     for at in random.permutation(len(pairs))[:count].tolist():
-        font, character = pairs[at]
-        ink = draw_character(font, character, 200)
+        path, character = pairs[at]
+        ink = fonts.draw_character(path, character, 200)
         page = np.pad(1 - ink, random.integers(20, 120, (2, 2)), constant_values=1)
-        yield encode_png(Image.fromarray(np.asarray(255 * page, np.uint8))), character
+        yield encode(np.asarray(255 * page, np.uint8)), character if digits else None
 
 
-def make_sets(raw: Path, count: int) -> Iterator[tuple[str, LabelledFiles]]:
-    """Yield every set with its name; `count` evenly spaced test images in `raw` are changed."""
-    images, labels = idx.read(raw / TEST_IMAGES, 3), idx.read(raw / TEST_LABELS, 1)
-    some = slice(None, None, len(images) // count)
-    for name in CHANGES:
-        yield name, change_images(name, images[some], labels[some])
-    yield "pen strokes in two handwritings", draw_strokes(count)
-    yield "fonts", draw_fonts()
-    yield "scikit-learn's digits, enlarged", enlarge_small_scans()
+def draw_scenes(scene: Callable[[Random], Bytes], count: int) -> LabelledFiles:
+    """Yield photos of a scene without a digit."""
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        yield encode(scene(random), "JPEG"), None
 
 
-def make_scenes(raw: Path, fonts: list[Path], count: int) -> Iterator[tuple[str, LabelledFiles]]:
-    """Yield every set of photos as people take them, and the digits of handwriting fonts."""
-    images, labels = idx.read(raw / TEST_IMAGES, 3), idx.read(raw / TEST_LABELS, 1)
-    for name in SCENES:
-        yield name, take_photos(name, images, labels, fonts, count)
-    digits = draw_characters(fonts, "0123456789", count)
-    yield "handwriting fonts", ((content, int(digit)) for content, digit in digits)
+def load_fashion(count: int) -> LabelledFiles:
+    """Yield test images of Fashion-MNIST, after downloading them if they are missing."""
+    folder = REPORTS / "fashion_mnist"
+    download(CATALOGUE["fashion_mnist"], None, folder)
+    images = idx.read(folder / TEST_IMAGES, 3)
+    return ((encode(image), None) for image in images[:: len(images) // count])
 
 
-def make_others(fonts: list[Path], fashion: Bytes, count: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Yield sets of image files without a digit; `fashion` are images of Fashion-MNIST."""
-    for name, files in (("handwriting", fonts), ("text", find_text())):
-        letters = draw_characters(files, LETTERS, count)
-        yield f"letters of {name} fonts", [content for content, _ in letters]
-    if len(fashion):
-        step = max(1, len(fashion) // count)
-        yield "Fashion-MNIST", [encode_png(Image.fromarray(image)) for image in fashion[::step]]
-    for name, scene in (("plain textures", texture), ("empty tables and sheets", empty_page)):
-        random = np.random.default_rng(0)
-        yield name, [encode_jpeg(Image.fromarray(scene(random))) for _ in range(count)]
+Sets = Mapping[str, Callable[[], LabelledFiles]]
+
+
+def list_sets(raw: Path, count: int) -> Sets:
+    """Return what yields each set by its name; `count` evenly spaced test images are changed."""
+    images = idx.read(raw / TEST_IMAGES, 3)
+    some = images[:: len(images) // count]
+    labels = idx.read(raw / TEST_LABELS, 1)[:: len(images) // count].astype(str).tolist()
+    return {name: partial(change_images, name, some, labels) for name in CHANGES} | {
+        "pen strokes in two handwritings": partial(draw_strokes, count),
+        "fonts": draw_fonts,
+        "scikit-learn's digits, enlarged": enlarge_small_scans,
+    }
+
+
+def list_scenes(raw: Path, paths: list[Path], count: int) -> Sets:
+    """Return what yields each set of photos as people take them, and of the digits of fonts."""
+    images = idx.read(raw / TEST_IMAGES, 3)
+    labels = idx.read(raw / TEST_LABELS, 1).astype(str).tolist()
+    return {name: partial(take_photos, name, images, labels, paths, count) for name in SCENES} | {
+        "handwriting fonts": partial(draw_characters, paths, DIGITS, count, digits=True),
+    }
+
+
+def list_others(paths: list[Path], count: int) -> Sets:
+    """Return what yields each set of image files without a digit."""
+    return {
+        "letters of handwriting fonts": partial(draw_characters, paths, LETTERS, count),
+        "letters of text fonts": partial(draw_characters, fonts.find_text(), LETTERS, count),
+        "Fashion-MNIST": partial(load_fashion, count),
+        "plain textures": partial(draw_scenes, texture, count),
+        "empty tables and sheets": partial(draw_scenes, empty_page, count),
+    }
 
 
 @dataclass
 class Score:
     """How many of `count` image files were classified correctly, refused, or wrong and sure."""
 
-    count: int
-    right: int
-    refused: int
-    sure_and_wrong: int
+    count: int = 0
+    right: int = 0
+    refused: int = 0
+    sure_and_wrong: int = 0
 
 
-def evaluate(classifier: Classifier, files: Iterable[tuple[bytes, int | None]]) -> Score:
-    """Return the score; the label of image files without a digit is None."""
-    images, photos, labels, count = [], [], [], 0
+def evaluate(classifier: Classifier, files: Iterable[tuple[bytes, str | None]]) -> Score:
+    """Return the score of image files."""
+    score = Score()
     for content, label in files:
-        count += 1
+        score.count += 1
         try:
             steps = classifier.list_steps(content)
         except ImageFileError:
+            score.refused += 1
             continue
-        images.append(steps["network input"])
-        photos.append("photo" in steps)
-        labels.append(str(label))
-    if not images:
-        return Score(count, 0, count, 0)
-    right = refused = sure = 0
-    rankings = classifier.rank(np.stack(images), photos)
-    reasons = classifier.find_refusals(np.stack(images))
-    for ranking, reason, expected in zip(rankings, reasons, labels, strict=True):
+        ((ranking, reason),) = classifier.rank([steps["network input"]], ["photo" in steps])
         name, confidence = ranking[0]
-        refused += bool(reason)
-        right += not reason and name == expected
-        sure += not reason and name != expected and confidence > SURE
-    return Score(count, right, refused + count - len(images), sure)
+        score.refused += bool(reason)
+        score.right += not reason and name == label
+        score.sure_and_wrong += not reason and name != label and confidence > SURE
+    return score
 
 
-def load_fashion() -> Bytes:
-    """Return the test images of Fashion-MNIST, after downloading them if they are missing."""
-    folder = REPORTS / "fashion_mnist"
-    dataset = CATALOGUE["fashion_mnist"]
-    download(dataset, None, folder)
-    return idx.read(folder / TEST_IMAGES, 3)
-
-
-def draw_examples(classifier: Classifier, fonts: list[Path]) -> Figure:
+def draw_examples(classifier: Classifier, paths: list[Path]) -> Figure:
     """Return a figure of the steps of the preparation, for photos of a few scenes."""
-    sets, predictions = dict(make_scenes(RAW, fonts, 2)), []
+    sets, predictions = list_scenes(RAW, paths, 2), []
     for name in EXAMPLES:
-        content, _ = next(iter(sets[name]))
+        content, _ = next(sets[name]())
         steps = classifier.list_steps(content)
-        (ranking,) = classifier.rank(steps["network input"][None], [True])
+        ((ranking, _),) = classifier.rank([steps["network input"]], [True])
         predictions.append(Prediction(name, steps=steps, ranking=ranking))
     return draw_steps(predictions)
 
 
 def main() -> None:
-    """Evaluate every set and insert the tables and a figure into docs/predict.md."""
-    classifier, fonts = load_classifier(), find_handwriting()
+    """Evaluate every set and insert the tables and a figure into the pages."""
+    classifier, paths = load_classifier(), fonts.find_handwriting()
     with matplotlib.rc_context(plot.STYLE):
-        plot.save(draw_examples(classifier, fonts), FIGURE, 60)
-    rows: list[dict[str, str]] = []
-    for name, files in chain(make_sets(RAW, COUNT), make_scenes(RAW, fonts, SCENE_COUNT)):
-        score = evaluate(classifier, files)
-        low, high = compute_accuracy_interval(score.right, score.count)
-        rows.append(
-            {
-                "image files": name,
-                "count": f"{score.count:,}",
-                "correct": f"{score.right / score.count:.1%}",
-                "95 % interval": f"{low:.1%} to {high:.1%}",
-                "refused": f"{score.refused / score.count:.1%}",
-                "wrong and more than 90 % sure": f"{score.sure_and_wrong / score.count:.1%}",
-            }
-        )
+        plot.save(draw_examples(classifier, paths), FIGURE, 60)
+    short, rows, others = [], [], []
+    simple = list_sets(RAW, COUNT)
+    digits = {**simple, **list_scenes(RAW, paths, SCENE_COUNT)}
+    for name, files in {**digits, **list_others(paths, SCENE_COUNT)}.items():
+        score = evaluate(classifier, files())
         print(name, score, flush=True)
-    others: list[dict[str, str]] = []
-    for name, contents in make_others(fonts, load_fashion(), SCENE_COUNT):
-        score = evaluate(classifier, [(content, None) for content in contents])
-        others.append(
-            {
-                "image files without a digit": name,
-                "count": str(score.count),
-                "refused": f"{score.refused / score.count:.1%}",
-                "called a digit with more than 90 %": f"{score.sure_and_wrong / score.count:.1%}",
-            }
+        right, refused, sure = (
+            f"{number / score.count:.1%}"
+            for number in (score.right, score.refused, score.sure_and_wrong)
         )
-        print(name, score, flush=True)
-    tables = {"image files": format_table(rows), "no digit": format_table(others)}
-    insert_tables(PAGE, tables)
+        if name not in simple:
+            short.append({"image files": name, "correct": right if name in digits else refused})
+        if name in digits:
+            low, high = compute_accuracy_interval(score.right, score.count)
+            rows.append(
+                {
+                    "image files": name,
+                    "count": f"{score.count:,}",
+                    "correct": right,
+                    "95 % interval": f"{low:.1%} to {high:.1%}",
+                    "refused": refused,
+                    "wrong and more than 90 % sure": sure,
+                }
+            )
+        else:
+            others.append(
+                {
+                    "image files without a digit": name,
+                    "count": str(score.count),
+                    "refused": refused,
+                    "called a digit with more than 90 %": sure,
+                }
+            )
+    insert_tables(PAGE, {"photos": format_table(short)})
+    insert_tables(EVIDENCE, {"image files": format_table(rows), "no digit": format_table(others)})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and noise are random.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -16,6 +17,8 @@ Array = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Random = np.random.Generator
 Colour = tuple[float, float, float]
+Corners = npt.NDArray[np.float64]  # (4, 2): x and y
+Line = tuple[tuple[float, float], tuple[float, float]]
 
 PENS: list[Colour] = [(30, 34, 44), (28, 44, 120), (40, 40, 40), (20, 60, 50), (130, 30, 36)]
 ZOOM = 1.4  # the page's size divided by the part that the photo shows
@@ -70,40 +73,46 @@ def place_anywhere(
     return place(hand, shape, height, at), height
 
 
-def draw_line(
-    page: Array, start: tuple[float, float], end: tuple[float, float], colour: Array, width: float
-) -> None:
-    """Draw a smooth line between two points (x, y)."""
+def draw_lines(page: Array, lines: list[Line], colour: Array, width: float) -> None:
+    """Draw smooth lines, each between two points (x, y)."""
     ink = np.zeros(page.shape[:2], np.float32)
-    ends = [tuple(round(16 * value) for value in point) for point in (start, end)]
-    cv2.line(ink, ends[0], ends[1], 1.0, max(1, round(width)), cv2.LINE_AA, 4)
+    for start, end in lines:
+        ends = [tuple(round(16 * value) for value in point) for point in (start, end)]
+        cv2.line(ink, ends[0], ends[1], 1.0, max(1, round(width)), cv2.LINE_AA, 4)
     draw(page, ink, colour, min(1, width))
 
 
 def rule(page: Array, spacing: float, colour: Array, width: float, axis: int, start: float) -> None:
     """Draw parallel lines over the whole page: rows for axis 0, columns for axis 1."""
     height, length = page.shape[:2]
-    ink = np.zeros((height, length), np.float32)
-    for at in (16 * np.arange(start, page.shape[axis], spacing)).round().astype(int).tolist():
-        first, last = ((0, at), (16 * length, at)) if axis == 0 else ((at, 0), (at, 16 * height))
-        cv2.line(ink, first, last, 1.0, max(1, round(width)), cv2.LINE_AA, 4)
-    draw(page, ink, colour, min(1, width))
+    places = np.arange(start, page.shape[axis], spacing).tolist()
+    rows: list[Line] = [((0, at), (length, at)) for at in places]
+    columns: list[Line] = [((at, 0), (at, height)) for at in places]
+    draw_lines(page, columns if axis else rows, colour, width)
 
 
-def view(page: Array, random: Random, turn: float = 5, slant: float = 0.04) -> Array:
-    """Return what a camera sees of the page: turned up to `turn` degrees, slanted, and cropped."""
-    height, width = page.shape[:2]
-    angle = np.deg2rad(random.uniform(-turn, turn))
+def turn_corners(shape: tuple[int, ...], angle: float, scale: float = 1) -> Corners:
+    """Return the corners (4, 2) of a page around its middle, turned by an angle in radians."""
     cosine, sine = np.cos(angle), np.sin(angle)
-    middle = np.array([width, height]) / 2
-    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * middle
-    turned = corners @ np.array([(cosine, sine), (-sine, cosine)])
-    turned += random.uniform(-slant, slant, (4, 2)) * (width, height)
-    size = np.round(2 * middle / ZOOM).astype(int)
-    matrix = cv2.getPerspectiveTransform(
-        (corners + middle).astype(np.float32), (turned + size / 2).astype(np.float32)
-    )
-    return np.asarray(cv2.warpPerspective(page, matrix, size.tolist(), flags=cv2.INTER_AREA))
+    half = scale * np.array([shape[1], shape[0]]) / 2
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
+    return np.asarray(corners @ np.array([(cosine, sine), (-sine, cosine)]))
+
+
+def warp(page: Array, corners: Corners, size: tuple[int, int]) -> Array:
+    """Return a photo of `size` (width, height) that shows the page between these corners."""
+    flat = turn_corners(page.shape, 0) + np.array([page.shape[1], page.shape[0]]) / 2
+    matrix = cv2.getPerspectiveTransform(flat.astype(np.float32), corners.astype(np.float32))
+    return np.asarray(cv2.warpPerspective(page, matrix, size, flags=cv2.INTER_AREA))
+
+
+def view(page: Array, random: Random) -> Array:
+    """Return what a camera sees of the page: turned up to 5 degrees, slanted, and cropped."""
+    size = np.array(page.shape[1::-1])
+    turned = turn_corners(page.shape, np.deg2rad(random.uniform(-5, 5)))
+    turned += random.uniform(-0.04, 0.04, (4, 2)) * size
+    width, height = np.round(size / ZOOM).astype(int).tolist()
+    return warp(page, turned + np.array([width, height]) / 2, (width, height))
 
 
 def get_grid(shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -122,6 +131,11 @@ def light(photo: Array, random: Random) -> Array:
 
 
 def take(photo: Array, random: Random) -> Bytes:
+    """Return the photo under uneven light, as a camera sees it."""
+    return expose(light(photo, random), random)
+
+
+def expose(photo: Array, random: Random) -> Bytes:
     """Return the photo with the camera's blur and noise."""
     blurred = cv2.GaussianBlur(photo, (0, 0), random.uniform(0.6, 1.6))
     grain = cv2.GaussianBlur(random.normal(0, 1, photo.shape).astype(np.float32), (0, 0), 0.8)
@@ -153,7 +167,7 @@ def make_desk(shape: tuple[int, int], random: Random) -> Array:
     return np.asarray((colour + texture[:, :, None]).clip(4, 250), np.float32)
 
 
-def lay_on_desk(page: Array, random: Random, turn: float = 25) -> Array:
+def lay_on_desk(page: Array, random: Random) -> Array:
     """Return a photo of a desk with the page on it, turned and slanted, whole or nearly."""
     shape = choose_shape(random)
     desk = make_desk(shape, random)
@@ -162,43 +176,37 @@ def lay_on_desk(page: Array, random: Random, turn: float = 25) -> Array:
     height, width = page.shape[:2]
     scale = np.sqrt(random.uniform(0.12, 0.6) * shape[0] * shape[1] / (height * width))
     scale = min(scale, 0.92 * shape[0] / height, 0.92 * shape[1] / width)
-    angle = np.deg2rad(random.uniform(-turn, turn) * (random.random() < 0.7))
-    half = scale * np.array([width, height]) / 2
-    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
-    cosine, sine = np.cos(angle), np.sin(angle)
-    corners = corners @ np.array([(cosine, sine), (-sine, cosine)])
-    corners += random.uniform(-0.05, 0.05, (4, 2)) * min(half) * 2
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    angle = np.deg2rad(random.uniform(-25, 25) * (random.random() < 0.7))
+    corners = turn_corners(page.shape, angle, scale)
+    corners += random.uniform(-0.05, 0.05, (4, 2)) * scale * min(width, height)
     # The corners may leave the photo a little.
-    space = np.array(shape[::-1]) - (high - low)
+    space = np.array(shape[::-1]) - np.ptp(corners, axis=0)
     slack = 0.04 * np.array(shape[::-1])
-    corner = random.uniform(-slack, np.maximum(space + slack, -slack + 1))
-    corners = (corners - low + corner).astype(np.float32)
-    flat = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
-    matrix = cv2.getPerspectiveTransform(flat, corners)
-    size = shape[::-1]
-    sheet = cv2.warpPerspective(page, matrix, size, flags=cv2.INTER_AREA)
-    inside = cv2.warpPerspective(np.ones((height, width), np.float32), matrix, size)
+    corners += random.uniform(-slack, np.maximum(space + slack, -slack + 1)) - corners.min(axis=0)
+    size = shape[1], shape[0]
+    sheet = warp(page, corners, size)
+    inside = warp(np.ones((height, width), np.float32), corners, size)
     offset = random.uniform(-6, 6, 2)
     cast = cv2.warpAffine(inside, np.array([[1, 0, offset[0]], [0, 1, offset[1]]]), size)
     desk *= 1 - 0.35 * cv2.GaussianBlur(cast, (0, 0), 5)[:, :, None]
     return np.asarray(desk * (1 - inside[:, :, None]) + sheet * inside[:, :, None], np.float32)
 
 
-def choose_page(random: Random) -> tuple[int, int]:
-    """Return the shape of a sheet, a card or a square note."""
+def make_sheet(random: Random) -> Array:
+    """Return a sheet, a card or a square note (height, width, 3)."""
     ratio = [1.414, 1.29, 1.0, 1.6][int(random.integers(4))]
-    return (900, round(900 / ratio)) if random.random() < 0.6 else (round(900 / ratio), 900)
+    shape = (900, round(900 / ratio))
+    return make_paper(shape if random.random() < 0.6 else shape[::-1], random)
 
 
 def on_desk(hand: Array, random: Random) -> Bytes:
     """Photograph a sheet, card or note on a desk of any colour; it may be turned or in a corner."""
-    page = make_paper(choose_page(random), random)
+    page = make_sheet(random)
     if random.random() < 0.3:  # a coloured note
         page *= np.asarray(random.uniform([0.9, 0.75, 0.4], [1, 1, 1]), np.float32)
     ink, _ = place_anywhere(hand, page.shape[:2], random, 0.06, 0.6)
     draw(page, ink, choose(random, PENS), 0.9)
-    return take(light(lay_on_desk(page, random), random), random)
+    return take(lay_on_desk(page, random), random)
 
 
 def start(hand: Array, random: Random, largest: float = 0.42) -> tuple[Array, Array, float]:
@@ -209,10 +217,23 @@ def start(hand: Array, random: Random, largest: float = 0.42) -> tuple[Array, Ar
     return page, ink, tall
 
 
+def write(page: Array, ink: Array, random: Random, strength: float = 0.92) -> Array:
+    """Draw the ink on the page, and return the pen's colour."""
+    pen = choose(random, PENS)
+    draw(page, ink, pen, strength)
+    return pen
+
+
 def finish(page: Array, ink: Array, random: Random, strength: float = 0.92) -> Bytes:
     """Return a photo of the page with the ink in a pen's colour on it."""
-    draw(page, ink, choose(random, PENS), strength)
-    return take(light(view(page, random), random), random)
+    write(page, ink, random, strength)
+    return take(view(page, random), random)
+
+
+def draw_dot(ink: Array, at: tuple[float, float], radius: float) -> None:
+    """Draw a filled circle around a point (x, y) on the ink."""
+    centre = round(16 * at[0]), round(16 * at[1])
+    cv2.circle(ink, centre, round(16 * radius), 1, -1, cv2.LINE_AA, 4)
 
 
 def choose_line_ink(random: Random) -> tuple[Array, float]:
@@ -250,7 +271,7 @@ def dotted(hand: Array, random: Random) -> Bytes:
     radius = max(1.2, spacing * random.uniform(0.03, 0.07))
     for y in np.arange(random.uniform(0, spacing), ink.shape[0], spacing):
         for x in np.arange(random.uniform(0, 2), ink.shape[1], spacing):
-            cv2.circle(dots, (round(16 * x), round(16 * y)), round(16 * radius), 1, -1, 16, 4)
+            draw_dot(dots, (x, y), radius)
     draw(page, dots, choose_line_ink(random)[0])
     return finish(page, ink, random)
 
@@ -266,46 +287,22 @@ def margin(hand: Array, random: Random) -> Bytes:
     return finish(page, ink, random)
 
 
-def shade(photo: Array, edge: Array, softness: float, depth: float) -> Array:
-    """Return the photo with a shadow where `edge` (height, width) is positive."""
-    lit = 1 - depth * (edge > 0).astype(np.float32)
-    if softness > 0:
-        lit = cv2.GaussianBlur(lit, (0, 0), softness)
-    return np.asarray(photo * lit[:, :, None], np.float32)
-
-
-def make_shadow_edge(shape: tuple[int, ...], random: Random, through: tuple[float, float]) -> Array:
-    """Return an array whose sign is the side of a straight or curved edge through a point."""
-    y, x = get_grid(shape)
-    angle, bend = random.uniform(0, 2 * np.pi), random.uniform(-0.5, 0.5)
-    x, y = x - through[1], y - through[0]
-    along = x * np.cos(angle) + y * np.sin(angle)
-    across = y * np.cos(angle) - x * np.sin(angle)
-    return np.asarray(across + bend * along**2, np.float32)
-
-
 def shadowed(hand: Array, random: Random, softness: tuple[float, float]) -> Bytes:
-    """Photograph a shadow, often with its edge through the digit."""
+    """Photograph a shadow with a straight or curved edge, often through the digit."""
     page, ink, _ = start(hand, random)
-    draw(page, ink, choose(random, PENS), 0.92)
+    write(page, ink, random)
     photo = view(page, random)
     y, x = np.nonzero(ink > 0.5)
     through = ZOOM * (2 * y.mean() / ink.shape[0] - 1), ZOOM * (2 * x.mean() / ink.shape[1] - 1)
     if random.random() < 0.4:
         through = random.uniform(-0.6, 0.6), random.uniform(-0.6, 0.6)
-    edge = make_shadow_edge(photo.shape, random, through)
-    photo = shade(photo, edge, random.uniform(*softness), random.uniform(0.25, 0.65))
-    return take(light(photo, random), random)
-
-
-def hard_shadow(hand: Array, random: Random) -> Bytes:
-    """Photograph a shadow with a hard edge."""
-    return shadowed(hand, random, (0, 2))
-
-
-def soft_shadow(hand: Array, random: Random) -> Bytes:
-    """Photograph a shadow with a soft edge."""
-    return shadowed(hand, random, (8, 60))
+    angle, bend = random.uniform(0, 2 * np.pi), random.uniform(-0.5, 0.5)
+    y, x = (values - at for values, at in zip(get_grid(photo.shape), through, strict=True))
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    blur, depth = random.uniform(*softness), random.uniform(0.25, 0.65)
+    lit = 1 - np.float32(depth) * (across + bend * along**2 > 0)
+    lit = cv2.GaussianBlur(lit, (0, 0), blur) if blur > 0 else lit
+    return take(np.asarray(photo * lit[:, :, None], np.float32), random)
 
 
 def get_extent(ink: Array) -> tuple[int, int, int, int]:
@@ -319,13 +316,10 @@ def boxed(hand: Array, random: Random) -> Bytes:
     page, ink, height = start(hand, random)
     top, bottom, left, right = get_extent(ink)
     gaps = height * random.uniform(0.06, 0.5, 4)
-    colour = choose(random, LINES + PENS)
-    points = [(left - gaps[0], top - gaps[1]), (right + gaps[2], bottom + gaps[3])]
-    width = random.uniform(1.2, 6)
-    (x0, y0), (x1, y1) = points
-    ends = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
-    for first, second in pairwise(ends):
-        draw_line(page, first, second, colour, width)
+    colour, width = choose(random, LINES + PENS), random.uniform(1.2, 6)
+    left, top, right, bottom = np.array([left, top, right, bottom]) + gaps * (-1, -1, 1, 1)
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    draw_lines(page, list(pairwise(corners)), colour, width)
     return finish(page, ink, random)
 
 
@@ -344,16 +338,15 @@ def in_table(hand: Array, random: Random) -> Bytes:
 def edge_line(hand: Array, random: Random) -> Bytes:
     """Photograph a line or a bar along one or two of the photo's edges."""
     page, ink, _ = start(hand, random)
-    draw(page, ink, choose(random, PENS), 0.92)
+    write(page, ink, random)
     photo = view(page, random)
     height, width = photo.shape[:2]
     for side in random.choice(4, int(random.integers(1, 3)), replace=False):
         depth, tilt = random.uniform(2, 0.05 * min(height, width), 2)
         ends = [((0, depth), (width, tilt)), ((0, height - depth), (width, height - tilt))]
         ends += [((depth, 0), (tilt, height)), ((width - depth, 0), (width - tilt, height))]
-        first, last = ends[side]
-        draw_line(photo, first, last, choose(random, PENS), random.uniform(2, 12))
-    return take(light(photo, random), random)
+        draw_lines(photo, [ends[side]], choose(random, PENS), random.uniform(2, 12))
+    return take(photo, random)
 
 
 def thin_ink(hand: Array, random: Random) -> Array:
@@ -382,14 +375,13 @@ def ballpoint(hand: Array, random: Random) -> Bytes:
 def glare(hand: Array, random: Random) -> Bytes:
     """Photograph a bright reflection, which makes ink and paper paler."""
     page, ink, _ = start(hand, random)
-    draw(page, ink, choose(random, PENS), 0.92)
+    write(page, ink, random)
     photo = light(view(page, random), random)
     y, x = get_grid(photo.shape)
     spot = random.uniform(-0.8, 0.8, 2)
     size = random.uniform(0.15, 0.6, 2)
     bright = np.exp(-(((x - spot[0]) / size[0]) ** 2) - ((y - spot[1]) / size[1]) ** 2)
-    photo = photo + random.uniform(60, 150) * bright[:, :, None]
-    return take(photo, random)
+    return expose(photo + random.uniform(60, 150) * bright[:, :, None], random)
 
 
 def underlined(hand: Array, random: Random) -> Bytes:
@@ -397,13 +389,12 @@ def underlined(hand: Array, random: Random) -> Bytes:
     page, ink, height = start(hand, random)
     _, bottom, left, right = get_extent(ink)
     below, over = height * random.uniform(0.1, 0.3), height * random.uniform(0, 0.25, 2)
-    pen = choose(random, PENS)
-    draw(page, ink, pen, 0.92)
+    pen = write(page, ink, random)
     y = bottom + below
     tilt = height * random.uniform(-0.05, 0.05)
     width = height * random.uniform(0.03, 0.09)
-    draw_line(page, (left - over[0], y), (right + over[1], y + tilt), pen, width)
-    return take(light(view(page, random), random), random)
+    draw_lines(page, [((left - over[0], y), (right + over[1], y + tilt))], pen, width)
+    return take(view(page, random), random)
 
 
 def circled(hand: Array, random: Random) -> Bytes:
@@ -411,8 +402,7 @@ def circled(hand: Array, random: Random) -> Bytes:
     page, ink, height = start(hand, random, 0.28)
     top, bottom, left, right = get_extent(ink)
     at = (top + bottom) / 2, (left + right) / 2
-    pen = choose(random, PENS)
-    draw(page, ink, pen, 0.92)
+    pen = write(page, ink, random)
     reach = 0.5 * np.hypot(height, height * hand.shape[1] / hand.shape[0])
     radii = reach * random.uniform(1.12, 1.5, 2)
     turn = np.linspace(0, 2 * np.pi * random.uniform(1.0, 1.06), 90)
@@ -424,7 +414,7 @@ def circled(hand: Array, random: Random) -> Bytes:
     width = max(2, round(height * random.uniform(0.03, 0.08)))
     cv2.polylines(line, [np.int32(16 * points)], False, 1, width, cv2.LINE_AA, 4)
     draw(page, line, pen, 0.92)
-    return take(light(view(page, random), random), random)
+    return take(view(page, random), random)
 
 
 def with_full_stop(hand: Array, random: Random) -> Bytes:
@@ -433,7 +423,7 @@ def with_full_stop(hand: Array, random: Random) -> Bytes:
     _, bottom, _, right = get_extent(ink)
     radius, dot = height * random.uniform(0.035, 0.08), np.zeros(ink.shape, np.float32)
     x, y = right + height * random.uniform(0.12, 0.35), bottom - radius
-    cv2.circle(dot, (round(16 * x), round(16 * y)), round(16 * radius), 1, -1, cv2.LINE_AA, 4)
+    draw_dot(dot, (x, y), radius)
     return finish(page, np.maximum(ink, dot), random)
 
 
@@ -448,27 +438,25 @@ def chalk(hand: Array, random: Random) -> Bytes:
     page, ink, _ = start(hand, random)
     page *= np.float32(random.uniform(0.1, 0.3))
     draw(page, ink, choose(random, [(230, 230, 225), (235, 225, 140)]), 0.85)
-    return take(light(view(page, random), random), random)
+    return take(view(page, random), random)
 
 
 def empty_page(random: Random) -> Bytes:
     """Photograph an empty table, or an empty sheet on a desk."""
     if random.random() < 0.5:
-        return take(
-            light(lay_on_desk(make_paper(choose_page(random), random), random), random), random
-        )
+        return take(lay_on_desk(make_sheet(random), random), random)
     height, width = choose_shape(random)
     page = make_paper((round(ZOOM * height), round(ZOOM * width)), random)
     colour, thickness = choose_line_ink(random)
     for axis in (0, 1)[: int(random.integers(1, 3))]:
         rule(page, random.uniform(50, 500), colour, thickness, axis, random.uniform(0, 100))
-    return take(light(view(page, random), random), random)
+    return take(view(page, random), random)
 
 
 def texture(random: Random) -> Bytes:
     """Photograph a plain desk, or a pattern of smooth noise."""
     if random.random() < 0.5:
-        return take(light(make_desk((480, 640), random), random), random)
+        return take(make_desk((480, 640), random), random)
     noise = random.normal(0, 1, (480, 640)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), random.uniform(1, 40), sigmaY=random.uniform(1, 40))
     levels = 128 + random.uniform(5, 60) * smooth / smooth.std()
@@ -483,8 +471,8 @@ SCENES: dict[str, Callable[[Array, Random], Bytes]] = {
     "squared paper": squared,
     "dotted paper": dotted,
     "a margin line": margin,
-    "a hard shadow": hard_shadow,
-    "a soft shadow": soft_shadow,
+    "a hard shadow": partial(shadowed, softness=(0, 2)),
+    "a soft shadow": partial(shadowed, softness=(8, 60)),
     "a form's box": boxed,
     "a table's cell": in_table,
     "a line along the edge": edge_line,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import requests
 from helpers.project import ROOT, allow_interrupts
-from PIL import Image, ImageDraw
 
-from benchmarks.picture_sets import STROKES, encode_jpeg, encode_png
+from benchmarks import fonts
+from benchmarks.picture_sets import HANDS, encode
 from benchmarks.scenes import SCENES
 from stages.core.errors import StageError
 from stages.sources import idx
@@ -63,26 +63,31 @@ def page(request, browser, served):
         assert errors == []
 
 
-def draw_strokes(page, digit, size=0.6):
-    """Draw a digit with the mouse in the middle of the drawing area."""
+def drag(page, *points, lift=True):
+    """Draw with the mouse through points, with x and y from 0 to 1 in the drawing area."""
     box = page.locator("#drawing").bounding_box()
-    for stroke in STROKES[digit]:
-        points = [
-            (
-                box["x"] + box["width"] * (0.5 + size * (x - 0.5)),
-                box["y"] + box["height"] * (0.5 + size * (y - 0.5)),
-            )
-            for x, y in stroke
-        ]
-        page.mouse.move(*points[0])
-        page.mouse.down()
-        for point in points[1:]:
-            page.mouse.move(*point, steps=5)
+    places = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=5)
+    if lift:
         page.mouse.up()
+
+
+def draw_strokes(page, digit):
+    """Draw a digit in the middle of the drawing area."""
+    for stroke in HANDS[0][digit]:
+        drag(page, *((0.5 + 0.6 * (x - 0.5), 0.5 + 0.6 * (y - 0.5)) for x, y in stroke))
 
 
 def expect_best(page, name):
     page.wait_for_function("name => document.getElementById('best').textContent === name", arg=name)
+
+
+def expect_message(page, part):
+    found = "part => document.getElementById('message').textContent.includes(part)"
+    page.wait_for_function(found, arg=part)
 
 
 def read_image(page):
@@ -107,10 +112,7 @@ def test_drawing_is_classified_and_cleared(page):
 
 
 def test_prediction_comes_before_the_pen_is_lifted(page):
-    box = page.locator("#drawing").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.8, steps=8)
+    drag(page, (0.5, 0.2), (0.5, 0.8), lift=False)
     expect_best(page, "1")
     page.mouse.up()
 
@@ -142,9 +144,8 @@ def test_page_fits_the_window(page):
     page.wait_for_selector("#classes li")
     assert page.evaluate(inside)
     for name in ("Clear", "Open image file"):
-        assert (
-            page.get_by_text(name, exact=True).bounding_box()["height"] >= 44
-        )  # wide enough for a finger
+        button = page.get_by_text(name, exact=True)
+        assert button.bounding_box()["height"] >= 44  # wide enough for a finger
 
 
 def test_finger_draws_and_does_not_scroll(browser, served):
@@ -168,9 +169,8 @@ def test_finger_draws_and_does_not_scroll(browser, served):
 def test_keys_draw_and_clear(page):
     page.keyboard.press("Tab")
     assert page.evaluate("() => document.activeElement.id") == "drawing"
-    assert page.evaluate("() => getComputedStyle(document.getElementById('pen')).visibility") == (
-        "visible"
-    )
+    pen = "() => getComputedStyle(document.getElementById('pen')).visibility"
+    assert page.evaluate(pen) == "visible"
     page.keyboard.press("Space")
     for _ in range(22):
         page.keyboard.press("ArrowDown")
@@ -182,23 +182,10 @@ def test_keys_draw_and_clear(page):
 
 
 def test_image_file_is_opened(page, tmp_path):
-    image = Image.new("L", (300, 300), 255)
-    image.paste(0, (140, 50, 160, 250))
-    (tmp_path / "one.png").write_bytes(encode_png(image))
-    page.locator("#file").set_input_files(tmp_path / "one.png")
-    expect_best(page, "1")
-    (tmp_path / "text.png").write_text("not an image")
-    page.locator("#file").set_input_files(tmp_path / "text.png")
-    page.wait_for_function(
-        "() => document.getElementById('message').textContent.includes('is not a')"
-    )
-
-
-def test_photo_of_a_sheet_is_opened(page, tmp_path):
     """The page shows the steps of the preparation."""
-    ink = trim_crisp_seven()
-    photo = SCENES["a sheet on a desk"](ink, np.random.default_rng(1))
-    (tmp_path / "sheet.jpg").write_bytes(encode_jpeg(Image.fromarray(photo)))
+    seven = fonts.draw_character(fonts.find_text()[0], "7")
+    photo = SCENES["a sheet on a desk"](seven, np.random.default_rng(1))
+    (tmp_path / "sheet.jpg").write_bytes(encode(photo, "JPEG"))
     page.locator("#file").set_input_files(tmp_path / "sheet.jpg")
     expect_best(page, "7")
     steps = page.locator("#steps figure")
@@ -207,25 +194,15 @@ def test_photo_of_a_sheet_is_opened(page, tmp_path):
     assert min(widths) > 20
     page.get_by_role("button", name="Clear").click()
     assert page.locator("#preparation").is_hidden()
-
-
-def trim_crisp_seven():
-    """Return the ink of a hand-drawn 7 (height, width), 0 to 1, without margins."""
-    image = Image.new("L", (300, 300))
-    ImageDraw.Draw(image).line([(60, 40), (230, 40), (130, 260)], 255, 26, joint="curve")
-    return np.asarray(image.crop(image.getbbox()), np.float32) / 255
+    (tmp_path / "text.png").write_text("not an image")
+    page.locator("#file").set_input_files(tmp_path / "text.png")
+    expect_message(page, "is not a")
 
 
 def test_two_digits_are_rejected(page):
-    box = page.locator("#drawing").bounding_box()
     for x in (0.3, 0.7):
-        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.2)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.8, steps=3)
-        page.mouse.up()
-    page.wait_for_function(
-        "() => document.getElementById('message').textContent.includes('several digits')"
-    )
+        drag(page, (x, 0.2), (x, 0.8))
+    expect_message(page, "several digits")
 
 
 def post(served, **changes):
@@ -264,12 +241,17 @@ def test_other_host_names_are_allowed_by_name():
     assert addresses == ["predict", "predict?steps=1"]
 
 
+HEAD = b"POST /predict HTTP/1.0\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+
+
+def connect(served):
+    return socket.create_connection(("127.0.0.1", int(served.rsplit(":", 1)[1])), timeout=60)
+
+
 def test_client_that_stalls_does_not_block_others(served):
     """It is disconnected after a time."""
-    port = int(served.rsplit(":", 1)[1])
-    head = "POST /predict HTTP/1.0\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        connection.sendall(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())
+    with connect(served) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\nhalf")
         started = time.monotonic()
         assert post(served, data=b"not an image").status_code == 200
         assert time.monotonic() - started < draw.TIMEOUT / 2
@@ -278,11 +260,8 @@ def test_client_that_stalls_does_not_block_others(served):
 
 
 def test_too_large_a_request_is_rejected_unread(served):
-    port = int(served.rsplit(":", 1)[1])
-    head = "POST /predict HTTP/1.0\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    head += f"Content-Length: {MAX_BYTES + 1}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        connection.sendall(head.encode())
+    with connect(served) as connection:
+        connection.sendall(HEAD + f"Content-Length: {MAX_BYTES + 1}\r\n\r\n".encode())
         assert b" 413 " in connection.recv(4096).splitlines()[0]
 
 

@@ -61,8 +61,7 @@ def create_app(classifier: Classifier, host_names: tuple[str, ...] = ()) -> Flas
             with one_at_a_time:
                 found = classifier.list_steps(content)
                 image = found["network input"]
-                (ranking,) = classifier.rank(image[None], ["photo" in found])
-                (reason,) = classifier.find_refusals(image[None])
+                ((ranking, reason),) = classifier.rank([image], ["photo" in found])
         except ImageFileError as error:
             return jsonify(error=f"This {error}.", steps=encode_steps(error.steps))
         steps = encode_steps(found) if request.args.get("steps") else []

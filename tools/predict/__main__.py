@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -37,6 +36,7 @@ SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"),
     *(".png", ".tif", ".tiff", ".webp"),
 )
+HIDDEN = (".", "@", "__MACOSX")  # how the names of hidden files and folders start
 RUNNERS_UP = 2
 MAX_SHOWN = 100  # files in the figure that --show saves
 SOFTWARE = "python -m tools.predict --show"  # in the metadata of that figure
@@ -55,7 +55,8 @@ class Prediction:
 def find_files(arguments: Iterable[str]) -> list[Prediction]:
     """Return an entry for each file to classify; a folder stands for the image files in it.
 
-    The entry of a file or folder that does not exist, or has no image files, says so.
+    The entry of a file or folder that does not exist, or has no image files, says so. Hidden files
+    are left out, such as `._seven.jpg` and `@eaDir/seven.jpg`, in which systems keep their data.
     """
     entries = []
     for argument in arguments:
@@ -63,81 +64,59 @@ def find_files(arguments: Iterable[str]) -> list[Prediction]:
         if argument != "-" and not os.path.lexists(path):
             entries.append(Prediction(argument, error="not found"))
         elif path.is_dir():
-            found = sorted(
-                str(file)
-                for file in path.rglob("*")
-                if is_image(file.relative_to(path)) and not file.is_dir()
-            )
-            entries += map(Prediction, found)
-            if not found:
-                error = f"contains no image files ({' '.join(SUFFIXES)})"
-                entries.append(Prediction(argument, error=error))
+            found = [
+                Prediction(str(file))
+                for file in sorted(path.rglob("*"), key=str)
+                if file.suffix.lower() in SUFFIXES and not file.is_dir()
+                if not any(part.startswith(HIDDEN) for part in file.relative_to(path).parts)
+            ]
+            error = f"contains no image files ({' '.join(SUFFIXES)})"
+            entries += found or [Prediction(argument, error=error)]
         else:
             entries.append(Prediction(argument))
     return entries
 
 
-def is_image(path: Path) -> bool:
-    """Return whether a path in a folder names an image file that is not hidden.
-
-    Systems keep files of their own beside those of the user, such as `._seven.jpg` and
-    `@eaDir/seven.jpg`.
-    """
-    hidden = any(part.startswith((".", "@", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
 def read_content(name: str) -> bytes:
     """Return the bytes of a file, or of standard input for -, up to one more than is allowed.
 
-    Other things than files are refused unread, because a named pipe may never have an end.
+    Anything but a regular file is refused unread: nothing may ever write to a named pipe.
     """
     if name == "-":
         return sys.stdin.buffer.read(MAX_BYTES + 1)
-    with open(name, "rb", opener=open_without_waiting) as stream:
+    with open(
+        name, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    ) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise ImageFileError("is not a regular file; use - to read from standard input")
         return stream.read(MAX_BYTES + 1)
-
-
-def open_without_waiting(name: str, flags: int) -> int:
-    """Open a file. A named pipe is opened even if nothing writes to it."""
-    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def classify(
     classifier: Classifier, predictions: Sequence[Prediction], with_steps: bool = False
 ) -> None:
     """Classify each of the named files, and keep the steps of the preparation or not."""
-    prepared, photos = [], []
+    prepared = []
     for prediction in predictions:
         try:
-            prediction.steps = classifier.list_steps(read_content(prediction.file))
-            prepared.append((prediction, prediction.steps["network input"]))
-            photos.append("photo" in prediction.steps)
+            steps: Mapping[str, Floats] = classifier.list_steps(read_content(prediction.file))
+            prepared.append((prediction, steps["network input"], "photo" in steps))
         except ImageFileError as error:
-            prediction.steps, prediction.error = error.steps, str(error)
+            steps, prediction.error = error.steps, str(error)
         except OSError as error:
-            prediction.error = f"cannot be read: {error.strerror}"
-        if not with_steps:  # to save memory
-            prediction.steps = {}
+            steps, prediction.error = {}, f"cannot be read: {error.strerror}"
+        prediction.steps = steps if with_steps else {}  # they need memory
     if prepared:
-        images = np.stack([image for _, image in prepared])
-        found = zip(classifier.rank(images, photos), classifier.find_refusals(images), strict=True)
-        for (prediction, _), (ranking, reason) in zip(prepared, found, strict=True):
+        found, images, photos = zip(*prepared, strict=True)
+        for prediction, (ranking, reason) in zip(
+            found, classifier.rank(images, photos), strict=True
+        ):
             prediction.ranking = [] if reason else ranking
             prediction.error = reason and f"{reason}; most similar to {ranking[0][0]}"
 
 
-def format_text(prediction: Prediction) -> str:
-    """Return the line for a person."""
-    (best, confidence), *others = prediction.ranking[: 1 + RUNNERS_UP]
-    then = ", ".join(f"{name} ({probability:.1%})" for name, probability in others)
-    return f"{prediction.file}: {best} ({confidence:.1%}), then {then}"
-
-
-def format_json(prediction: Prediction) -> dict[str, Any]:
-    """Return the same for a program, in full precision."""
+def describe(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction or error for a program, in full precision."""
     if prediction.error:
         return {"file": prediction.file, "error": prediction.error}
     (best, confidence), *others = prediction.ranking[: 1 + RUNNERS_UP]
@@ -147,6 +126,15 @@ def format_json(prediction: Prediction) -> dict[str, Any]:
         "confidence": confidence,
         "runners_up": [{"class": name, "confidence": share} for name, share in others],
     }
+
+
+def report(prediction: Prediction, as_json: bool) -> None:
+    """Print the line of a file that is classified or has an error."""
+    if prediction.error:
+        print_line(f"error: {prediction.file}: {prediction.error}", sys.stderr)
+    elif prediction.ranking and not as_json:
+        best, *others = (f"{name} ({share:.1%})" for name, share in prediction.ranking)
+        print_line(f"{prediction.file}: {best}, then {', '.join(others[:RUNNERS_UP])}")
 
 
 def draw_steps(predictions: Sequence[Prediction]) -> Figure:
@@ -185,14 +173,6 @@ def check_figure(path: Path, names: Iterable[str]) -> None:
         )
 
 
-def report(prediction: Prediction, as_json: bool) -> None:
-    """Print the line of a file that is classified or has an error."""
-    if prediction.error:
-        print_line(f"error: {prediction.file}: {prediction.error}", sys.stderr)
-    elif prediction.ranking and not as_json:
-        print_line(format_text(prediction))
-
-
 def main() -> None:
     """Print a prediction for each file."""
     parser = argparse.ArgumentParser(
@@ -227,7 +207,7 @@ def main() -> None:
             for prediction in some:
                 report(prediction, arguments.json)
     if arguments.json:
-        print(json.dumps([format_json(prediction) for prediction in predictions], indent=2))
+        print(json.dumps([describe(prediction) for prediction in predictions], indent=2))
     if arguments.show:
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         with matplotlib.rc_context(plot.STYLE), write_atomically(arguments.show) as part:

@@ -2,10 +2,12 @@
 
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
 
 from dvc_verify.lockfile import compute_md5, list_files, read_lock
 from stages.core.dataset import read_classes
@@ -38,6 +40,7 @@ STYLE_IMAGES = 1000  # training images from which the dataset's style is measure
 # more than 90 % sure.
 TEMPERATURE = 2
 
+IsNovel = Callable[[Floats], list[bool]]
 Ranking = list[tuple[str, float]]  # class names and their probabilities, most likely first
 
 
@@ -49,7 +52,7 @@ class Classifier:
     classes: list[str]
     style: ImageStyle  # of the dataset's images
     predict_probabilities: Callable[[Floats], Floats]  # from (n, height, width) to (n, classes)
-    is_novel: Callable[[Floats], list[bool]]  # which of the prepared images look like no digit
+    is_novel: IsNovel  # which of the prepared images look like no digit
     whites: Mapping[str, float] = field(default_factory=dict)  # see image_files.Form
 
     def list_steps(self, content: bytes) -> dict[str, Floats]:
@@ -84,30 +87,22 @@ class Classifier:
             raise failure
         return first
 
-    def rank(self, images: Floats, photos: Sequence[bool]) -> list[Ranking]:
-        """Rank the classes by probability for each image (n, height, width).
+    def rank(
+        self, images: Sequence[Floats], photos: Sequence[bool]
+    ) -> Iterator[tuple[Ranking, str]]:
+        """Yield the ranking of each image (height, width), and why it gets no class or "".
 
         `photos` says which images were prepared from photos, as those with a step "photo". Their
         probabilities are raised to the power 1 / TEMPERATURE: temperature scaling (C. Guo,
         G. Pleiss, Y. Sun, K. Weinberger, "On calibration of modern neural networks", ICML 2017).
         """
-        rankings = []
-        for row, photo in zip(self.predict_probabilities(images), photos, strict=True):
-            if photo:
-                row = row ** (1 / TEMPERATURE)
-                row /= row.sum()
-            pairs = zip(self.classes, row.tolist(), strict=True)
-            rankings.append(sorted(pairs, key=lambda entry: -entry[1]))
-        return rankings
-
-    def find_refusals(self, images: Floats) -> list[str]:
-        """Return the reason why each image gets no class, or an empty string."""
-        return ["does not look like a digit" if each else "" for each in self.is_novel(images)]
-
-
-def accept_all(images: Floats) -> list[bool]:
-    """Return that none of the images is novel."""
-    return [False] * len(images)
+        every = np.stack(images)
+        probabilities, novel = self.predict_probabilities(every), self.is_novel(every)
+        for row, photo, refused in zip(probabilities, photos, novel, strict=True):
+            shares = row ** (1 / TEMPERATURE) if photo else row
+            shares = shares / shares.sum() if photo else row
+            ranking = sorted(zip(self.classes, shares.tolist(), strict=True), key=lambda e: -e[1])
+            yield ranking, "does not look like a digit" if refused else ""
 
 
 def read_own_image(content: bytes, style: ImageStyle, whites: Mapping[str, float]) -> Floats | None:
@@ -128,6 +123,11 @@ def read_own_image(content: bytes, style: ImageStyle, whites: Mapping[str, float
             raise ImageFileError(f"cannot be read in colour: {error}") from error
         return None
     return image if image is not None and is_own_image(image, style) else None
+
+
+def accept_all(images: Floats) -> list[bool]:
+    """Return that none of the images is novel."""
+    return [False] * len(images)
 
 
 def load_classifier() -> Classifier:
@@ -163,7 +163,7 @@ def load_classifier() -> Classifier:
             f"{MODEL}: was trained on {count} classes of {shape} pixels, but {RAW} holds "
             f"{len(classes)} of {style.shape}; run `make repro` to train a new model"
         )
-    is_novel: Callable[[Floats], list[bool]] = accept_all
+    is_novel: IsNovel = accept_all
     if style.digits and TRAIN.exists() and VALIDATION.exists():
         is_novel = novelty.fit(model, parameters.batch_size, style)
     elif style.digits:

@@ -35,17 +35,16 @@ from tools.predict.sheet import flatten_sheet
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.floating]
+Boxes = npt.NDArray[np.integer]  # left, top, width, height and area of connected parts (n, 5)
 
 MAX_BYTES = 32 * 2**20
 WORKING_SIZE = 640  # longer side in pixels at which the digit is searched for
 
 SMALL_PHOTO = 320  # longer side in pixels: smaller ones are crops or drawings, not from a camera
 MAX_NESTED = 3  # sheets in each other, such as a form's box on a sheet on a desk
-EVEN_EDGES = 0.25  # of the ink's contrast: larger differences at the edges may be a shadow's
 PAPER_EDGES = 0.15  # of the ink's contrast: with smaller ones, the edges certainly show paper
 LOCAL = 0.25  # of the photo's longer side: strokes are narrower
 EVEN_LOCAL = 0.4  # the same if the photo's edges show nothing but paper
-SMOOTH_EDGE = 0.12  # of the ink's contrast in 1/250 of the longer side: reflections rise less
 SURROUNDINGS = 0.04  # of the photo's longer side: about the width of a thick stroke
 BACKGROUND_TOLERANCE = 0.1  # of the way from black to white: still background
 MIN_CONTRAST = 0.06  # of the way from black to white: minimum contrast of ink
@@ -63,6 +62,7 @@ MIN_STROKE = 1.6  # of MNIST's pixels: thinner strokes are made wider
 THICK_STROKE = 3.5  # of MNIST's pixels: thicker than nine in ten of its digits
 MAX_WIDTH_RATIO = 2.2  # width divided by height: no digit is wider
 
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 BLANK = "is blank: nothing stands out from the background"
 
 
@@ -223,7 +223,7 @@ def list_steps(
             steps["sheet"] = photo = sheet
         ink = measure_local_ink(photo, inverted, padded)
         steps["ink"] = show_ink(ink)
-        cleaned = remove_lines(ink, find_otsu_threshold(ndimage.gaussian_filter(ink, 1)))
+        cleaned = remove_lines(ink, 0.5 * find_otsu_threshold(ndimage.gaussian_filter(ink, 1)))
         if cleaned is not None:
             ink = cleaned
             steps["lines removed"] = show_ink(ink)
@@ -254,11 +254,11 @@ def measure_place(strokes: Floats) -> tuple[tuple[int, int], float] | None:
     `strokes` is an image (height, width) minus its background. Returns None if it is blank.
     """
     ink = np.abs(strokes)
-    found = ndimage.find_objects((ink >= BACKGROUND_TOLERANCE).astype(np.uint8))
-    if not found:
+    _, _, width, height = cv2.boundingRect(np.asarray(ink >= BACKGROUND_TOLERANCE, np.uint8))
+    if not height:
         return None
     centre = np.array(ndimage.center_of_mass(ink))
-    return get_size(found[0]), float(np.hypot(*(centre - np.array(ink.shape) // 2)))
+    return (height, width), float(np.hypot(*(centre - np.array(ink.shape) // 2)))
 
 
 def is_own_image(image: Floats, style: ImageStyle) -> bool:
@@ -270,8 +270,7 @@ def is_own_image(image: Floats, style: ImageStyle) -> bool:
     """
     if image.shape != style.shape or style.box is None or style.background is None:
         return image.shape == style.shape
-    edges = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    if abs(np.median(edges) - style.background) >= BACKGROUND_TOLERANCE:
+    if abs(np.median(get_edges(image)) - style.background) >= BACKGROUND_TOLERANCE:
         return False
     place = measure_place(image - style.background)
     if place is None:
@@ -280,6 +279,11 @@ def is_own_image(image: Floats, style: ImageStyle) -> bool:
     usual = 0.9 * style.smallest <= size.max() <= 1.1 and distance <= 1.1 * style.farthest
     fills = any(side >= full - 1 for side, full in zip(place[0], image.shape, strict=True))
     return bool(usual or fills) or not style.digits
+
+
+def get_edges(level: Floats) -> Floats:
+    """Return the pixels at the four edges of an image or photo (height, width)."""
+    return np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
 
 
 def is_light(level: float | None) -> bool:
@@ -293,9 +297,8 @@ def scale_whole(photo: Floats, style: ImageStyle) -> Floats:
     The space beside it gets the brightness of the photo's edges. The result is inverted if that
     brings the edges clearly closer to the dataset's background: light to dark, or dark to light.
     """
-    level = photo @ np.array([0.299, 0.587, 0.114], np.float32)
-    edges = np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
-    around = np.median(edges)
+    level = photo @ LUMINANCE
+    around = np.median(get_edges(level))
     if style.background is not None:
         distance, inverted = (abs(style.background - to) for to in (around, 1 - around))
         if distance - inverted > BACKGROUND_TOLERANCE:
@@ -337,26 +340,20 @@ def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = Fals
     A morphological opening fills strokes with the paper beside them, and keeps steps of brightness.
     """
     difference, level = measure_ink(photo)
-    uneven = measure_edges(difference)
-    local = LOCAL if uneven >= PAPER_EDGES else EVEN_LOCAL
-    side = 2 * round(local * max(level.shape) / 2) + 1
-    # `measure_ink` chose a sign for the whole photo. Do its sharp parts agree?
-    sign = vote_sharp(difference)
-    if uneven >= EVEN_EDGES:
-        small = shrink(level, 256)
-        sign = 1 if sign + vote_narrow(small) + vote_long(small) > 0 else -1
-    elif not is_reflection(difference):
-        sign = 1
-    if inverted and uneven >= PAPER_EDGES:
+    even = measure_edges(difference) < PAPER_EDGES
+    # `measure_ink` chose the sign by what is rare. A reflection is rare too, but not sharp.
+    sharp = difference - cv2.GaussianBlur(difference, (0, 0), SURROUNDINGS * max(level.shape))
+    sign = 1 if measure_skewness(difference) + measure_skewness(sharp) > 0 else -1
+    if inverted and not even:
         sign = -sign
+    side = 2 * round((EVEN_LOCAL if even else LOCAL) * max(level.shape) / 2) + 1
     hats = []
     for values in (sign * difference, sign * level):
-        smooth = smoothen(values)
-        hat = values - cv2.GaussianBlur(open_wide(smooth, side, padded), (0, 0), 1)
+        hat = values - cv2.GaussianBlur(open_wide(smoothen(values), side, padded), (0, 0), 1)
         hats.append(hat - np.median(hat))
     # Use the paper that leaves less ink.
     hat = min(hats, key=lambda hat: float(np.abs(hat).mean()))
-    bright = photo @ np.array([0.299, 0.587, 0.114], np.float32)
+    bright = photo @ LUMINANCE
     if float(((bright - bright.mean()) * (hat - hat.mean())).sum()) < 0:
         # Dark ink differs less from paper that gets less light.
         paper = -open_wide(-smoothen(bright), side)
@@ -364,11 +361,16 @@ def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = Fals
     return np.asarray(hat, np.float32)
 
 
+def measure_skewness(difference: Floats) -> float:
+    """Return the skewness of differences from the paper: positive if what is rare is positive."""
+    squares = np.square(difference, dtype=np.float64)
+    return float((squares * difference).mean() / max(1e-12, squares.mean()) ** 1.5)
+
+
 def measure_edges(difference: Floats) -> float:
     """Return how much the photo's edges differ from the paper, compared with the ink, 0 to 1."""
     smooth = np.abs(smoothen(difference))
-    edges = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
-    return float(np.quantile(edges, 0.9) / max(1e-6, float(smooth.max())))
+    return float(np.quantile(get_edges(smooth), 0.9) / max(1e-6, float(smooth.max())))
 
 
 def smoothen(values: Floats) -> Floats:
@@ -377,13 +379,6 @@ def smoothen(values: Floats) -> Floats:
     if longest > 100:
         values = cv2.medianBlur(values, 5 if longest > 400 else 3)
     return np.asarray(cv2.GaussianBlur(values, (0, 0), longest / 250), np.float32)
-
-
-def shrink(values: Floats, longest: int) -> Floats:
-    """Return the values with at most `longest` pixels in each direction."""
-    scale = min(1.0, longest / max(values.shape))
-    size = [max(1, round(length * scale)) for length in values.shape[::-1]]
-    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
 
 
 def open_wide(values: Floats, side: int, padded: bool = False) -> Floats:
@@ -398,66 +393,6 @@ def open_wide(values: Floats, side: int, padded: bool = False) -> Floats:
     return np.asarray(opened[margin : margin + height, margin : margin + width])
 
 
-def vote_sharp(level: Floats) -> int:
-    """Return 1 if narrow or sharp parts have a higher level than what is around them, else -1."""
-    surroundings = cv2.GaussianBlur(level, (0, 0), SURROUNDINGS * max(level.shape))
-    sharp = (level - surroundings).astype(np.float64)
-    return 1 if (sharp * sharp * sharp).sum() >= 0 else -1  # faster than sharp**3
-
-
-def is_reflection(difference: Floats) -> bool:
-    """Return whether what `measure_ink` found has mostly smooth edges, as a reflection has."""
-    smooth = smoothen(difference)
-    mask = np.asarray(smooth > find_otsu_threshold(smooth), np.uint8)
-    edge = (mask > 0) & (cv2.erode(mask, np.ones((3, 3))) == 0)
-    if not edge.any():
-        return False
-    slope = np.hypot(*np.gradient(smooth))[edge]
-    return bool(np.median(slope) < SMOOTH_EDGE * smooth.max() * 250 / max(smooth.shape))
-
-
-def vote_narrow(level: Floats) -> int:
-    """Return 1 if the narrowest parts have a higher level than what is around them, else -1."""
-    contrast = float(np.quantile(level, 0.999) - np.quantile(level, 0.001))
-    side = 3
-    while side < LOCAL * max(level.shape):
-        over, under = (
-            float(np.quantile(values - open_wide(values, side), 0.995))
-            for values in (level, -level)
-        )
-        if max(over, under) > 0.3 * contrast:
-            return 1 if over >= under else -1
-        side = 2 * round(0.65 * side) + 1
-    return 1
-
-
-def vote_long(level: Floats) -> int:
-    """Return 1 if the parts with a higher level are longer and less wide, else -1."""
-    side = 2 * round(LOCAL * max(level.shape) / 2) + 1
-    smooth = smoothen(level)
-    over, under = (
-        measure_relative_width(values - open_wide(values, side)) for values in (smooth, -smooth)
-    )
-    return 1 if over <= under else -1
-
-
-def measure_relative_width(ink: Floats) -> float:
-    """Return the largest width of the largest part, divided by its size; 1 if there is none.
-
-    Parts at the edges do not count. If they have most of the ink, the result is 1.
-    """
-    mask = np.asarray(ink > find_otsu_threshold(ink), np.uint8)
-    inside = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    boxes = dict(enumerate(ndimage.find_objects(labels), 1))
-    inner = {part: box for part, box in boxes.items() if not touches_edge(box, mask.shape)}
-    if np.isin(labels, list(inner)).sum() < 0.3 * mask.sum() or not inner:
-        return 1.0
-    largest = max(inner, key=lambda part: max(get_size(inner[part])))
-    width = float(inside[labels == largest].max())
-    return 2 * width / float(np.hypot(*get_size(inner[largest])))
-
-
 def estimate_paper(photo: Floats) -> Floats:
     """Return the photo (height, width, 3) as it would be without the strokes.
 
@@ -465,27 +400,17 @@ def estimate_paper(photo: Floats) -> Floats:
     to the edges of the photo, then to all pixels. In each round, pixels that differ from the
     surface, such as ink, get less weight.
     """
-    y, x = (np.linspace(-1, 1, side) for side in photo.shape[:2])
+    y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in photo.shape[:2]), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=2).astype(np.float32)
     few = np.ix_(*(np.linspace(0, side - 1, min(side, 32)).astype(int) for side in photo.shape[:2]))
-    terms = make_terms(*np.meshgrid(y[few[0].ravel()], x[few[1].ravel()], indexing="ij"))
-    points, colours = np.stack(terms, axis=2).reshape(-1, 6), photo[few].reshape(-1, 3)
+    points, colours = terms[few].reshape(-1, 6).astype(float), photo[few].reshape(-1, 3)
     edges = (np.abs(points[:, 1:3]).max(axis=1) == 1).astype(float)
     weights = edges
     for candidates in [edges] * 5 + [np.ones_like(edges)] * 5:
         root = np.sqrt(weights)[:, None]
         surface = np.linalg.lstsq(points * root, colours * root, rcond=None)[0]
         weights = candidates / (((colours - points @ surface) ** 2).sum(axis=1) + 1e-6)
-    paper = np.empty(photo.shape, np.float32)
-    rows, columns = y[:, None].astype(np.float32), x[None].astype(np.float32)
-    for channel, factors in enumerate(surface.T.tolist()):
-        parts = zip(factors, make_terms(rows, columns), strict=True)
-        paper[:, :, channel] = sum(factor * term for factor, term in parts)
-    return paper
-
-
-def make_terms(y: Values, x: Values) -> list[Values]:
-    """Return the terms of a quadratic function of y and x."""
-    return [np.ones_like(x), x, y, x * y, x * x, y * y]
+    return np.asarray(terms @ surface.astype(np.float32), np.float32)
 
 
 def find_strokes(ink: Floats, digits: bool, camera: bool) -> Mask:
@@ -510,111 +435,74 @@ def find_strokes(ink: Floats, digits: bool, camera: bool) -> Mask:
     if camera:
         reach = 2 * max(1, round(max(ink.shape) / 120)) + 1
         visible &= cv2.dilate(np.asarray(strong, np.uint8), np.ones((reach, reach))) > 0
-    labels, _ = ndimage.label(visible, np.ones((3, 3)))
-    boxes = dict(enumerate(ndimage.find_objects(labels), 1))
-    parts = [part for part in np.unique(labels[strong]).tolist() if part]
-    parts = choose_parts(labels, {part: boxes[part] for part in parts}, digits, camera)
-    if digits:
-        check_single_digit([boxes[part] for part in parts])
-    mask: Mask = np.isin(labels, parts) & (ink >= faintest)
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(np.asarray(visible, np.uint8))
+    chosen = np.isin(np.arange(len(boxes)), labels[strong & visible])
+    if chosen.any():
+        chosen = choose_parts(labels, boxes, chosen, digits, camera)
+    if digits and chosen.any():
+        check_single_digit(boxes[chosen])
+    mask: Mask = chosen[labels] & (ink >= faintest)
     if not mask.any():
         raise ImageFileError(BLANK)
     return mask
 
 
-Box = tuple[slice, ...]
-
-
-def choose_parts(
-    labels: npt.NDArray[np.integer], boxes: dict[int, Box], digits: bool, camera: bool
-) -> list[int]:
-    """Return the connected parts that are strokes of the drawing.
+def choose_parts(labels: Boxes, boxes: Boxes, chosen: Mask, digits: bool, camera: bool) -> Mask:
+    """Return which of the `chosen` connected parts are strokes of the drawing.
 
     Specks are not, nor are dots and parts at the edge of a camera's photo. With `digits`, neither
     are a ring around other parts, a line under the tallest part, a full stop after it, and small
     parts far from it in a camera's photo.
     """
-    sizes = {part: max(get_size(box)) for part, box in boxes.items()}
-    if not sizes:
-        return []
-    inner = [part for part, box in boxes.items() if not touches_edge(box, labels.shape)]
-    if camera and any(
-        sizes[part] >= max(0.1 * max(sizes.values()), 0.08 * max(labels.shape)) for part in inner
-    ):
-        sizes = {part: sizes[part] for part in inner}
-    largest = max(sizes.values())
-    parts = [part for part, size in sizes.items() if size >= SPECK_FRACTION * largest]
-    if camera and sum(sizes[part] < DOT_FRACTION * largest for part in parts) >= MIN_DOTS:
-        parts = [part for part in parts if sizes[part] >= DOT_FRACTION * largest]
+    left, top, width, height, area = boxes.T
+    bottom, right, size = top + height, left + width, np.maximum(width, height)
+    inner = (top > 1) & (left > 1) & (bottom < labels.shape[0] - 1) & (right < labels.shape[1] - 1)
+    large = max(0.1 * size[chosen].max(), 0.08 * max(labels.shape))
+    if camera and (size[chosen & inner] >= large).any():
+        chosen = chosen & inner
+    shares = size / size[chosen].max()
+    dots = (chosen & (shares >= SPECK_FRACTION) & (shares < DOT_FRACTION)).sum()
+    chosen = chosen & (shares >= (DOT_FRACTION if camera and dots >= MIN_DOTS else SPECK_FRACTION))
     if not digits:
-        return parts
-    for ring in sorted(parts, key=lambda part: -sizes[part])[:2]:
-        box = boxes[ring]
-        filled = ndimage.binary_fill_holes(labels[box] == ring)
-        inside = [
-            part
-            for part in parts
-            if part != ring and filled[labels[box] == part].sum() > 0.95 * (labels == part).sum()
-        ]
-        if any(get_size(boxes[part])[0] >= 0.25 * get_size(box)[0] for part in inside):
-            parts = inside
+        return chosen
+    for ring in np.flatnonzero(chosen)[np.argsort(-size[chosen])[:2]].tolist():
+        filled = ndimage.binary_fill_holes(labels == ring)
+        inside = chosen & (np.bincount(labels[filled], minlength=len(boxes)) > 0.95 * area)
+        inside[ring] = False
+        if (height[inside] >= 0.25 * height[ring]).any():
+            chosen = inside
             break
-    tallest = boxes[max(parts, key=lambda part: get_size(boxes[part])[0])]
-    parts = [part for part in parts if not is_mark(boxes[part], tallest)]
+    tallest = int((height * chosen).argmax())
+    tall, wide = height[tallest], width[tallest]
+    under = (width >= np.maximum(3 * height, 0.8 * wide)) & (top >= bottom[tallest])
+    after = (left >= right[tallest]) & (top >= top[tallest] + 0.6 * tall)
+    stop = after & (size < np.minimum(0.25 * tall, 2 * np.minimum(height, width)))
+    chosen = chosen & ~under & ~stop
     if camera:
-        small, far = (fraction * get_size(tallest)[0] for fraction in (SMALL_PART, FAR))
-        parts = [
-            part
-            for part in parts
-            if max(get_size(boxes[part])) >= small or not are_apart(boxes[part], tallest, far)
-        ]
-    return parts
+        far = (size < SMALL_PART * tall) & (measure_gaps(boxes, tallest) >= FAR * tall)
+        chosen = chosen & ~far
+    return chosen
 
 
-def touches_edge(box: Box, shape: tuple[int, ...]) -> bool:
-    """Return whether a bounding box is at the edge of an array of this shape."""
-    return any(at.start <= 1 or at.stop >= side - 1 for at, side in zip(box, shape, strict=True))
+def measure_gaps(boxes: Boxes, part: int) -> Boxes:
+    """Return the distance of each box from the box of `part`, in rows or in columns; 0 if none."""
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]
+    gaps: Boxes = np.maximum(start - end[part], start[part] - end).max(axis=1).clip(0)
+    return gaps
 
 
-def is_mark(box: Box, digit: Box) -> bool:
-    """Return whether a part is a line under the digit, or a full stop after it."""
-    (height, width), (tall, wide) = get_size(box), get_size(digit)
-    under = width >= max(3 * height, 0.8 * wide) and box[0].start >= digit[0].stop
-    after = box[1].start >= digit[1].stop and box[0].start >= digit[0].start + 0.6 * tall
-    return under or (after and max(height, width) < min(0.25 * tall, 2 * min(height, width)))
-
-
-def are_apart(box: Box, other: Box, gap: float) -> bool:
-    """Return whether there are `gap` pixels or more between two bounding boxes."""
-    return any(
-        a.stop + gap <= b.start or b.stop + gap <= a.start for a, b in zip(box, other, strict=True)
-    )
-
-
-def get_size(box: tuple[slice, ...]) -> tuple[int, int]:
-    """Return the height and width of a bounding box."""
-    return box[0].stop - box[0].start, box[1].stop - box[1].start
-
-
-def check_single_digit(boxes: list[tuple[slice, ...]]) -> None:
+def check_single_digit(boxes: Boxes) -> None:
     """Raise ImageFileError if parts with these bounding boxes are more than one digit.
 
     A part of a digit may be separate, such as the bar of a 5. Then it is less tall than the rest,
     or their rows and columns overlap.
     """
-    first, *others = sorted(boxes, key=get_size, reverse=True)
-    for box in others:
-        gap = MIN_GAP * get_size(first)[0]
-        if (
-            are_apart(box, first, gap)
-            and get_size(box)[0] >= SECOND_DIGIT_FRACTION * get_size(first)[0]
-        ):
-            raise ImageFileError("shows several digits; only one at a time can be classified")
-    rows, columns = (
-        max(box[axis].stop for box in boxes) - min(box[axis].start for box in boxes)
-        for axis in (0, 1)
-    )
-    if columns > MAX_WIDTH_RATIO * rows:
+    left, top, width, height, _ = boxes.T
+    tallest = int(height.argmax())
+    beside = measure_gaps(boxes, tallest) >= max(1, MIN_GAP * height[tallest])
+    if (beside & (height >= SECOND_DIGIT_FRACTION * height[tallest])).any():
+        raise ImageFileError("shows several digits; only one at a time can be classified")
+    if np.ptp([left, left + width]) > MAX_WIDTH_RATIO * np.ptp([top, top + height]):
         raise ImageFileError(
             "shows something wider than a digit; only one digit at a time can be classified"
         )
