@@ -18,21 +18,22 @@ from stages.evaluate import EvaluateParameters
 from stages.preprocess import normalise
 from stages.sources import idx
 from stages.sources.catalogue import TRAIN_IMAGES
-from stages.sources.image_files import Form, read_pixels
+from stages.sources.image_files import Form, convert, open_image
 from tools.predict.picture import (
     ImageFileError,
     ImageStyle,
+    check_length,
     is_from_camera,
     is_own_image,
     list_steps,
-    open_image,
     read_image_file,
 )
 
-# What is tried in turn if a photo leads to no digit: options of `list_steps`. The first ones change
-# the strokes that were found, the others find other strokes.
-OTHER_SHAPES = {"widen": True, "thin": True}
-OTHER_STROKES = {"padded": True, "inverted": True, "flatten": False}
+# What is tried in turn if a photo leads to no digit: ways of `list_steps`. Those in OTHER_SHAPES
+# change the strokes that were found, the others find other strokes.
+OTHER_SHAPES = ("widen", "thin")
+CAMERA_WAYS = ("padded", "inverted", "unflattened")
+SMALL_WAYS = ("camera",)
 STYLE_IMAGES = 1000  # training images from which the dataset's style is measured
 
 # The highest probability of a photo is too high, because the network was calibrated on images like
@@ -65,26 +66,27 @@ class Classifier:
         If no digit is found, it may be narrow or thick, or a shadow, paper or a sheet was confused
         with it. Then other ways are tried, and the first result that looks like a digit is kept.
         """
+        check_length(content)
         own = read_own_image(content, self.style, self.whites)
         if own is not None:
             return {"network input": own}
         photo = read_image_file(content)
-        ways = OTHER_STROKES if is_from_camera(photo) else {"camera": True}
-        failure = None
+        ways = CAMERA_WAYS if is_from_camera(photo) else SMALL_WAYS
+        first: dict[str, Floats] | ImageFileError
         try:
             first = list_steps(photo, self.style)
             if not self.is_novel(first["network input"][None])[0]:
                 return first
-            ways = OTHER_SHAPES | ways
+            ways = OTHER_SHAPES + ways
         except ImageFileError as error:
-            failure = error
-        for name, value in ways.items() if self.style.digits else ():
+            first = error
+        for way in ways if self.style.digits else ():
             with suppress(ImageFileError):
-                steps = list_steps(photo, self.style, **{name: value})
+                steps = list_steps(photo, self.style, way)
                 if not self.is_novel(steps["network input"][None])[0]:
                     return steps
-        if failure:
-            raise failure
+        if isinstance(first, ImageFileError):
+            raise first
         return first
 
     def rank(
@@ -114,9 +116,9 @@ def read_own_image(content: bytes, style: ImageStyle, whites: Mapping[str, float
     height, width, *colour = style.shape
     form = Form((width, height) if colour else None, bool(colour), whites)
     try:
-        with open_image(content) as photo:
+        with open_image(io.BytesIO(content)) as photo:
             possible = {photo.height, photo.width} == {height, width}  # it may be turned
-        image = normalise(read_pixels(io.BytesIO(content), form)) if colour or possible else None
+            image = normalise(convert(photo, form)) if colour or possible else None
     except Exception as error:  # a damaged file: read_image_file says what is wrong with it
         if colour:
             read_image_file(content)

@@ -13,8 +13,7 @@ array (height, width, 3). An image is what the network takes.
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
@@ -125,31 +124,28 @@ def read_image_file(content: bytes) -> Floats:
     return colours * alpha + (1 - alpha if dark else 0)
 
 
-@contextmanager
-def open_image(content: bytes) -> Iterator[Image.Image]:
-    """Open an image file in one of FORMATS. Only its header is read.
-
-    Raises ImageFileError if it is empty or too large. The number of pixels may be any.
-    """
+def check_length(content: bytes) -> None:
+    """Raise ImageFileError if an image file is empty or too large."""
     if not content:
         raise ImageFileError("is empty")
     if len(content) > MAX_BYTES:
         raise ImageFileError(f"is larger than {MAX_BYTES // 2**20} MB")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata, and sizes that the caller refuses
-        with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
-            yield photo
 
 
 def decode(content: bytes) -> Image.Image:
     """Return the photo in an image file as RGB or RGBA; check the number of pixels first."""
+    check_length(content)
     try:
-        with open_image(content) as photo:
-            if photo.width * photo.height > MAX_PIXELS:
-                size = f"{photo.width}x{photo.height}"
-                raise ImageFileError(f"has {size} pixels; at most {MAX_PIXELS:,} are allowed")
-            photo.draft("RGB", (WORKING_SIZE, WORKING_SIZE))  # JPEG can skip detail
-            return convert_and_shrink(photo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, and sizes, which are checked
+            with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+                if photo.width * photo.height > MAX_PIXELS:
+                    size = f"{photo.width}x{photo.height}"
+                    raise ImageFileError(f"has {size} pixels; at most {MAX_PIXELS:,} are allowed")
+                photo.draft("RGB", (WORKING_SIZE, WORKING_SIZE))  # JPEG can skip detail
+                return convert_and_shrink(photo)
+    except ImageFileError:
+        raise
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS:
             raise ImageFileError("is a HEIC file; save or export it as JPEG first") from None
@@ -157,8 +153,6 @@ def decode(content: bytes) -> Image.Image:
         raise ImageFileError(f"is not an image file in a known format ({formats})") from None
     except Image.DecompressionBombError:
         raise ImageFileError(f"has too many pixels; at most {MAX_PIXELS:,} are allowed") from None
-    except ImageFileError:
-        raise
     except Exception as error:  # Pillow raises many types of errors for damaged files
         raise ImageFileError(f"is a damaged image file: {error}") from error
 
@@ -185,43 +179,36 @@ def is_from_camera(photo: Floats) -> bool:
     return bool(max(photo.shape) > SMALL_PHOTO)
 
 
-def list_steps(
-    photo: Floats,
-    style: ImageStyle,
-    *,
-    camera: bool = False,
-    padded: bool = False,
-    inverted: bool = False,
-    flatten: bool = True,
-    widen: bool = False,
-    thin: bool = False,
-) -> dict[str, Floats]:
+def list_steps(photo: Floats, style: ImageStyle, way: str = "") -> dict[str, Floats]:
     """Return what is made of the photo (height, width, 3) step by step, by the steps' names.
 
     Each is (height, width) or (height, width, 3) in [0, 1]. A step that changes nothing is left
     out. The last one is an image in the dataset's style. Raises ImageFileError if the dataset's
-    images are drawings and the photo is blank or shows several digits.
+    images are drawings and the photo is blank or shows several digits. For drawings, `way` says
+    what is done differently:
 
-    With `camera`, a small photo is prepared like one from a camera. The next three options are for
-    photos from a camera. With `padded`, what touches the photo's
-    edge is paper. With `inverted`, ink and paper change places, unless the photo's edges show which
-    is which. Without `flatten`, no sheet is searched for. With `widen`, a digit narrower than WIDE
-    gets this width. With `thin`, strokes become thinner if they are thicker than most of MNIST's.
+    - "widen": a digit narrower than WIDE gets this width.
+    - "thin": strokes become thinner if they are thicker than most of MNIST's.
+    - "camera": a small photo is prepared like one from a camera.
+    - "padded", for a camera: what touches the photo's edge is paper.
+    - "inverted", for a camera: ink and paper change places, unless the photo's edges show which is
+      which.
+    - "unflattened", for a camera: no sheet is searched for.
     """
     steps = {"photo": photo}
     if style.box is None:
         return steps | {"network input": scale_whole(photo, style)}
-    camera = camera or is_from_camera(photo)
+    camera = way == "camera" or is_from_camera(photo)
     if not camera:
         ink, _ = measure_ink(photo)
         steps["ink"] = show_ink(ink)
     else:
-        for _ in range(MAX_NESTED if flatten else 0):
+        for _ in range(0 if way == "unflattened" else MAX_NESTED):
             sheet = flatten_sheet(photo)
             if sheet is None:
                 break
             steps["sheet"] = photo = sheet
-        ink = measure_local_ink(photo, inverted, padded)
+        ink = measure_local_ink(photo, way)
         steps["ink"] = show_ink(ink)
         cleaned = remove_lines(ink, 0.5 * find_otsu_threshold(ndimage.gaussian_filter(ink, 1)))
         if cleaned is not None:
@@ -234,10 +221,10 @@ def list_steps(
         raise
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
     found = np.where(mask, ink, 0)[rows, columns]
-    if widen:
+    if way == "widen":
         height, width = found.shape
         found = resize(found, (height, max(width, round(WIDE * height))), Image.Resampling.BICUBIC)
-    strokes = scale_strokes(found, style.box, camera, thin)
+    strokes = scale_strokes(found, style.box, camera, way == "thin")
     image = place_in_centre(strokes, style.shape)
     steps["strokes"] = mask.astype(np.float32)
     return steps | {"network input": 1 - image if is_light(style.background) else image}
@@ -334,7 +321,7 @@ def measure_ink(photo: Floats) -> tuple[Floats, Floats]:
     return (ink, level) if (ink * ink * ink).sum() > 0 else (-ink, -level)
 
 
-def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = False) -> Floats:
+def measure_local_ink(photo: Floats, way: str = "") -> Floats:
     """Return the ink relative to the paper beside it, so that shadows do not count as ink.
 
     A morphological opening fills strokes with the paper beside them, and keeps steps of brightness.
@@ -344,12 +331,14 @@ def measure_local_ink(photo: Floats, inverted: bool = False, padded: bool = Fals
     # `measure_ink` chose the sign by what is rare. A reflection is rare too, but not sharp.
     sharp = difference - cv2.GaussianBlur(difference, (0, 0), SURROUNDINGS * max(level.shape))
     sign = 1 if measure_skewness(difference) + measure_skewness(sharp) > 0 else -1
-    if inverted and not even:
+    if way == "inverted" and not even:
         sign = -sign
     side = 2 * round((EVEN_LOCAL if even else LOCAL) * max(level.shape) / 2) + 1
     hats = []
     for values in (sign * difference, sign * level):
-        hat = values - cv2.GaussianBlur(open_wide(smoothen(values), side, padded), (0, 0), 1)
+        hat = values - cv2.GaussianBlur(
+            open_wide(smoothen(values), side, way == "padded"), (0, 0), 1
+        )
         hats.append(hat - np.median(hat))
     # Use the paper that leaves less ink.
     hat = min(hats, key=lambda hat: float(np.abs(hat).mean()))
