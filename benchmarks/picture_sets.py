@@ -8,6 +8,7 @@ image files without a digit, which should be refused.
 """
 
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -49,50 +50,10 @@ PillowImage = Image.Image
 # The content of image files, and what they show: a digit, or None.
 LabelledFiles = Iterator[tuple[bytes, str | None]]
 
-# Handwritten digits: each stroke is a line through points, with x and y from 0 to 1.
-STROKES = {
-    0: [[(0.5, 0.05), (0.2, 0.3), (0.2, 0.7), (0.5, 0.95), (0.8, 0.7), (0.8, 0.3), (0.5, 0.05)]],
-    1: [[(0.35, 0.2), (0.55, 0.05), (0.55, 0.95)]],
-    2: [[(0.2, 0.25), (0.45, 0.05), (0.75, 0.25), (0.6, 0.55), (0.2, 0.95), (0.85, 0.93)]],
-    3: [
-        [(0.2, 0.12), (0.55, 0.05), (0.75, 0.25), (0.45, 0.47)],
-        [(0.45, 0.47), (0.8, 0.68), (0.55, 0.95), (0.18, 0.85)],
-    ],
-    4: [[(0.45, 0.05), (0.15, 0.6), (0.85, 0.6)], [(0.65, 0.3), (0.62, 0.95)]],
-    5: [
-        [(0.25, 0.08), (0.25, 0.45), (0.6, 0.42), (0.78, 0.68), (0.5, 0.95), (0.2, 0.85)],
-        [(0.25, 0.08), (0.8, 0.06)],
-    ],
-    6: [
-        [(0.65, 0.05), (0.3, 0.4), (0.22, 0.72), (0.5, 0.95), (0.78, 0.75), (0.55, 0.52)],
-        [(0.55, 0.52), (0.25, 0.7)],
-    ],
-    7: [[(0.18, 0.08), (0.82, 0.08), (0.42, 0.95)]],
-    8: [
-        [(0.5, 0.5), (0.22, 0.27), (0.5, 0.05), (0.76, 0.27), (0.5, 0.5)],
-        [(0.5, 0.5), (0.18, 0.75), (0.5, 0.95), (0.82, 0.75), (0.5, 0.5)],
-    ],
-    9: [[(0.75, 0.25), (0.5, 0.05), (0.25, 0.25), (0.45, 0.48), (0.75, 0.25), (0.65, 0.95)]],
-}
-
-# A second handwriting: a 1 with a foot, a looped 2, a closed 4, a crossed 7 and a 9 with a hook.
-HANDS = [
-    STROKES,
-    STROKES
-    | {
-        1: [[(0.3, 0.25), (0.5, 0.05), (0.5, 0.95)], [(0.25, 0.95), (0.75, 0.95)]],
-        2: [
-            [(0.2, 0.25), (0.5, 0.05), (0.75, 0.25), (0.3, 0.9), (0.18, 0.75), (0.4, 0.78)],
-            [(0.4, 0.78), (0.6, 0.92), (0.85, 0.85)],
-        ],
-        4: [[(0.6, 0.95), (0.6, 0.05), (0.15, 0.65), (0.85, 0.65)]],
-        7: [[(0.18, 0.08), (0.82, 0.08), (0.42, 0.95)], [(0.35, 0.5), (0.75, 0.5)]],
-        9: [
-            [(0.75, 0.25), (0.5, 0.05), (0.25, 0.25), (0.45, 0.48), (0.75, 0.25)],
-            [(0.75, 0.25), (0.72, 0.75), (0.5, 0.95), (0.25, 0.85)],
-        ],
-    },
-]
+# Two handwritings: the strokes of each digit as lines through points, with x and y from 0 to 1.
+# The second one has a 1 with a foot, a looped 2, a closed 4, a crossed 7 and a 9 with a hook.
+FIRST, SECOND = json.loads(Path(__file__).with_name("hands.json").read_text())
+HANDS = FIRST, FIRST | SECOND
 
 
 def encode(image: PillowImage | Bytes, kind: str = "PNG") -> bytes:
@@ -258,7 +219,7 @@ def draw_strokes(count: int) -> LabelledFiles:
         draw = ImageDraw.Draw(page)
         pen, slant = int(random.integers(10, 31)), random.uniform(-0.25, 0.15)
         scale = random.uniform(140, 240, 2)
-        for stroke in hand[digit]:
+        for stroke in hand[str(digit)]:
             points = np.array(stroke) + random.normal(0, 0.025, (len(stroke), 2))
             points[:, 0] -= slant * (points[:, 1] - 0.5)
             at = np.linspace(0, len(points) - 1, 60)

@@ -77,7 +77,7 @@ def drag(page, *points, lift=True):
 
 def draw_strokes(page, digit):
     """Draw a digit in the middle of the drawing area."""
-    for stroke in HANDS[0][digit]:
+    for stroke in HANDS[0][str(digit)]:
         drag(page, *((0.5 + 0.6 * (x - 0.5), 0.5 + 0.6 * (y - 0.5)) for x, y in stroke))
 
 

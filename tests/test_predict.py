@@ -165,7 +165,7 @@ def test_text_and_json_agree(labels, here, command):
 
 def draw_digit(page, digit, hand=0, left=60):
     """Draw a digit of 180x220 pixels on a page."""
-    for stroke in picture_sets.HANDS[hand][digit]:
+    for stroke in picture_sets.HANDS[hand][str(digit)]:
         points = [(left + 180 * x, 40 + 220 * y) for x, y in stroke]
         ImageDraw.Draw(page).line(points, fill=0, width=16, joint="curve")
     return page
