@@ -128,8 +128,12 @@ def test_bad_files_do_not_stop_the_others(labels, here):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command in this process; return its exit code, standard output and errors."""
+def command(here, classifier, monkeypatch, capsys):
+    """Run the command in this process; return its exit code, standard output and errors.
+
+    The network is loaded once for all tests.
+    """
+    monkeypatch.setattr(predict, "load_classifier", lambda: classifier)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["predict", *arguments])
@@ -236,6 +240,7 @@ def test_missing_model_names_the_command(here):
 
 
 def test_probabilities_are_those_of_the_evaluate_stage(here, mnist):
+    (here / PROCESSED).unlink()  # without them, the network is loaded faster
     images = idx.read(mnist / TEST_IMAGES, 3, 512) / np.float32(255)
     model = DataParallel(storage.load(here / MODEL), 2)
     expected = model.predict_probabilities(images, 512)
@@ -243,6 +248,7 @@ def test_probabilities_are_those_of_the_evaluate_stage(here, mnist):
 
 
 def test_model_that_dvc_lock_does_not_record_gives_a_warning(here, capsys):
+    (here / PROCESSED).unlink()
     found = compute_md5(here / MODEL)
     line = "warning: data/model/model.keras is not the model that dvc.lock records\n"
     for md5, warnings in ((found, 0), ("0" * 32, 1)):

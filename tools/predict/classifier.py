@@ -71,7 +71,7 @@ class Classifier:
         if own is not None:
             return {"network input": own}
         photo = read_image_file(content)
-        ways = CAMERA_WAYS if is_from_camera(photo) else SMALL_WAYS
+        ways: tuple[str, ...] = CAMERA_WAYS if is_from_camera(photo) else SMALL_WAYS
         first: dict[str, Floats] | ImageFileError
         try:
             first = list_steps(photo, self.style)

@@ -25,13 +25,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from stages.core.errors import StageError
-from stages.core.files import Floats
+from stages.core.files import Bytes, Floats
 from stages.sources.catalogue import DIGITS
 from stages.sources.image_files import FORMATS, HEIC_BRANDS, MAX_PIXELS
 from tools.predict.lines import remove_lines
 from tools.predict.sheet import flatten_sheet
 
-Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.floating]
 Boxes = npt.NDArray[np.integer]  # left, top, width, height and area of connected parts (n, 5)
@@ -227,7 +226,7 @@ def list_steps(photo: Floats, style: ImageStyle, way: str = "") -> dict[str, Flo
     strokes = scale_strokes(found, style.box, camera, way == "thin")
     image = place_in_centre(strokes, style.shape)
     steps["strokes"] = mask.astype(np.float32)
-    return steps | {"network input": 1 - image if is_light(style.background) else image}
+    return steps | {"network input": 1 - image if (style.background or 0) > 0.5 else image}
 
 
 def show_ink(ink: Floats) -> Floats:
@@ -271,11 +270,6 @@ def is_own_image(image: Floats, style: ImageStyle) -> bool:
 def get_edges(level: Floats) -> Floats:
     """Return the pixels at the four edges of an image or photo (height, width)."""
     return np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
-
-
-def is_light(level: float | None) -> bool:
-    """Return whether a level is closer to white than to black."""
-    return level is not None and level > 0.5
 
 
 def scale_whole(photo: Floats, style: ImageStyle) -> Floats:

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stages.core.files import Floats
+from stages.core.files import Bytes, Floats
 
-Bytes = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
 
 SMALL = 256  # longer side in pixels at which quadrilaterals are searched for
