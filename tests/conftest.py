@@ -15,7 +15,7 @@ import pytest
 import trustme
 from helpers import fork_server
 from helpers.cases import make_sections
-from helpers.needs import miss
+from helpers.needs import find_program, miss
 from helpers.parameters import read_defaults
 from helpers.project import Project, spy_on_repro
 from helpers.server import Server, running
@@ -137,10 +137,7 @@ def tls_server(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def browser():
     """A real headless Chromium. The system must have it, because no Python package contains it."""
-    names = ("chromium-headless-shell", "chromium", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        miss(f"{names[0]}, chromium or google-chrome; on Debian: apt-get install chromium")
+    path = find_program("chromium-headless-shell", "chromium", "google-chrome")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

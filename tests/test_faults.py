@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.checks import read_contents
-from helpers.needs import miss
+from helpers.needs import find_program
 from helpers.project import ROOT, allow_interrupts, list_outputs, read_graph
+
+import tools.doctor
 
 MODEL, HISTORY = "data/model/model.keras", "data/model/history.csv"
 LONG = {"train.epochs": 100_000}
@@ -188,9 +189,8 @@ NAMESPACE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []
 @pytest.fixture(scope="session")
 def mounting():
     """Skip where the system does not let tests mount a file system."""
+    find_program("unshare")
     probe = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    if not shutil.which("unshare"):
-        miss("unshare; on Debian: apt-get install util-linux")
     if subprocess.run(probe, check=False).returncode:
         pytest.skip("not allowed to mount; other tests limit the size of files instead")
 
@@ -247,7 +247,7 @@ def test_folder_without_permission_is_named(project):
     before = data(project)
     folder = project.folder / "data/processed"
     # Root may write anywhere, unless it gives up that capability.
-    unprivileged = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override"]
+    unprivileged = [] if os.geteuid() else [find_program("setpriv"), "--bounding-set=-dac_override"]
     command = [*unprivileged, "dvc", "repro", "-f", "-s", "preprocess"]
     folder.chmod(0o555)
     try:
@@ -272,7 +272,7 @@ def test_folder_without_permission_is_named(project):
 
 def doctor(project, **environment):
     """Return each check that found a fault, with its finding and the command that fixes it."""
-    printed = run_failing(project, "python", "-m", "tools.doctor", **environment)
+    printed = run_failing(project, "python", "-m", "tests.helpers.doctor", **environment)
     wrong = {}
     for line in printed.splitlines():
         verdict, check, finding = line.split(maxsplit=2)
@@ -297,30 +297,29 @@ def merge_conflict(text):
     return "".join(lines)
 
 
-@pytest.mark.parametrize("damage", [cut_short, merge_conflict])
-def test_doctor_fixes_a_damaged_lock(project, damage):
-    lock = project.folder / "dvc.lock"
-    right, before = lock.read_text(), data(project)
-    lock.write_text(damage(right))
-    assert "dvc.lock" in run_failing(project, "dvc", "repro")
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("dvc.lock", cut_short),
+        ("dvc.lock", merge_conflict),
+        # DVC opens this file, and is killed or finds the disk full before it writes.
+        (".dvc/tmp/rwlock", lambda _: ""),
+    ],
+    ids=["cut short", "conflict", "empty rwlock"],
+)
+def test_doctor_fixes_a_damaged_lock(project, name, damage):
+    path, before = project.folder / name, data(project)
+    right = (project.folder / "dvc.lock").read_text()
+    path.write_text(damage(right))
+    assert path.name in run_failing(project, "dvc", "repro")
     wrong = doctor(project)
     assert list(wrong) == ["pipeline"]
     finding, command = wrong["pipeline"]
-    assert "dvc.lock" in finding
-    project.run("sh", "-c", command)
-    assert lock.read_text() == right
-    assert data(project) == before
-
-
-def test_doctor_fixes_a_damaged_rwlock(project):
-    """DVC opens this file for writing, and is killed or finds the disk full before it writes."""
-    (project.folder / ".dvc/tmp/rwlock").write_text("")
-    assert "rwlock" in run_failing(project, "dvc", "repro")
-    wrong = doctor(project)
-    assert list(wrong) == ["pipeline"]
-    _, command = wrong["pipeline"]
+    assert path.name in finding
     project.run("sh", "-c", command)
     assert project.repro() == []
+    assert (project.folder / "dvc.lock").read_text() == right
+    assert data(project) == before
 
 
 def flip(path):
@@ -369,6 +368,19 @@ def test_doctor_names_every_fault_and_its_fix(project):
     assert data(project) == before
 
 
+def test_doctor_checks_nothing_with_damaged_packages(monkeypatch, capsys):
+    """To import one can end the process."""
+    monkeypatch.chdir(ROOT)
+    found = {"numpy": "numpy/core.py has changed", "foreign": "x is missing"}
+    monkeypatch.setattr("tools.doctor.find_changed_packages", lambda: found)
+    with pytest.raises(SystemExit, match="True"):
+        tools.doctor.main()
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("wrong  files: numpy: numpy/core.py has changed: rm .venv/runtime")
+    assert len(others) == len(tools.doctor.CHECKS) - 1
+    assert all(line.split()[0] == "-" for line in others)
+
+
 def test_command_for_a_torn_output_replaces_the_cached_file(project):
     """A power cut tears the output and DVC's file, because they are one file."""
     before = data(project)
@@ -394,7 +406,7 @@ def test_doctor_and_lock_check_refuse_a_conflict_in_the_fingerprint(project):
 
 @pytest.mark.usefixtures("mounting")
 def test_doctor_warns_of_a_nearly_full_disk(project):
-    mount = "mount -t tmpfs -o size=50m tmpfs /mnt && TMPDIR=/mnt python -m tools.doctor"
+    mount = "mount -t tmpfs -o size=50m tmpfs /mnt && TMPDIR=/mnt python -m tests.helpers.doctor"
     printed = run_failing(project, *NAMESPACE, "sh", "-c", mount)
     (line,) = (line for line in printed.splitlines() if line.startswith("wrong"))
     assert line.startswith("wrong  disk: /mnt has 0.1 GB free, but a run may need 1 GB: ")

@@ -249,6 +249,12 @@ def test_csv_is_read_back_as_written(path):
     pd.testing.assert_frame_equal(read_csv(path, text=("name",)), table, check_exact=True)
 
 
+def test_text_keeps_line_ends_and_escapes_what_is_not_text(path):
+    """A name of a file may hold bytes that are not UTF-8."""
+    write_text(path, "가\udcff\r\n\n")
+    assert path.read_bytes() == "가".encode() + b"\\udcff\r\n\n"
+
+
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n3,4,5\n", b"a\n\xff\n"])
 def test_damaged_csv_is_named(path, content):
     path.write_bytes(content)

@@ -49,7 +49,7 @@ def fail(monkeypatch, capsys):
 
 def doctor(project, *prefix):
     """Return what the doctor finds, by check."""
-    ended = project.run("sh", "-c", f"{' '.join(prefix)} python -m tools.doctor; true")
+    ended = project.run("sh", "-c", f"{' '.join(prefix)} python -m tests.helpers.doctor; true")
     assert "Traceback" not in ended.stdout + ended.stderr
     lines = [line.split(maxsplit=2) for line in ended.stdout.splitlines()]
     return {check.removesuffix(":"): text for verdict, check, text in lines if verdict == "wrong"}

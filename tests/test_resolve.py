@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -12,7 +13,11 @@ from dvc.repo import Repo
 from helpers.project import AUTHOR, ROOT
 
 # DVC uses a deprecated function of pygtrie when it adds stages.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.xdist_group("test_resolve"),
+]
 
 # Three cheap stages, which write small files that git tracks, as this project's do.
 STAGE = """
@@ -115,26 +120,48 @@ MERGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """A function that returns the branch with a change, in one repository for all tests."""
+    folder = tmp_path_factory.mktemp("history")
+    found = {}
+
+    def make(change):
+        if change not in found:
+            found[change] = f"branch{len(found)}"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                git("checkout", "-q", "-b", found[change], *(["start"] if change else []))
+                if change is None or change() != "stale":
+                    repro()
+                git("add", "--all")
+                git("commit", "-q", "-m", found[change])
+        return folder, found[change]
+
+    for name in ("data", "docs"):
+        (folder / name).mkdir()
+    for file, text in START.items():
+        (folder / file).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        git("init", "-q")
+        Repo.init().close()
+        make(None)
+        git("branch", "start")
+    return make
+
+
 @pytest.fixture
-def branches(tmp_path, monkeypatch):
+def branches(history, tmp_path, monkeypatch):
     """A function that makes a repository with two changed branches; `ours` is checked out."""
-    monkeypatch.chdir(tmp_path)
 
     def make(ours, theirs):
-        for folder in ("data", "docs"):
-            Path(folder).mkdir()
-        for file, text in START.items():
-            Path(file).write_text(text)
-        git("init", "-q", "--initial-branch=ours")
-        Repo.init().close()
-        repro()
-        for branch, change in (("start", None), ("theirs", theirs), ("ours", ours)):
-            if change:
-                git("checkout", "-q", *(["-b"] if branch == "theirs" else []), branch)
-                if change() != "stale":
-                    repro()
-            git("add", "--all")
-            git("commit", "-q", "-m", branch)
+        places = {"theirs": history(theirs), "ours": history(ours)}
+        shutil.copytree(places["ours"][0], tmp_path / "copy", symlinks=True)
+        monkeypatch.chdir(tmp_path / "copy")
+        for name, (_, branch) in places.items():
+            git("checkout", "-q", "--force", "-b", name, branch)
+            git("commit", "-q", "--amend", "-m", name)  # two commits, even of the same change
 
     return make
 
