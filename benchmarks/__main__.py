@@ -249,10 +249,10 @@ def main() -> None:
     )
     parts = list(tables.TABLES)
     add = parser.add_argument
-    add("--seeds", type=int, default=3, metavar="N", help="seeds of each recipe; default 3")
-    names = f"default: `default` (params.yaml as it is), {', '.join(REFERENCES)}, and all but "
-    add("--recipes", type=split_commas, default=[], metavar="a,b", help=names + ", ".join(SLOW))
-    add("--parts", type=split_commas, default=parts, metavar="a,b", help=f"default: {parts}")
+    add("--seeds", type=int, default=3, metavar="N", help="default: 3; slow trials take fewer")
+    names = f"{', '.join(REFERENCES)}, `default` (params.yaml), and all but {' and '.join(SLOW)}"
+    add("--recipes", type=split_commas, default=[], metavar="a,b", help=f"default: {names}")
+    add("--parts", type=split_commas, default=parts, metavar="a,b", help=", ".join(parts))
     add("--docs", action="store_true", help="also update the tables in docs/")
     arguments = parser.parse_args()
     if arguments.seeds < 1:

@@ -1,13 +1,16 @@
 """The benchmark: tables from results made by hand, when it measures again, and a small real run."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import fork_server
 from helpers.checks import get_refusal
 from helpers.project import ROOT, STAGES, Project
 
@@ -35,7 +38,9 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def here(project, monkeypatch):
-    """The same clone as the current folder."""
+    """The same clone as the current folder. The fork server runs what is measured."""
+    path = f"{Path(fork_server.find('python')).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setattr(benchmark, "make_environment", lambda *_: os.environ | {"PATH": path})
     monkeypatch.chdir(project.folder)
     return project.folder
 
@@ -302,23 +307,24 @@ def test_growth_trains_on_a_larger_training_set(list_trials, here, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("test_benchmark")
-def test_real_run_writes_the_tables_and_continues(project):
-    command = ("python", "-m", "benchmarks", "--seeds", "1", "--recipes", "page,default")
-    project.run(*command, "--parts", "recipes", "--docs")
-    records = (project.folder / "reports/benchmark.jsonl").read_text()
-    report = (project.folder / "reports/benchmark.md").read_text()
+def test_real_run_writes_the_tables_and_continues(here, monkeypatch, capsys):
+    arguments = ["--seeds", "1", "--recipes", "page,default", "--parts", "recipes", "--docs"]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    benchmark.main()
+    records, report = Path("reports/benchmark.jsonl"), Path("reports/benchmark.md").read_text()
+    before = records.read_text()
     found = read_cells(report)
     assert float(found["the course page's script"][0]) > 80  # really trained, on 1,500 images
     assert {"`params.yaml`", *(f"`{stage}`" for stage in STAGES)} <= found.keys()
-    pages = (project.folder / "docs").rglob("*.md")
-    documented = "".join(page.read_text(encoding="utf-8") for page in pages)
+    documented = "".join(page.read_text(encoding="utf-8") for page in Path("docs").rglob("*.md"))
     written = report.split("\n\n")[1:]  # without the title
     assert written[0].startswith("Measured on commit ")
     for table in written:
         assert table.strip() in documented
-    second = project.run(*command, "--parts", "recipes").stdout
-    assert second.count("already measured") == 2
-    assert (project.folder / "reports/benchmark.jsonl").read_text() == records
+    capsys.readouterr()
+    benchmark.main()
+    assert capsys.readouterr().out.count("already measured") == 2
+    assert records.read_text() == before
 
 
 @pytest.mark.slow

@@ -25,7 +25,14 @@ from dvc_verify.packages import find_changed_packages, find_extra_files
 from tools import install
 
 INSTALL = Path("tools/install.py").resolve()
-FILES = ("requirements.txt", "requirements-tools.txt", "requirements-dev.txt")
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text())
+# What pyproject.toml lists, by the file that pins it: for stages, for tools and for tests.
+LISTED = {
+    "requirements.txt": PROJECT["project"]["dependencies"],
+    "requirements-tools.txt": PROJECT["dependency-groups"]["tools"],
+    "requirements-dev.txt": PROJECT["dependency-groups"]["dev"],
+}
+FILES = tuple(LISTED)
 
 
 def read_pins(file):
@@ -71,40 +78,26 @@ def find_imported(folder):
     return [set(map(canonicalize_name, packages[name])) for name in imported]
 
 
-def read_listed():
-    """Return the names that pyproject.toml lists: for stages, for tools and for tests."""
-    content = tomllib.loads(Path("pyproject.toml").read_text())
-    groups = content["dependency-groups"]
-    return [
+def test_dependencies_are_what_is_imported():
+    stages, tools, dev = (
         {
             canonicalize_name(requirement.name)
             for requirement in map(Requirement, listed)
             if requirement.marker is None or requirement.marker.evaluate()
         }
-        for listed in (content["project"]["dependencies"], groups["tools"], groups["dev"])
-    ]
-
-
-def test_dependencies_are_what_is_imported():
-    stages, tools, dev = read_listed()
+        for listed in LISTED.values()
+    )
     used = [names & stages for names in find_imported("stages")]
     assert all(used)
     assert set.union(*used) == stages
     for folder in ("tools", "benchmarks", "dvc_verify"):
-        assert [
-            names for names in find_imported(folder) if not names & (stages | tools | dev)
-        ] == []
+        unlisted = [n for n in find_imported(folder) if not n & (stages | tools | dev)]
+        assert unlisted == []
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_file_pins_all_that_its_packages_need(file):
-    project = tomllib.loads(Path("pyproject.toml").read_text())
-    groups = {
-        "requirements.txt": project["project"]["dependencies"],
-        "requirements-tools.txt": project["dependency-groups"]["tools"],
-        "requirements-dev.txt": project["dependency-groups"]["dev"],
-    }
-    assert find_needed(groups[file]) == set(read_pins(file))
+    assert find_needed(LISTED[file]) == set(read_pins(file))
 
 
 def test_files_agree_on_versions():
@@ -131,15 +124,10 @@ def test_pip_settings_become_variables_of_uv(monkeypatch):
         "global.index-url='https://a.example/simple'\n"
         "install.no-index='true'\n"
     )
-    monkeypatch.setattr("os.environ", {"PATH": "/bin", "UV_FIND_LINKS": "/mine"})
-    for name in (
-        "CONSTRAINT",
-        "PRERELEASE",
-        "INDEX_STRATEGY",
-        "BUILD_CONSTRAINT",
-        "NO_VERIFY_HASHES",
-    ):
-        os.environ[f"UV_{name}"] = "1"
+    refused = ("CONSTRAINT", "PRERELEASE", "INDEX_STRATEGY", "BUILD_CONSTRAINT", "NO_VERIFY_HASHES")
+    variables = {f"UV_{name}": "1" for name in refused}
+    variables |= {"PATH": "/bin", "UV_FIND_LINKS": "/mine"}
+    monkeypatch.setattr("os.environ", variables)
     environment = install.make_uv_environment(settings)
     assert settings["no-index"] == "true"
     assert environment == {
