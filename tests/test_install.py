@@ -321,6 +321,32 @@ def test_printing_does_not_stop_the_installer(tmp_path, redirected):
     assert not torn.exists()
 
 
+def test_pins_are_written_file_by_file(tmp_path, monkeypatch):
+    """The first command finds the versions, and the fifth one fails here."""
+    commands = []
+    monkeypatch.setattr(
+        install, "run_uv", lambda *command: commands.append(command) or len(commands) < 5
+    )
+    for name in ("check_python", "make_venv", "fetch_uv"):
+        monkeypatch.setattr(install, name, lambda: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["install.py", "--pin"])
+    install.main()
+    written = [command[command.index("--output-file") + 1] for command in commands]
+    assert written == [".venv/together.txt", *FILES]
+    assert all({"--generate-hashes", "7 days"} <= set(command) for command in commands)
+    with pytest.raises(SystemExit, match="could not pin"):
+        install.main()
+    assert len(commands) == 5
+
+
+def test_merge_conflict_in_pins_is_named(tmp_path):
+    path = tmp_path / "pins.txt"
+    path.write_text("<<<<<<< HEAD\nsix==1.0\n=======\nsix==2.0\n>>>>>>> other\n")
+    with pytest.raises(SystemExit, match=r"conflict in .*pins\.txt.*: make requirements$"):
+        install.install([str(path)])
+
+
 @pytest.mark.parametrize("form", ["variables", "make -e"])
 def test_make_reads_arguments_from_its_command_line_only(form):
     """The user's shell may have variables of the same names."""
