@@ -1,7 +1,6 @@
 """The benchmark: tables from results made by hand, when it measures again, and a small real run."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import fork_server
 from helpers.checks import get_refusal
 from helpers.project import ROOT, STAGES, Project
 
@@ -38,9 +36,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def here(project, monkeypatch):
-    """The same clone as the current folder. The fork server runs what is measured."""
-    path = f"{Path(fork_server.find('python')).parent}{os.pathsep}{os.environ['PATH']}"
-    monkeypatch.setattr(benchmark, "make_environment", lambda *_: os.environ | {"PATH": path})
+    """The same clone as the current folder."""
     monkeypatch.chdir(project.folder)
     return project.folder
 
