@@ -49,6 +49,20 @@ def test_convolution_is_a_chain_of_fused_operations(draw, count, channels, filte
     np.testing.assert_array_equal(found, expected.reshape(count, 6, 7, filters))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("channels", "filters"), [(1, 1), (8, 2), (24, 16)])
+def test_gradient_of_images_is_a_chain_of_fused_operations(draw, count, channels, filters):
+    from stages.model import arithmetic
+
+    outer, kernel = draw(count, 6, 7, filters), draw(3, 3, channels, filters)
+    wide = np.pad(outer, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    places = [wide[:, i : i + 8, j : j + 9] for i in range(3) for j in range(3)]
+    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, channels)
+    expected = multiply_in_order(np.concatenate(places, 3).reshape(-1, 9 * filters), turned)
+    found = arithmetic.convolve_transposed(outer, kernel)
+    np.testing.assert_array_equal(found, expected.reshape(count, 8, 9, channels))
+
+
 @pytest.mark.parametrize(
     ("images", "kernel"),
     [
