@@ -12,31 +12,10 @@ PLAIN = [
     *("run `dvc repro` there", "model.seed is 5 in params.yaml and 2 in dvc.lock", ""),
 ]
 HOSTILE = [
-    *(
-        "@octocat",
-        "a @b/c",
-        "#1",
-        "a/b#1",
-        "GH-12",
-        "www.example.com",
-        "https://example.com",
-        "a@b.c",
-    ),
-    *("![x](//e.x/p.png)", "[x](//e.x)", "[x][y]", "[x]: //e.x", "<img src=x>", "<!--", "&lt;"),
-    *(
-        "`",
-        "``",
-        "`a``b`",
-        "`@a` @b",
-        "` @b",
-        "@b `",
-        "\\`@b`",
-        "*a*",
-        "_a_",
-        "~~a~~",
-        "$a$",
-        ":+1:",
-    ),
+    *("@octocat", "a @b/c", "#1", "a/b#1", "GH-12", "www.example.com", "https://example.com"),
+    *("a@b.c", "![x](//e.x/p.png)", "[x](//e.x)", "[x][y]", "[x]: //e.x", "<img src=x>", "<!--"),
+    *("&lt;", "`", "``", "`a``b`", "`@a` @b", "` @b", "@b `", "\\`@b`", "*a*", "_a_", "~~a~~"),
+    *("$a$", ":+1:"),
 ]
 
 
