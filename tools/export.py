@@ -149,12 +149,8 @@ def predict_tflite(path: Path, images: Floats) -> Floats:
             "ignore", message=r"\s*Warning: tf\.lite\.Interpreter is deprecated"
         )
         interpreter = tf.lite.Interpreter(str(path))
-    (entry,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(entry["index"], images.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(entry["index"], images)
-    interpreter.invoke()
-    return np.asarray(interpreter.get_tensor(result["index"]), np.float32)
+    (probabilities,) = interpreter.get_signature_runner()(images=images).values()
+    return np.asarray(probabilities, np.float32)
 
 
 FORMATS: dict[str, tuple[Callable[[Any, Path], None], Predict]] = {

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -214,22 +213,26 @@ def run_all(
         return finished
     left, done, failed = name_experiments(commit, left), 0, 0
     bar = tqdm(total=len(left), unit="run", file=sys.stdout, disable=None)  # None: no bar in a pipe
+
+    def show_progress(client: Client, waiting: Mapping[Future, Run]) -> None:
+        running = min(sum(client.nthreads().values()), len(waiting))
+        line = f"{done} of {len(left)} done, {running} running, {failed} failed"
+        bar.write(line, sys.stdout)
+
     try:
         with bar, connect(jobs, cluster) as client:
             waiting = submit(client, commit, left, cluster is None, models)
-            for future in chain([None], as_completed(waiting)):
-                if future:
-                    run = waiting.pop(future)
-                    result = collect(future, commit, run)
-                    bar.update()
-                    if isinstance(result, Result):
-                        done, finished[run.text] = done + 1, result
-                    else:
-                        failed += 1
-                        bar.write(make_printable(f"failed: {run.label}: {result}"), sys.stdout)
-                running = min(sum(client.nthreads().values()), len(waiting))
-                line = f"{done} of {len(left)} done, {running} running, {failed} failed"
-                bar.write(line, sys.stdout)
+            show_progress(client, waiting)
+            for future in as_completed(waiting):
+                run = waiting.pop(future)
+                result = collect(future, commit, run)
+                bar.update()
+                if isinstance(result, Result):
+                    done, finished[run.text] = done + 1, result
+                else:
+                    failed += 1
+                    bar.write(make_printable(f"failed: {run.label}: {result}"), sys.stdout)
+                show_progress(client, waiting)
     except (KeyboardInterrupt, CancelledError, CommClosedError) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         raise StageError(
