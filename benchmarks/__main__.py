@@ -32,8 +32,8 @@ from benchmarks import tables
 from benchmarks.references import REFERENCES
 from benchmarks.timers import RECORD
 from dvc_verify.git import run_git
+from dvc_verify.project import read_settings
 from dvc_verify.run import make_environment
-from dvc_verify.settings import Settings
 from stages import download, plot
 from stages.core.errors import StageError, run
 from stages.core.files import read_json, write_text
@@ -145,7 +145,7 @@ def run_timed(project: Path, name: str, *command: str) -> None:
     done = subprocess.run(
         [*TIMERS, "command", name, *command],
         cwd=project,
-        env=make_environment(project, set(), Settings.read(Path()).hidden),
+        env=make_environment(project, set(), read_settings(Path()).hidden),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,10 +19,9 @@ from dvc_verify.contents import Contents
 from dvc_verify.git import find_last_commit, find_project, forget_hook
 from dvc_verify.lockfile import IDENTICAL
 from dvc_verify.machine import read_fingerprint, record_fingerprint
-from dvc_verify.project import clone_project
-from dvc_verify.settings import Settings
+from dvc_verify.project import clone_project, read_settings
+from dvc_verify.report import annotate, clean, say, write_report
 from dvc_verify.stale import find_stale
-from dvc_verify.terminal import annotate, clean, say
 
 
 def parse() -> argparse.Namespace:
@@ -46,18 +45,15 @@ def parse() -> argparse.Namespace:
 
 def verify(workspace: Path, folder: Path, options: argparse.Namespace) -> int:
     """Reproduce the commit, write the report, and return the exit code."""
-    from dvc_verify.check import Check
-    from dvc_verify.report import write_report
+    from dvc_verify.check import Check  # imports NumPy
 
     check = Check(workspace, folder, options)
-    findings = check.verify()
-    verdict = check.summarise(findings)
-    write_report(findings, check.describe(verdict), workspace)
-    if verdict in ("not checked", "partly checked"):
+    report = check.report(check.verify())
+    write_report(report, workspace)
+    if report["verdict"] in ("not checked", "partly checked"):
         return 2
-    if options.strict:
-        return int(verdict != IDENTICAL or bool(check.project.retired))
-    return int(verdict == "different")
+    strict = options.strict and (report["verdict"] != IDENTICAL or check.project.retired)
+    return int(bool(strict or report["verdict"] == "different"))
 
 
 def check_lock(workspace: Path, folder: Path, options: argparse.Namespace) -> int:
@@ -80,7 +76,7 @@ def check_lock(workspace: Path, folder: Path, options: argparse.Namespace) -> in
         say(clean(note))
         annotate("error", note)
     if notes:
-        remedy = f"run `{Settings.read(project.folder).record}` and commit the result"
+        remedy = f"run `{read_settings(project.folder).record}` and commit the result"
         say(f"error: dvc.lock is out of date; {remedy}", sys.stderr)
         return 1
     say("dvc.lock belongs to this commit")
@@ -97,7 +93,7 @@ def main() -> None:
     try:
         workspace = find_project()
         if options.action == "record":
-            record_fingerprint(workspace, Settings.read(workspace).libraries)
+            record_fingerprint(workspace, read_settings(workspace).libraries)
             return
         with tempfile.TemporaryDirectory(prefix="verify", ignore_cleanup_errors=True) as name:
             action = check_lock if options.action == "lock" else verify

@@ -21,11 +21,10 @@ from dvc_verify.machine import (
     read_pins,
 )
 from dvc_verify.packages import find_changed_packages
-from dvc_verify.project import Stage, clone_project
+from dvc_verify.project import Stage, clone_project, read_settings
+from dvc_verify.report import clean, say
 from dvc_verify.run import FACTORS, Run, run_stages
-from dvc_verify.settings import Settings
 from dvc_verify.stale import find_stale
-from dvc_verify.terminal import say
 
 EQUIVALENT = "equivalent"
 NOT_COMPARABLE = "not comparable"
@@ -56,6 +55,25 @@ class Finding:
     outputs: list[Output] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what the report says of the stage."""
+        lines = [
+            f"{output.path} differs{': ' if output.notes else ''}{'; '.join(output.notes)}"
+            for output in self.outputs
+            if output.verdict not in (IDENTICAL, LINE_ENDS)
+        ]
+        if ends := [output.path for output in self.outputs if output.verdict == LINE_ENDS]:
+            lines.append(f"recorded with other line ends, as on Windows: {', '.join(ends[:5])}")
+        level = "error" if self.verdict in WRONG else "warning"
+        return {
+            "stage": self.stage,
+            "verdict": self.verdict,
+            "outputs": sorted(each.path for each in self.outputs if each.verdict != IDENTICAL),
+            "notes": [clean(line) for line in (*lines, *self.notes)],
+            "files": [vars(output) for output in self.outputs],
+            "level": "" if self.verdict in (IDENTICAL, LINE_ENDS) else level,
+        }
+
     def worsen(self, verdict: str, *notes: str) -> None:
         """Lower the verdict to `verdict` unless it is already as low, and add notes."""
         self.verdict = max(self.verdict, verdict, key=VERDICTS.index)
@@ -73,7 +91,7 @@ class Check:
         self.project.sort()
         self.committed = self.project.folder
         self.inside = self.committed.relative_to(folder / "committed")  # a project in a subfolder
-        self.settings, self.pins = Settings.read(self.committed), read_pins(self.committed)
+        self.settings, self.pins = read_settings(self.committed), read_pins(self.committed)
         self.stale = find_stale(self.project)
         self.contents = Contents(workspace, options.network, folder / "contents")
         self.notes = dict.fromkeys(self.project.problems)  # for the report
@@ -112,7 +130,8 @@ class Check:
         place = self.folder / ("elsewhere/in_another_folder" if "path" in factors else "work")
         clone = clone_commit(self.commit, place / "clone", self.workspace)
         (clone / ".dvc").mkdir(exist_ok=True)
-        (clone / ".dvc/config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
+        config = "[core]\nautostage = true\ncheck_update = false\n[cache]\ndir = cache\n"
+        (clone / ".dvc/config.local").write_text(config, encoding="utf-8")
         top = self.workspace.joinpath(*[".."] * len(self.inside.parts)).resolve()
         self.notes |= dict.fromkeys(complete_clone(place / "clone", top))
         some: dict[str, Any] = {"hidden": self.settings.hidden, "limit": options.time_limit}
@@ -186,12 +205,9 @@ class Check:
             if found and found.verdict == NOT_RUN and each.name not in self.obstacles:
                 return f"its input from {each.name} is missing"
         ran = run.stages[stage.name]
-        reason = ran.problem
-        if reason and ran.last not in reason:
-            reason += f": {ran.last}"
-        if reason and ran.attempts and not self.options.network:
-            reason += "; it tried to reach the network: --network allows it"
-        return reason
+        if ran.problem and ran.attempts and not self.options.network:
+            return f"{ran.problem}; it tried to reach the network: --network allows it"
+        return ran.problem
 
     def _judge_output(self, recorded: Recorded, first: Run, second: Run | None) -> Output:
         """Compare an output with the recorded one, and with the output of a second run."""
@@ -239,23 +255,27 @@ class Check:
             return ["every run"]
         return [each for each in FACTORS if changes({each})] or ["several of them together"]
 
-    def describe(self, verdict: str) -> dict[str, Any]:
-        """Return what the report says of the check as a whole."""
+    def report(self, findings: list[Finding]) -> dict[str, Any]:
+        """Return the whole result as a mapping that JSON can hold."""
+        verdict = self._summarise(findings)
         if ask_git("status", "--porcelain", "-uno", "--", ".", cwd=self.workspace):
             self.notes["the workspace has changes, which are not part of the commit"] = None
         packages = find_changed_packages() if verdict == "different" else {}
         for package, note in packages.items():
             self.notes[f"the files of {package} are not those that were installed: {note}"] = None
         here = collect_fingerprint(self.settings.libraries or self.pins)
+        departed = (f.stage for f in findings if f.verdict in (EQUIVALENT, *WRONG))
         return {
             "verdict": verdict,
             "commit": self.commit,
             "perturbed": self.options.perturb,
             "notes": list(self.notes),
             "environment": compare_machines(here, self.recorded, self.pins),
+            "first_divergence": next(departed, None),
+            "stages": [finding.describe() for finding in findings],
         }
 
-    def summarise(self, findings: list[Finding]) -> str:
+    def _summarise(self, findings: list[Finding]) -> str:
         """Return the verdict on the whole project. What was kept or is retired does not count."""
         verdicts = {
             each.verdict

@@ -87,11 +87,11 @@ def compare_outputs(
 
 def _compare_names(old: Path, new: Path, missing: set[str], added: set[str]) -> Difference:
     """Compare two folders in which files have other names."""
-    first, second = (
+    contents = [
         sorted((folder / name).read_bytes() for name in names)
         for folder, names in ((old, missing), (new, added))
-    )
-    if first != second:
+    ]
+    if contents[0] != contents[1]:
         names = ", ".join(sorted(missing | added)[:3])
         return Difference(False, [f"{len(added)} files added, {len(missing)} missing: {names}"])
     time = {TIME.sub("", name) for name in added} == {TIME.sub("", name) for name in missing}
@@ -107,15 +107,13 @@ def _compare_files(old: Path, new: Path, limits: Limits, places: tuple[str, str]
     if contents[0] == contents[1]:
         return Difference(True, [])
     try:
-        values = [read_values(new.name, content) for content in contents]
+        theirs, ours = (read_values(new.name, content) for content in contents)
     except UnreadableError as error:
         return Difference(bool(limits.get("*", {}).get("any")), [str(error)])
-    equivalent, notes = compare_values(values[0], values[1], limits)
-    header = [content[:4] + content[8:] for content in contents]
-    if new.suffix == ".gz" and header[0] == header[1]:
-        cause = "the header of the gzip file holds the time"
-    else:
-        cause = "" if equivalent else _find_cause(contents, values, places)
+    equivalent, notes = compare_values(theirs, ours, limits)
+    if new.suffix == ".gz" and len({content[:4] + content[8:] for content in contents}) == 1:
+        return Difference(equivalent, notes, "the header of the gzip file holds the time")
+    cause = "" if equivalent else _find_cause(contents, (theirs, ours), places)
     return Difference(equivalent, notes, cause)
 
 
@@ -144,7 +142,6 @@ def _read_lines(content: bytes) -> Values:
 
 
 def _read_tree(value: Any, prefix: str = "") -> Values:
-    """Return each value in nested mappings and lists by its dotted key."""
     if not value or not isinstance(value, Mapping | list):
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         return {prefix.removesuffix("."): np.array([text])}
@@ -168,22 +165,16 @@ def _read_arrays(content: bytes) -> Values:
 def _read_hdf5(content: bytes) -> Values:
     import h5py
 
-    found: Values = {}
-
-    def add(name: str, item: Any) -> None:
-        if hasattr(item, "shape"):  # a group has none
-            found[name] = np.asarray(item[()])
-
+    names: list[str] = []
     with h5py.File(io.BytesIO(content), "r") as file:
-        file.visititems(add)
-    return found
+        file.visit(names.append)
+        return {n: np.asarray(file[n][()]) for n in names if hasattr(file[n], "shape")}
 
 
 def _read_parquet(content: bytes) -> Values:
     import pandas as pd
 
-    frame = pd.read_parquet(io.BytesIO(content))
-    return {str(name): column.to_numpy() for name, column in frame.items()}
+    return {str(n): column.to_numpy() for n, column in pd.read_parquet(io.BytesIO(content)).items()}
 
 
 def _read_pixels(content: bytes) -> Values:
@@ -197,14 +188,14 @@ def _read_pixels(content: bytes) -> Values:
 def _read_archive(content: bytes) -> Values:
     """Return the values of all files in an archive; the bytes of those that have none."""
     stream = io.BytesIO(content)
-    found: Values = {}
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
     else:
         with tarfile.open(fileobj=stream) as tar:
-            files = [(each.name, tar.extractfile(each)) for each in tar]
-            members = {name: file.read() for name, file in files if file}
+            files = {each.name: tar.extractfile(each) for each in tar}
+            members = {name: file.read() for name, file in files.items() if file}
+    found: Values = {}
     for name, data in members.items():
         try:
             found |= {f"{name}/{key}": value for key, value in read_values(name, data).items()}
@@ -294,25 +285,19 @@ def _find_cause(
 def find_version(found: Path, recorded: Path | None, md5: str, versions: Set[str]) -> str:
     """Return a sentence if a pickle and the recorded one hold different versions of scikit-learn.
 
-    Without the recorded one, looks for a version with which the pickle has the recorded MD5:
-    `versions`, and all that there may be.
+    Without the recorded one, looks for a version with which the pickle has the recorded MD5.
     """
-    texts = []
-    for path in (found, recorded):
-        readable = path and path.is_file() and path.stat().st_size < LARGEST / 10
-        content = path.read_bytes() if path and readable else b""
-        held = re.search(rb"_sklearn_version\x94?\x8c.([\d.]+\w*)\x94", content, re.S)
-        texts.append(held[1].decode() if held else "")
-    here, there = texts
+    held = re.compile(rb"_sklearn_version\x94?\x8c.([\d.]+\w*)\x94", re.DOTALL)
+    contents = [path.read_bytes() if path and path.is_file() else b"" for path in (found, recorded)]
+    here, there = ("".join(m.decode() for m in held.findall(each)[:1]) for each in contents)
     if here and there and here != there:
         return f"scikit-learn {there} wrote the recorded file, and {here} is here"
     if not here or recorded:
         return ""
     minors = [*(f"0.{minor}" for minor in range(18, 25)), *(f"1.{minor}" for minor in range(12))]
     every = (minor + patch for minor in minors for patch in ("", *(f".{i}" for i in range(8))))
-    content = found.read_bytes()
     for version in (*versions, *every):
-        other = replace_text(content, here, version)
+        other = replace_text(contents[0], here, version)
         if hashlib.md5(other, usedforsecurity=False).hexdigest() == md5:
             return (
                 f"it is the recorded file but for the version of scikit-learn in it, {version} "
@@ -327,7 +312,6 @@ def replace_text(pickle: bytes, old: str, new: str) -> bytes:
     changed = pickle.replace(before, after)
     if pickle[2:3] == b"\x95":  # the length of the first frame
         (length,) = struct.unpack("<Q", pickle[3:11])
-        frame = pickle[11 : 11 + length]
-        size = length + frame.count(before) * (len(after) - len(before))
-        changed = changed[:3] + struct.pack("<Q", size) + changed[11:]
+        grown = pickle.count(before, 11, 11 + length) * (len(after) - len(before))
+        changed = changed[:3] + struct.pack("<Q", length + grown) + changed[11:]
     return changed

@@ -40,8 +40,6 @@ class Contents:
         self.places, self.folder = [workspace], folder  # projects with content, and a folder for it
         self.stores: list[Any] = []
         self.skipped: list[str] = []  # remotes that were not asked
-        if not (workspace / ".dvc").is_dir():
-            return
         with suppress(DvcException, OSError):
             repo = Repo(str(workspace), config={"core": {"no_scm": True}})
             self.stores += [repo.cache.local, repo.cache.legacy]
@@ -56,16 +54,18 @@ class Contents:
     def has(self, md5: str) -> bool:
         """Return whether the cache or a remote has a file, or a folder with all its files."""
         for store in self.stores:
-            with suppress(Exception):  # a remote that does not answer
-                if store.fs.exists(store.oid_to_path(md5)):
-                    return all(map(self.has, self._list_folder(md5).values()))
+            with suppress(Exception):  # it is not there, or the remote does not answer
+                path = store.oid_to_path(md5)
+                files = json.loads(store.fs.read_bytes(path)) if md5.endswith(".dir") else []
+                if store.fs.exists(path):
+                    return all(self.has(each["md5"]) for each in files)
         return False
 
     def find(self, recorded: Recorded, committed: Path) -> Path | None:
         """Return where the recorded file or folder is, or None.
 
         It is in `committed`, a checkout of the commit; in the workspace; or it is brought from the
-        cache or a remote to `folder`.
+        cache or a remote.
         """
         if not recorded.md5:
             return None
@@ -73,32 +73,27 @@ class Contents:
             if match(project, project / recorded.path, recorded):
                 return project / recorded.path
         place = self.folder / recorded.md5
-        if place.exists():
-            return place
-        files = {place / name: md5 for name, md5 in self._list_folder(recorded.md5).items()}
-        if all(self._fetch(md5, path) for path, md5 in (files or {place: recorded.md5}).items()):
+        if place.exists() or self._fetch(recorded.md5, place):
             return place
         shutil.rmtree(place, ignore_errors=True)
         return None
 
-    def _list_folder(self, md5: str) -> dict[str, str]:
-        """Return the MD5 of each file in a recorded folder by its path there; {} for a file."""
-        listing = self.folder / "folders" / md5
-        if not md5.endswith(".dir") or not (listing.exists() or self._fetch(md5, listing)):
-            return {}
-        entries = json.loads(listing.read_text(encoding="utf-8"))
-        return {entry["relpath"]: entry["md5"] for entry in entries}
-
     def _fetch(self, md5: str, target: Path) -> bool:
-        """Bring an object from the cache or a remote to `target`. Return whether that worked."""
+        """Bring a file or folder from the cache or a remote to `target`. Return success."""
         target.parent.mkdir(parents=True, exist_ok=True)
         for store in self.stores:
-            with suppress(Exception):  # a remote that does not answer
+            with suppress(Exception):  # it is not there, or the remote does not answer
                 store.fs.get_file(store.oid_to_path(md5), str(target))
                 if compute_md5(target) == md5.removesuffix(".dir"):
-                    return True
+                    break
             target.unlink(missing_ok=True)
-        return False
+        else:
+            return False
+        files = json.loads(target.read_bytes()) if md5.endswith(".dir") else []
+        if md5.endswith(".dir"):  # the list of its files
+            target.unlink()
+            target.mkdir()
+        return all(self._fetch(each["md5"], target / each["relpath"]) for each in files)
 
     def restore(self, recorded: Recorded, project: Path) -> bool:
         """Put the recorded file or folder into a checkout of the project, if it can be found."""
@@ -153,35 +148,34 @@ def prepare(
     in `keep` do not run, unless DVC leaves their outputs in place.
     """
     hint = f"; --network asks {', '.join(contents.skipped)}" if contents.skipped else ""
-    missing, found = {}, {}
+    missing = {
+        out.path: f"its input {out.path} is only behind {source.name}, and neither the workspace "
+        f"nor DVC's cache has it{hint}"
+        for source in project.tracked
+        for out in source.outs
+        if not contents.restore(out, folder)
+    }
+    found: dict[str, str] = {}
     written: set[str] = set()
-    for source in project.tracked:
-        for out in source.outs:
-            if not contents.restore(out, folder):
-                missing[out.path] = (
-                    f"its input {out.path} is only behind {source.name}, and neither the workspace "
-                    f"nor DVC's cache has it{hint}"
-                )
     for name, stage in project.stages.items():
         reason = stage.problem or _find_obstacle(stage, folder, written, network, missing)
         if stage.dvc and stage.dvc.frozen:
             reason = "it is frozen in dvc.yaml, so DVC never runs it"
         if name in keep and any(out.cached and not out.persistent for out in stage.outs):
             reason = "kept: its outputs have the recorded hash, but were not made here"
+        for out in stage.outs:
+            place = folder / out.path
+            if reason and not contents.restore(out, folder):
+                missing[out.path] = f"its input {out.path} is not there: {name} cannot run"
+            elif not reason and out.persistent and not out.cached and name not in keep:
+                # DVC would leave it, and what git has would count as made here.
+                if place.is_dir() and not place.is_symlink():
+                    shutil.rmtree(place)
+                place.unlink(missing_ok=True)
         if reason:
             found[name] = reason
-            for out in stage.outs:
-                if not contents.restore(out, folder):
-                    missing[out.path] = f"its input {out.path} is not there: {name} cannot run"
-            continue
-        written |= {out.path for out in stage.outs}
-        for out in () if name in keep else stage.outs:
-            place = folder / out.path
-            # DVC would leave it, and what git has would count as made here.
-            if out.persistent and not out.cached and place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            elif out.persistent and not out.cached:
-                place.unlink(missing_ok=True)
+        else:
+            written |= {out.path for out in stage.outs}
     return found
 
 
@@ -195,23 +189,21 @@ def _find_obstacle(
         return f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(f"{first}/")
 
     for path in (file.path for file in stage.deps):
-        place = folder / path
         if "://" in path:
             if not network:
                 return f"its input {path} is on another machine; --network allows it"
-        elif known := [each for each in missing if overlap(each, path)]:
-            return missing[known[0]]
-        elif not place.exists() and not any(overlap(each, path) for each in written):
-            absolute = place == Path(path)
+        elif known := [reason for each, reason in missing.items() if overlap(each, path)]:
+            return known[0]
+        elif not (folder / path).exists() and not any(overlap(each, path) for each in written):
+            absolute = Path(path).is_absolute()
             where = "its absolute path is not on this machine" if absolute else "not in git"
             return f"its input {path} is nowhere: {where}, and no stage writes it"
     if outside := [out.path for out in stage.outs if Path(out.path).is_absolute()]:
         return f"it writes {outside[0]}, outside the clone"
     inside = folder / os.path.relpath(stage.dvc.wdir, stage.dvc.repo.root_dir)
+    cwd, here = inside if inside.is_dir() else folder, os.environ | {"PATH": make_path()}
     for program in find_programs("\n".join(stage.commands)):
         check = ["sh", "-c", 'command -v "$0"', program]
-        here = os.environ | {"PATH": make_path()}
-        cwd = inside if inside.is_dir() else folder
         if subprocess.run(check, cwd=cwd, env=here, capture_output=True, check=False).returncode:
             return f"the program {program} is not installed"
     return ""
@@ -223,11 +215,10 @@ def find_programs(command: str) -> list[str]:
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     found, first = [], True
-    try:
+    with suppress(ValueError):  # quotes that only the shell understands
         for word in lexer:
             if first and re.fullmatch(r"[\w./+-]+", word) and word not in PREFIXES:
                 found.append(word)
             first = word in OPERATORS or (first and (word in PREFIXES or "=" in word))
-    except ValueError:  # quotes that only the shell understands
-        return []
-    return list(dict.fromkeys(found))
+        return list(dict.fromkeys(found))
+    return []

@@ -34,10 +34,7 @@ PLAIN = ("core.hooksPath=/dev/null", "filter.lfs.smudge=", "filter.lfs.process="
 
 
 def run_git(*arguments: str, cwd: Path = Path()) -> bytes:
-    """Return what `git` with these arguments prints.
-
-    Raises VerifyError with one line, which names the fix if it is known, if git fails.
-    """
+    """Return what `git` with these arguments prints. Raises VerifyError, with the fix if known."""
     environment = os.environ | {"LC_ALL": "C"}  # EXPLANATIONS are of English messages
     try:
         done = subprocess.run(
@@ -70,21 +67,18 @@ def forget_hook() -> None:
 
 def is_in_git() -> bool:
     """Return whether this folder or one above it is a git repository."""
-    here = Path.cwd()
-    return any((folder / ".git").exists() for folder in (here, *here.parents))
+    return any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents))
 
 
 def check_repository() -> None:
     """Raise VerifyError if this folder is not in a git repository, unless DVC works without one."""
-    if is_in_git():
-        return
-    for name in ("config", "config.local"):
-        path = Path(".dvc", name)
-        if path.exists() and re.search(r"(?m)^\s*no_scm *= *true", path.read_text("utf-8"), re.I):
-            return
-    raise VerifyError(
-        f"{NOT_A_REPOSITORY}; or run the stages without git: dvc config --local core.no_scm true"
-    )
+    files = [path for path in Path(".dvc").glob("config*") if path.is_file()]
+    no_scm = re.compile(r"^\s*no_scm *= *true", re.MULTILINE | re.IGNORECASE)
+    if not is_in_git() and not any(no_scm.search(path.read_text("utf-8")) for path in files):
+        raise VerifyError(
+            f"{NOT_A_REPOSITORY}; or run the stages without git: "
+            "dvc config --local core.no_scm true"
+        )
 
 
 def is_shallow() -> bool:
@@ -93,14 +87,9 @@ def is_shallow() -> bool:
 
 
 def is_partial() -> bool:
-    """Return whether this clone lacks files of older commits.
-
-    git fetches such a file when it needs it. DVC does not, and can wait for it forever.
-    """
-    if "true" not in ask_git("config", "--get-regexp", r"^remote\..*\.promisor$"):
-        return False
-    objects = ask_git("rev-list", "--objects", "--all", "--missing=print")
-    return re.search(r"^\?", objects, re.MULTILINE) is not None
+    """Return whether this clone lacks files. git fetches them then, and DVC can wait forever."""
+    promised = "true" in ask_git("config", "--get-regexp", r"^remote\..*\.promisor$")
+    return promised and "\n?" in ask_git("rev-list", "--objects", "--all", "--missing=print")
 
 
 def find_last_commit(project: Path = Path()) -> str:
@@ -109,22 +98,17 @@ def find_last_commit(project: Path = Path()) -> str:
 
 
 def find_project() -> Path:
-    """Return the DVC project that holds the current folder: its own, or the nearest above it.
-
-    Raises VerifyError if this is not a git repository.
-    """
-    here = Path.cwd()
+    """Return the DVC project that holds the current folder: its own, or the nearest above it."""
     top = Path(run_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
-    folders = [each for each in (here, *here.parents) if each.is_relative_to(top)]
+    folders = [f for f in (Path.cwd(), *Path.cwd().parents) if f.is_relative_to(top)]
     found = (f for name in (".dvc", "dvc.yaml") for f in folders if (f / name).exists())
-    return next(found, here)
+    return next(found, Path.cwd())
 
 
 def clone_commit(commit: str, target: Path, project: Path = Path()) -> Path:
     """Clone a project's repository to the folder `target`; return the project's folder in there.
 
-    The clone reads the objects of the repository, so it must not outlive that. The project may be
-    a subfolder. Raises VerifyError if the commit lacks it.
+    The clone reads the repository's objects. Raises VerifyError if the commit lacks the project.
     """
     shown = run_git("rev-parse", "--show-toplevel", "--show-prefix", cwd=project).decode()
     top, prefix = shown.split("\n")[:2]

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,52 +50,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def refuse_conflict(path: Path, text: str) -> None:
     """Raise VerifyError if a text has the markers of a merge conflict."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
-            raise VerifyError(
-                f"{path}: not readable as YAML or JSON: it has conflict markers in line {number}; "
-                "resolve the conflict, run `dvc repro`, and commit"
-            )
+    if found := re.search("^(<<<<<<<|>>>>>>>) ", text, re.MULTILINE):
+        raise VerifyError(
+            f"{path}: not readable as YAML or JSON: it has conflict markers in line "
+            f"{text.count(chr(10), 0, found.start()) + 1}; resolve the conflict, run `dvc repro`, "
+            "and commit"
+        )
 
 
 def read_lock(project: Path = Path()) -> Lock:
-    """Return what the dvc.lock in the folder `project` records of each stage.
-
-    Raises VerifyError if the file is missing or damaged.
-    """
-    content = read_yaml(project / LOCK)
+    """Return what the dvc.lock in a folder records. Raises VerifyError if it cannot be read."""
+    path = project / LOCK
+    content = read_yaml(path)
     if "schema" not in content:
-        raise VerifyError(
-            f"{project / LOCK}: it has the first schema, which DVC no longer reads: run "
-            "`dvc repro` and commit"
-        )
+        raise VerifyError(f"{path}: it has the first schema, which DVC no longer reads: run "
+                          "`dvc repro` and commit")  # fmt: skip
     stages = content.get("stages")
     if not isinstance(stages, dict) or not all(isinstance(each, dict) for each in stages.values()):
-        raise VerifyError(f"{project / LOCK}: expected stages, found {type(stages).__name__}")
+        raise VerifyError(f"{path}: expected stages, found {type(stages).__name__}")
     return stages
 
 
-def list_files(lock: Lock, kind: str, stages: Iterable[str] | None = None) -> dict[str, Recorded]:
-    """Return the recorded files of all stages, or only of `stages`, by path.
-
-    `kind` is `deps` or `outs`. Paths are relative to the working folder of the stage.
-    """
+def list_files(lock: Lock, kind: str) -> dict[str, Recorded]:
+    """Return the recorded `deps` or `outs` by path, relative to the stage's working folder."""
     return {
         entry["path"]: Recorded(entry["path"], entry.get("md5") or "", entry.get("size") or 0)
-        for stage in (lock if stages is None else stages)
-        for entry in lock.get(stage, {}).get(kind, [])
+        for stage in lock.values()
+        for entry in stage.get(kind, [])
     }
 
 
-def list_parameters(lock: Lock, stages: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the recorded parameters of all stages, or only of `stages`.
-
-    The keys are those in dvc.yaml: a section such as `model`, or a dotted key such as `model.seed`.
-    """
-    parameters: dict[str, Any] = {}
-    for stage in lock if stages is None else stages:
-        parameters |= lock.get(stage, {}).get("params", {}).get(PARAMETERS, {})
-    return parameters
+def list_parameters(lock: Lock) -> dict[str, Any]:
+    """Return the recorded parameters, with the keys of dvc.yaml, such as `model` or `model.seed`."""
+    recorded = [stage.get("params", {}).get(PARAMETERS, {}) for stage in lock.values()]
+    return {key: value for values in recorded for key, value in values.items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,22 +138,12 @@ def hash_tree(project: Path, path: Path, convert: Convert | None = None) -> str:
 
 
 def match(project: Path, path: Path, recorded: Recorded) -> str | None:
-    """Return whether a file or folder is the recorded one, perhaps with other line ends.
-
-    Returns IDENTICAL, LINE_ENDS or None.
-    """
-    if not path.exists():
-        return None
-    if hash_tree(project, path) == recorded.md5:
-        return IDENTICAL
-    if hash_tree(project, path, _to_lf) == recorded.md5:
-        return IDENTICAL if recorded.old else LINE_ENDS
-    return LINE_ENDS if hash_tree(project, path, _to_crlf) == recorded.md5 else None
-
-
-def _to_lf(content: bytes) -> bytes:
-    return content.replace(b"\r\n", b"\n")
-
-
-def _to_crlf(content: bytes) -> bytes:
-    return _to_lf(content).replace(b"\n", b"\r\n")
+    """Return IDENTICAL or LINE_ENDS if a file or folder is the recorded one, or None."""
+    kinds: dict[str, Convert | None] = {"as it is": None}
+    kinds["LF"] = lambda content: content.replace(b"\r\n", b"\n")
+    kinds["CRLF"] = lambda content: content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    for kind, convert in kinds.items() if path.exists() else ():
+        if hash_tree(project, path, convert) == recorded.md5:
+            counts_as_lf = kind == "LF" and recorded.old
+            return IDENTICAL if convert is None or counts_as_lf else LINE_ENDS
+    return None

@@ -15,6 +15,7 @@ import re
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 SITE = Path(sysconfig.get_path("purelib"))
@@ -31,18 +32,18 @@ def find_changed_packages(site: Path = SITE) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
         for package, folder, rows in read_records(site):
             hashed = [row for row in rows if row[1] and row[0].suffix not in WRITTEN_LATER]
-            paths, digests = [path for path, _ in hashed], [digest for _, digest in hashed]
             notes = [
                 f"{path.relative_to(site)} {'has changed' if digest else 'is missing'}"
-                for path, expected, digest in zip(
-                    paths, digests, pool.map(hash_file, paths, digests), strict=True
+                for (path, expected), digest in zip(
+                    hashed, pool.map(hash_file, hashed), strict=True
                 )
                 if digest != expected
             ]
             if (folder / "RECORD", "") not in rows:  # it lists itself
                 notes.insert(0, f"{folder.name}/RECORD is missing or incomplete")
-            if is_editable(folder):
-                notes.insert(0, "installed as editable")
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                if json.loads((folder / "direct_url.json").read_bytes())["dir_info"]["editable"]:
+                    notes.insert(0, "installed as editable")
             if notes:
                 found[package] = notes[0] + (f" (and {len(notes) - 1} more)" if notes[1:] else "")
     return found
@@ -51,14 +52,13 @@ def find_changed_packages(site: Path = SITE) -> dict[str, str]:
 def find_extra_files(site: Path = SITE) -> list[Path]:
     """Return the files in `site` that Python would run, but that no package has recorded."""
     recorded = {path for _, _, rows in read_records(site) for path, _ in rows}
+    present = (Path(folder, name) for folder, _, files in os.walk(site) for name in files)
     return [
-        Path(folder, name)
-        for folder, _, files in os.walk(site)
-        for name in files
-        if name.endswith((".py", ".pth", ".so"))
-        and Path(folder, name) not in recorded
-        and not name.startswith("_virtualenv.")  # virtualenv and `uv venv` write these
-    ]
+        path
+        for path in present
+        if path.suffix in (".py", ".pth", ".so") and path not in recorded
+        and not path.name.startswith("_virtualenv.")  # virtualenv and `uv venv` write these
+    ]  # fmt: skip
 
 
 def read_records(site: Path) -> Iterator[tuple[str, Path, list[tuple[Path, str]]]]:
@@ -72,13 +72,12 @@ def read_records(site: Path) -> Iterator[tuple[str, Path, list[tuple[Path, str]]
             rows = [(site / name, digest) for name, digest, _ in csv.reader(text.splitlines())]
         except (OSError, ValueError):
             rows = []
-        name = re.sub(r"[-_.]+", "-", folder.name.partition("-")[0]).lower()
-        yield name, folder, rows
+        yield re.sub(r"[-_.]+", "-", folder.name.partition("-")[0]).lower(), folder, rows
 
 
-def hash_file(path: Path, like: str) -> str:
-    """Return the hash of a file in the form of the one in `like`, or nothing if it is missing."""
-    algorithm = like.partition("=")[0]
+def hash_file(row: tuple[Path, str]) -> str:
+    """Return the hash of a file in the form of the recorded one, or "" if it is missing."""
+    path, algorithm = row[0], row[1].partition("=")[0]
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, algorithm).digest()
@@ -87,15 +86,6 @@ def hash_file(path: Path, like: str) -> str:
     except ValueError:  # RECORD names an unknown algorithm
         return "unknown"
     return f"{algorithm}={base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
-
-
-def is_editable(folder: Path) -> bool:
-    """Return whether the package of a `.dist-info` folder was installed with `--editable`."""
-    try:
-        origin = json.loads((folder / "direct_url.json").read_text(encoding="utf-8"))
-        return bool(origin["dir_info"]["editable"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 if __name__ == "__main__":

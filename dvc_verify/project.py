@@ -5,15 +5,27 @@ gives stages with a problem, and the others can still be checked.
 """
 
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dvc_verify import VerifyError
 from dvc_verify.git import ask_git, clone_commit
 from dvc_verify.lockfile import GRAPH, LOCK, Lock, Recorded, read_lock, read_yaml
+
+# What a project may declare in the table [tool.dvc-verify] of its pyproject.toml.
+SETTINGS: dict[str, Any] = {
+    "keep": [],  # stages, as with --keep
+    "hidden": [],  # variables that stages must not see
+    "libraries": [],  # that compute or write outputs
+    "record": "dvc repro",  # the command that records dvc.lock
+    "trace": "",  # an output that tells where a training departs
+    "tolerances": {},  # see compare.py
+}
 
 
 @dataclass(eq=False)
@@ -70,6 +82,22 @@ class Project:
         self.stages = broken | {stage.name: stage for stage in order if stage.commands}
 
 
+def read_settings(project: Path) -> SimpleNamespace:
+    """Return SETTINGS as the project has them. Raises VerifyError on other keys or types."""
+    path = project / "pyproject.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise VerifyError(f"pyproject.toml: {error}") from error
+    table = content.get("tool", {}).get("dvc-verify", {})
+    for key, value in table.items():
+        known = f"one of {', '.join(SETTINGS)}"
+        expected = type(SETTINGS[key]).__name__ if key in SETTINGS else known
+        if type(value).__name__ != expected:
+            raise VerifyError(f"pyproject.toml: tool.dvc-verify.{key}: expected {expected}")
+    return SimpleNamespace(**SETTINGS | table)
+
+
 def read_project(folder: Path) -> Project:
     """Read the project in a folder. Raises VerifyError if it is not a DVC project."""
     from dvc.exceptions import DvcException
@@ -86,28 +114,28 @@ def read_project(folder: Path) -> Project:
     project = Project(folder, None, {}, [], {}, [])
     with repo, chdir(folder):  # DVC's messages name paths from the current folder
         for path in find_dvc_files(folder):
+            lock_file = Path(path).with_name(LOCK)
             if repo.dvcignore.is_ignored_file(str(folder / path)):
                 continue
-            lock, loaded, names, problem = {}, [], [], ""
             try:
-                if path.endswith(GRAPH) and (folder / path).with_name(LOCK).exists():
-                    lock = read_lock((folder / path).parent)
+                known = path.endswith(GRAPH) and lock_file.exists()
+                lock = read_lock(lock_file.parent) if known else {}
                 loaded = Index.from_file(repo, str(folder / path)).stages
-            except VerifyError as error:
-                problem = str(error).removeprefix(f"{folder}/")
             except Exception as error:  # DVC raises anything on a damaged file
-                problem = f"DVC cannot read {path}: {shorten(error)}"
-            if problem:
-                names = list_names(folder / path)
+                ours = isinstance(error, VerifyError)
+                problem = str(error) if ours else f"DVC cannot read {path}: {shorten(error)}"
+                names = {name_stage(path, name) for name in list_names(Path(path))}
+                project.stages |= {name: Stage(name, path, problem) for name in sorted(names)}
                 project.problems += [] if names else [problem]
-            stages = [Stage(name_stage(path, name), path, problem) for name in names]
-            stages += [convert_stage(each, path, folder, lock) for each in loaded]
-            project.tracked += [each for each in stages if not (each.commands or each.problem)]
-            project.stages |= {s.name: s for s in stages if s.commands or s.problem}
-            retired = lock.keys() - {getattr(each, "name", None) for each in loaded}
-            if not problem:
-                beside = Path(path).with_name(LOCK).as_posix()
-                project.retired |= {name_stage(path, n): beside for n in lock if n in retired}
+                continue
+            for each in loaded:
+                stage = convert_stage(each, path, folder, lock)
+                if stage.commands:
+                    project.stages[stage.name] = stage
+                else:
+                    project.tracked.append(stage)
+            retired = [n for n in lock if n not in {getattr(each, "name", "") for each in loaded}]
+            project.retired |= {name_stage(path, name): lock_file.as_posix() for name in retired}
         everything = (*project.tracked, *project.stages.values())
         project.index = Index(repo, stages=[each.dvc for each in everything if each.dvc])
     return project
@@ -124,23 +152,22 @@ def clone_project(commit: str, target: Path, workspace: Path) -> Project:
 
 def find_dvc_files(folder: Path) -> list[str]:
     """Return the paths of all dvc.yaml and .dvc files, those at the top first."""
-    if listed := ask_git("ls-files", "-z", "--", GRAPH, f"*/{GRAPH}", "*.dvc", cwd=folder):
-        names = listed.split("\0")
-    else:  # not under git
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    names = [name for name in names if Path(name).name == GRAPH or name.endswith(".dvc")]
+    listed = ask_git("ls-files", "-z", "--", GRAPH, f"*/{GRAPH}", "*.dvc", cwd=folder).split("\0")
+    if listed == [""]:  # not under git
+        listed = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    names = (name for name in listed if Path(name).name == GRAPH or name.endswith(".dvc"))
     return sorted((n for n in names if (folder / n).is_file()), key=lambda n: (n.count("/"), n))
 
 
 def list_names(path: Path) -> list[str]:
     """Return the names of the stages in a dvc.yaml and its dvc.lock, as far as they can be read."""
-    names: dict[str, None] = {}
+    names: list[str] = []
     for file in (path, path.with_name(LOCK)):
         with suppress(VerifyError):
             content = read_yaml(file)
             stages = content.get("stages", {} if file == path else content)
-            names |= dict.fromkeys(stages if isinstance(stages, dict) else ())
-    return [str(name) for name in names]
+            names += map(str, stages if isinstance(stages, dict) else ())
+    return names
 
 
 def name_stage(path: str, name: str) -> str:
@@ -158,18 +185,14 @@ def convert_stage(stage: Any, path: str, folder: Path, lock: Lock) -> Stage:
             name = Path(os.path.relpath(item.fs_path, folder)).as_posix()
         md5 = item.hash_info.value if item.hash_name.startswith("md5") else ""
         old = item.hash_name == "md5-dos2unix"
-        return Recorded(name, md5 or "", item.meta.size or 0, old, item.use_cache, item.persist)
+        return Recorded(name, md5 or "", 0, old, item.use_cache, item.persist)
 
     commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd or []
-    return Stage(
-        name=name_stage(path, stage.name) if commands else path,
-        graph=path,
-        dvc=stage,
-        recorded=lock.get(stage.name) if commands else None,
-        commands=commands,
-        deps=[convert_file(each) for each in stage.deps if each not in stage.params],
-        outs=[convert_file(each) for each in stage.outs],
-    )
+    name = name_stage(path, stage.name) if commands else path
+    deps = [convert_file(each) for each in stage.deps if each not in stage.params]
+    outs = [convert_file(each) for each in stage.outs]
+    recorded = lock.get(stage.name) if commands else None
+    return Stage(name, path, "", stage, recorded, commands, deps, outs)
 
 
 def shorten(error: Exception) -> str:

@@ -1,29 +1,35 @@
-"""Write the report: on the terminal, as Markdown and JSON, and as GitHub's annotations."""
+"""Show results: on the terminal, as Markdown and JSON, and as GitHub's annotations."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tabulate import tabulate
-
-from dvc_verify.check import EQUIVALENT, WRONG, Finding
-from dvc_verify.lockfile import IDENTICAL, LINE_ENDS
-from dvc_verify.terminal import annotate, clean, say
+from typing import Any, TextIO
 
 REPORTS = Path("reports")
 
 
-def describe(finding: Finding) -> list[str]:
-    """Return a line for each reason of a verdict."""
-    lines = [
-        f"{output.path} differs{': ' if output.notes else ''}{'; '.join(output.notes)}"
-        for output in finding.outputs
-        if output.verdict not in (IDENTICAL, LINE_ENDS)
-    ]
-    if ends := [output.path for output in finding.outputs if output.verdict == LINE_ENDS]:
-        lines.append(f"recorded with other line ends, as on Windows: {', '.join(ends[:5])}")
-    return [clean(line) for line in (*lines, *finding.notes)]
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line. A closed pipe or a full disk never changes the exit code."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
+
+
+def clean(text: str) -> str:
+    """Return a text in one line, in which names from outside cannot forge or colour anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def annotate(level: str, message: str) -> None:
+    """Print an annotation that GitHub shows beside the change, if this runs there."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        say(f"::{level} file=dvc.lock,title=dvc-verify::{text}")
 
 
 def format_report(report: dict[str, Any], whole: bool) -> str:
@@ -46,27 +52,14 @@ def format_report(report: dict[str, Any], whole: bool) -> str:
 
 
 def _format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from tabulate import tabulate
+
     cells = [[clean(cell).replace("|", "\\|") for cell in row] for row in rows]
     return str(tabulate(cells, headers, tablefmt="pipe", disable_numparse=True))
 
 
-def write_report(findings: Sequence[Finding], more: dict[str, Any], project: Path) -> None:
-    """Write reports/verify.json and reports/verify.md in the project's folder, and print it.
-
-    `more` has what concerns no single stage: verdict, commit, perturbed, notes, environment.
-    """
-    departed = (each.stage for each in findings if each.verdict in (EQUIVALENT, *WRONG))
-    stages: list[dict[str, Any]] = [
-        {
-            "stage": each.stage,
-            "verdict": each.verdict,
-            "outputs": sorted(o.path for o in each.outputs if o.verdict != IDENTICAL),
-            "notes": describe(each),
-            "files": [vars(output) for output in each.outputs],
-        }
-        for each in findings
-    ]
-    report = {**more, "first_divergence": next(departed, None), "stages": stages}
+def write_report(report: dict[str, Any], project: Path) -> None:
+    """Write reports/verify.json and reports/verify.md in the project's folder, and print it."""
     (project / REPORTS).mkdir(exist_ok=True)
     text = json.dumps(report, indent=2, sort_keys=True) + "\n"
     (project / REPORTS / "verify.json").write_text(text, encoding="utf-8")
@@ -74,8 +67,8 @@ def write_report(findings: Sequence[Finding], more: dict[str, Any], project: Pat
     (project / REPORTS / "verify.md").write_text(text, encoding="utf-8", errors="replace")
     say(f"\n{format_report(report, whole=False)}")
     say(f"The report is also in {REPORTS}/verify.md and verify.json.")
-    for stage, each in zip(stages, findings, strict=True):
-        level = "error" if each.verdict in WRONG else "warning"
-        if each.verdict not in (IDENTICAL, LINE_ENDS):
-            annotate(level, f"{each.stage}: {each.verdict}: {'; '.join(stage['notes'])}")
+    for stage in report["stages"]:
+        if stage["level"]:
+            notes = "; ".join(stage["notes"])
+            annotate(stage["level"], f"{stage['stage']}: {stage['verdict']}: {notes}")
     say(report["verdict"])

@@ -1,28 +1,39 @@
 """Run stages of a project in a clone, in a changed environment if asked."""
 
-import json
+import ctypes
+import fcntl
 import os
-import secrets
+import re
+import shlex
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Sequence, Set
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from threading import Timer
-from typing import NamedTuple
 
+from dvc_verify import VerifyError
 from dvc_verify.contents import make_path
 from dvc_verify.git import ask_git
 from dvc_verify.lockfile import LOCK, read_lock
 from dvc_verify.project import Stage, name_stage
-from dvc_verify.terminal import say
+from dvc_verify.report import say
 
+NOTE = "dvc-verify: "  # starts a line of the new process about what could not be done
 HIDDEN = ("GIT_", "PYTHON", "DVC_")  # variables with these prefixes do not reach the stages
 
-# What --perturb changes, none of which may affect a result, and the variables for that. "machine"
-# also changes cores, host name and umask; see runner.py.
+MOUNTS, NAMES, USER, NETWORK = 0x00020000, 0x04000000, 0x10000000, 0x40000000  # CLONE_NEW…
+# What --perturb changes, none of which may affect a result, and the variables for that. `isolate`
+# changes the machine: cores, host name and umask.
 FACTORS: dict[str, dict[str, str]] = {
     "path": {},
     "clock": {},
@@ -43,12 +54,13 @@ HOME = {  # settings of libraries that a home folder may hold
 }
 
 
-class Ran(NamedTuple):
+@dataclass
+class Ran:
     """How a stage ended in one run."""
 
     problem: str = ""  # why it failed
     attempts: int = 0  # to reach another machine
-    last: str = ""  # the last line that it printed
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=2))  # the last that it printed
 
 
 @dataclass
@@ -77,22 +89,14 @@ def make_environment(project: Path, factors: Set[str], hidden: Sequence[str]) ->
             (home / name).write_text(text, encoding="utf-8")
         kept |= {"HOME": str(home), "XDG_CONFIG_HOME": f"{home}/.config", "TMPDIR": str(home)}
     if "clock" in factors:
-        kept |= move_clock(int(ask_git("log", "-1", "--format=%ct", cwd=project) or 0))
+        with suppress(ImportError):
+            import libfaketime
+
+            committed = int(ask_git("log", "-1", "--format=%ct", cwd=project) or 0)
+            offset = choose_offset(datetime.now(UTC), datetime.fromtimestamp(committed, UTC))
+            kept |= libfaketime.get_reload_information()[1]
+            kept["FAKETIME"] = f"+{int(offset.total_seconds())}"
     return kept
-
-
-def move_clock(recorded: int) -> dict[str, str]:
-    """Return the variables that move the clock, or nothing if libfaketime is not installed.
-
-    `recorded` is the time of the commit, in seconds since 1970.
-    """
-    try:
-        import libfaketime
-    except ImportError:
-        return {}
-    _, preload = libfaketime.get_reload_information()
-    offset = choose_offset(datetime.now(UTC), datetime.fromtimestamp(recorded, UTC))
-    return {"FAKETIME": f"+{int(offset.total_seconds())}", **preload}
 
 
 def choose_offset(now: datetime, recorded: datetime) -> timedelta:
@@ -118,6 +122,62 @@ def choose_offset(now: datetime, recorded: datetime) -> timedelta:
     return offset
 
 
+def isolate(network: bool, perturb: bool) -> None:
+    """Cut this process off from the network unless `network`.
+
+    With `perturb`, also give the machine another name and a single core. Raises OSError if the
+    system does not allow it.
+    """
+    if perturb:
+        os.umask(0o077)
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    flags = (0 if network else NETWORK) | (NAMES | MOUNTS if perturb else 0)
+    if not flags:
+        return
+    uid, gid = os.getuid(), os.getgid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(flags | (USER if uid else 0)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    for name, text in maps.items() if uid else ():
+        Path("/proc/self", name).write_text(text, encoding="ascii")
+    if not network:  # the loopback interface is down in a new namespace
+        with socket.socket() as control:
+            fcntl.ioctl(control, 0x8914, struct.pack("16sH14x", b"lo", 0x49))  # SIOCSIFFLAGS: up
+    if perturb:
+        socket.sethostname("elsewhere")
+        with tempfile.NamedTemporaryFile("w") as one:
+            one.write("0\n")
+            one.flush()
+            libc.mount(None, b"/", None, 0x44000, None)  # private: nothing outside changes
+            for name in ("online", "possible"):
+                place = f"/sys/devices/system/cpu/{name}".encode()
+                libc.mount(one.name.encode(), place, None, 0x1000, None)  # bind
+
+
+def start_apart(network: bool, perturb: bool) -> None:
+    """Isolate this new process, before it starts the stages, or print why that is not possible."""
+    try:
+        isolate(network, perturb)
+    except (OSError, AttributeError) as error:
+        what = "" if network else "the network was not cut off"
+        what += " and the machine was not perturbed" if perturb else ""
+        os.write(1, f"{NOTE}{what}: the system does not allow namespaces ({error})\n".encode())
+
+
+def count_attempts(counters: Iterable[int]) -> int:
+    """Return how often processes tried to reach another machine, from /proc/net/snmp and snmp6."""
+    found = 0
+    for file in counters:
+        rows = (line.split() for line in os.pread(file, 1_000_000, 0).decode().splitlines())
+        for first, second in pairwise(rows):
+            # A row with names and a row with values, or a name and a value in each row.
+            pairs = zip(first, second, strict=False) if first[0] == second[0] else [first[:2]]
+            wanted = r"(Ip6|Udp6)?(OutNoRoutes|NoPorts)"
+            found += sum(int(v) for k, v in pairs if re.fullmatch(wanted, k) and v.isdigit())
+    return found
+
+
 def run_stages(
     folder: Path,
     stages: Sequence[Stage],
@@ -135,62 +195,58 @@ def run_stages(
     # A run writes dvc.lock again. So its entries are those of stages that ran to the end.
     for lock in folder.rglob(LOCK):
         lock.unlink()
-    names = [each.name for each in stages]
-    mark = f"{secrets.token_hex(8)} "
-    job = {
-        "stages": [(s.name, [n.name for n in s.needs if n.name in names]) for s in stages],
-        "mark": mark,
-        "command": command,
-        "network": network,
-        "perturb": "machine" in factors,
-    }
-    run = Run(folder, str(folder))
+    run, names = Run(folder, str(folder)), [each.name for each in stages]
     environment = make_environment(folder, factors, hidden)
     if "clock" in factors and "FAKETIME" not in environment:
         run.notes.append("the clock was not moved: install libfaketime")
+    repro = [sys.executable, "-P", "-m", "dvc", "repro", "--force", "--no-run-cache"]
+    repro += ["--keep-going", "--single-item", *names]
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("runner.py")), json.dumps(job)],
+        ["sh", "-c", command or (":" if not names else shlex.join(repro))],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=partial(start_apart, network, "machine" in factors),
     )
     timer = Timer(limit or 0, os.killpg, (process.pid, signal.SIGKILL))
     if limit:
         timer.start()
-    last = ""
+    counters, counted, stage = list[int](), 0, Ran()
+    with suppress(OSError):  # not on Linux
+        for name in ("snmp", "snmp6"):
+            counters.append(os.open(f"/proc/{process.pid}/net/{name}", os.O_RDONLY))
     assert process.stdout
     try:
-        for line in process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            if text.startswith(mark):
-                name, problem, attempts = json.loads(text.removeprefix(mark))
-                if name:
-                    run.stages[name] = Ran(problem, attempts, last)
-                else:
-                    run.notes.append(problem)
-                last = ""
-            elif text:
-                last = text.strip()
-                say(text)
+        for line in chain(process.stdout, [b""]):
+            before, counted = counted, count_attempts(counters)
+            stage.attempts += counted - before
+            text = line.decode(errors="replace").strip()
+            if text.startswith(NOTE):
+                run.notes.append(text.removeprefix(NOTE))
+            elif started := re.fullmatch("Running stage '(.*)':", text):
+                stage = run.stages[started[1]] = Ran()
+            elif text and not text.startswith("ERROR: failed to reproduce"):
+                stage.lines.append(text.removeprefix("WARNING: "))
+            say(text)
         process.wait()
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     finally:
         timer.cancel()
-    reason = f"the run ended with status {process.returncode}: {last}"
-    if process.returncode == -signal.SIGKILL and limit:
-        reason = f"the time limit of {limit:g} s ended the run"
-    # `command` does not report each stage.
-    ended = {
-        name_stage(graph, name)
-        for graph in {each.graph for each in stages if command}
-        if (folder / graph).with_name(LOCK).exists()
-        for name in read_lock((folder / graph).parent)
-    }
+        for file in counters:
+            os.close(file)
+    ended: set[str] = set()
+    for graph in {each.graph for each in stages}:
+        with suppress(VerifyError):  # no stage of it ended, or the run was killed
+            ended |= {name_stage(graph, name) for name in read_lock((folder / graph).parent)}
     for name in names:
-        run.stages.setdefault(name, Ran("" if name in ended else reason))
+        ran = run.stages.setdefault(name, Ran(lines=stage.lines))
+        if name not in ended:
+            ran.problem = "; ".join(ran.lines) or f"the run ended with status {process.returncode}"
+            if process.returncode == -signal.SIGKILL and limit:
+                ran.problem = f"the time limit of {limit:g} s ended the run"
     return run

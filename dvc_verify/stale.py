@@ -60,30 +60,26 @@ def _compare_definitions(stage: Stage, recorded: Lock) -> Iterator[str]:
     if ([before] if isinstance(before, str) else before) != now:
         shown = now[0] if len(now) == 1 else now
         yield f"cmd of {stage.name} is {shown!r} in {stage.graph} and {before!r} in {stage.lock}"
-    params = recorded.get("params") or {}
-    kinds = {
-        kind: ({item.def_path for item in ours}, {e["path"] for e in recorded.get(kind) or []})
-        for kind, ours in (
-            ("deps", (each for each in stage.dvc.deps if each not in stage.dvc.params)),
-            ("outs", stage.dvc.outs),
-        )
-    }
-    kinds["params"] = (
+    dvc, params = stage.dvc, recorded.get("params") or {}
+    ours = {
+        "deps": {each.def_path for each in dvc.deps if each not in dvc.params},
         # Without names, the whole file is listed.
-        {_name(p.def_path, n) for p in stage.dvc.params for n in p.params or _read_values(p)},
-        {_name(file, name) for file, values in params.items() for name in values},
-    )
-    for kind, (ours, theirs) in kinds.items():
-        for file, names in ((stage.graph, ours - theirs), (stage.lock, theirs - ours)):
-            if names:
-                yield f"only {file} lists {', '.join(sorted(names))} in {kind} of {stage.name}"
+        "params": {_name(p.def_path, n) for p in dvc.params for n in p.params or _read_values(p)},
+        "outs": {each.def_path for each in dvc.outs},
+    }
+    theirs = {k: {each["path"] for each in recorded.get(k) or []} for k in ("deps", "outs")}
+    theirs["params"] = {_name(file, name) for file, values in params.items() for name in values}
+    for kind, names in ours.items():
+        sides = {stage.graph: names - theirs[kind], stage.lock: theirs[kind] - names}
+        for file, alone in sides.items():
+            if alone:
+                yield f"only {file} lists {', '.join(sorted(alone))} in {kind} of {stage.name}"
 
 
 def _compare_values(stage: Stage, recorded: Lock) -> Iterator[str]:
     """Yield a line for each parameter whose value differs from the recorded value."""
     for item in stage.dvc.params:
-        present = _read_values(item)
-        values = (recorded.get("params") or {}).get(item.def_path, {})
+        present, values = _read_values(item), (recorded.get("params") or {}).get(item.def_path, {})
         names = values.keys() & set(item.params or present)
         now, before = (
             flatten({key: side[key] for key in side if key in names}) for side in (present, values)
