@@ -162,10 +162,6 @@ def test_folder_without_git_is_named_and_can_be_run(project, fail):
     project.run("python", "-m", "tools.recipe")
     assert "up to date" in project.run("dvc", "repro").stdout
     assert doctor(project) == {}
-
-
-def test_repository_without_commits_is_named(project, fail):
-    shutil.rmtree(project.folder / ".git")
     project.run("git", "init", "-q")
     assert "has no commit yet: git add" in fail(project, "dvc_verify.__main__", "lock")
     assert "has no commit yet" in doctor(project)["repository"]
@@ -208,7 +204,7 @@ def test_doctor_names_another_owner_and_the_command_works(project, tmp_path):
 # Incomplete clones
 
 
-def test_partial_clone_is_named_and_the_command_completes_it(project, tmp_path):
+def test_incomplete_clones_work_and_a_partial_one_can_be_completed(project, tmp_path):
     serve = "git -c uploadpack.allowFilter=true -c uploadpack.allowAnySHA1InWant=true upload-pack"
     (project.folder / "LICENSE").write_text("changed\n")
     project.commit("license")
@@ -220,13 +216,11 @@ def test_partial_clone_is_named_and_the_command_completes_it(project, tmp_path):
     assert "partial clone" in found
     clone.run("sh", "-c", found.rpartition(": ")[2])
     assert "repository" not in doctor(clone)
-
-
-def test_tools_work_in_a_shallow_clone(project, tmp_path):
-    clone = Project(tmp_path / "shallow")
-    project.run("git", "clone", "-q", "--depth=1", f"file://{project.folder}", str(clone.folder))
-    clone.run("python", "-m", "dvc_verify", "lock")
-    assert "repository" not in doctor(clone)
+    shallow = Project(tmp_path / "shallow")
+    command = ("git", "clone", "-q", "--depth=1", f"file://{project.folder}")
+    project.run(*command, str(shallow.folder))
+    shallow.run("python", "-m", "dvc_verify", "lock")
+    assert "repository" not in doctor(shallow)
 
 
 # Environments and caches
