@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -188,6 +189,36 @@ def test_what_is_no_project_is_one_line(tmp_path, prepare, said):
         code, printed, _ = verify(tmp_path, action)
         assert (code, printed.count("\n")) == (2, 1)
         assert said in printed
+
+
+def test_what_cannot_be_had_is_one_line_each(tmp_path):
+    start(tmp_path / "other", {"x": "1"})
+    commit(tmp_path / "other")
+    folder = tmp_path / "project"
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 12\n"
+    graph = "stages:\n  a: {cmd: mkdir a && cat sub/x big.bin > a/a, deps: [big.bin], outs: [a]}\n"
+    start(folder, {"dvc.yaml": graph, "big.bin": pointer})
+    allow = ("-c", "protocol.file.allow=always")
+    run(folder, "git", *allow, "submodule", "--quiet", "add", "../other", "sub")
+    run(folder, "dvc", "repro", "-q")
+    run(folder, "dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    run(folder, "dvc", "push", "-q")
+    commit(folder)
+    shutil.rmtree(folder / ".dvc/cache")
+    assert verify(folder, "lock", "--outputs")[0] == 0
+    shutil.rmtree(tmp_path / "store")
+    code, printed, _ = verify(folder, "lock", "--outputs")
+    assert (code, printed.splitlines()[0]) == (
+        1,
+        "a is neither in DVC's cache nor in a remote: dvc push",
+    )
+    shutil.rmtree(folder / "sub")
+    code, printed, report = verify(folder)
+    assert (code, report["stages"][0]["verdict"]) == (2, "not run"), printed
+    assert report["notes"][:2] == [
+        "the submodule sub is not here: git submodule update --init",
+        "big.bin is only a Git LFS pointer here: git lfs pull",
+    ]
 
 
 def test_every_field_of_the_clock_moves():
