@@ -81,7 +81,7 @@ def list_files(lock: Lock, kind: str) -> dict[str, Recorded]:
 
 
 def list_parameters(lock: Lock) -> dict[str, Any]:
-    """Return the recorded parameters, with the keys of dvc.yaml, such as `model` or `model.seed`."""
+    """Return the recorded parameters, by the keys in dvc.yaml: `model`, or `model.seed`."""
     recorded = [stage.get("params", {}).get(PARAMETERS, {}) for stage in lock.values()]
     return {key: value for values in recorded for key, value in values.items()}
 
