@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class Ran:
 
     problem: str = ""  # why it failed
     attempts: int = 0  # to reach another machine
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=2))  # the last that it printed
+    last: str = ""  # the last line that it printed
 
 
 @dataclass
@@ -228,8 +227,11 @@ def run_stages(
                 run.notes.append(text.removeprefix(NOTE))
             elif started := re.fullmatch("Running stage '(.*)':", text):
                 stage = run.stages[started[1]] = Ran()
-            elif text and not text.startswith("ERROR: failed to reproduce"):
-                stage.lines.append(text.removeprefix("WARNING: "))
+            elif text.startswith("WARNING: "):  # DVC's, or one of the stage's before
+                reason = text.removeprefix("WARNING: ").strip()
+                stage.problem = "; ".join(filter(None, (stage.last, reason)))
+            elif text and not text.startswith("> "):  # DVC shows the command
+                stage.last = text
             say(text)
         process.wait()
     except BaseException:
@@ -244,9 +246,9 @@ def run_stages(
         with suppress(VerifyError):  # no stage of it ended, or the run was killed
             ended |= {name_stage(graph, name) for name in read_lock((folder / graph).parent)}
     for name in names:
-        ran = run.stages.setdefault(name, Ran(lines=stage.lines))
-        if name not in ended:
-            ran.problem = "; ".join(ran.lines) or f"the run ended with status {process.returncode}"
-            if process.returncode == -signal.SIGKILL and limit:
-                ran.problem = f"the time limit of {limit:g} s ended the run"
+        ran = run.stages.setdefault(name, Ran(last=stage.last))
+        status = f"the run ended with status {process.returncode}"
+        ran.problem = "" if name in ended else ran.problem or ran.last or status
+        if ran.problem and limit and process.returncode == -signal.SIGKILL:
+            ran.problem = f"the time limit of {limit:g} s ended the run"
     return run
