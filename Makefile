@@ -3,7 +3,8 @@
 # Arguments of make, and those that are on if they are not 0. They come from its command line only:
 # the user's shell may have variables of the same names, such as gunicorn's WORKERS.
 SWITCHES := DOCS FRESH PERTURB PER_CLASS STRICT
-ARGUMENTS := $(SWITCHES) BASE HEAD HOST_NAME JOBS MAX_DROP N PARTS PORT PYTHON RECIPE RECIPES SEEDS WORKERS
+ARGUMENTS := $(SWITCHES) BASE DATASET DIR HEAD HOST_NAME JOBS MAX_DROP N NAME PARTS PORT PYTHON RECIPE RECIPES ROOMS SEEDS \
+	WORKERS
 drop = $(eval override $(1) :=)
 $(foreach name,$(ARGUMENTS),$(if $(filter command,$(origin $(name))),,$(call drop,$(name))))
 $(foreach name,$(SWITCHES),$(if $(filter 0,$($(name))),$(call drop,$(name))))
@@ -23,7 +24,7 @@ export MPLBACKEND := agg
 # DVC needs the user's name. A container may run under a number that has none.
 export LOGNAME := $(or $(LOGNAME),$(USER),user)
 
-.PHONY: help repro test test-quick compare seeds draw export verify doctor resolve lint lock-check model-card techniques \
+.PHONY: help repro test test-quick compare seeds draw export verify new doctor resolve lint lock-check model-card techniques \
 	benchmark verify-cpus requirements ready moved
 .DEFAULT_GOAL := help
 
@@ -60,6 +61,9 @@ export: ready .venv/development ## Convert the trained network to ONNX and TFLit
 verify: ready $(if $(PERTURB),.venv/development) ## Reproduce the last commit in a fresh clone and compare. STRICT=1 PERTURB=1 WORKERS=2
 	@$(BIN)/python -m dvc_verify $(if $(STRICT),--strict) $(if $(PERTURB),--perturb) \
 		$(if $(WORKERS),--command 'python -m tools.worker --local $(WORKERS) --force --no-run-cache')
+
+new: ready ## Make a new project from this one. DIR=../churn NAME=churn DATASET=digits ROOMS=photos,draw
+	@$(BIN)/python -m tools.new '$(DIR)' '$(NAME)' '$(or $(DATASET),digits)' $(if $(ROOMS),--rooms '$(ROOMS)')
 
 doctor: ready ## Check environment, data and cache, and print fixes.
 	@$(BIN)/python -m tools.doctor

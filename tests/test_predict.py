@@ -250,7 +250,7 @@ def test_probabilities_are_those_of_the_evaluate_stage(here, mnist):
 def test_model_that_dvc_lock_does_not_record_gives_a_warning(here, capsys):
     (here / PROCESSED).unlink()
     found = compute_md5(here / MODEL)
-    line = "warning: data/model/model.keras is not the model that dvc.lock records\n"
+    line = "warning: data/model/model.keras is not the model that dvc.lock records"
     for md5, warnings in ((found, 0), ("0" * 32, 1)):
         outs = [{"path": "data/model/model.keras", "md5": md5}]
         YAML().dump({"schema": "2.0", "stages": {"train": {"outs": outs}}}, here / LOCK)

@@ -141,7 +141,7 @@ def list_declared(stage: dict) -> dict[str, list[str]]:
         # datasets holds your own images, which tests/test_sharing.py downloads.
         "deps": [path for path in stage["deps"] if path != "datasets"],
         "outputs": list_outputs(stage),
-        "params": stage["params"],
+        "params": stage.get("params", []),
     }
 
 

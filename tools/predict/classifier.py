@@ -145,7 +145,10 @@ def load_classifier() -> Classifier:
     style = ImageStyle.measure(idx.read(RAW / TRAIN_IMAGES, idx.IMAGES, STYLE_IMAGES), classes)
     recorded = list_files(read_lock() if LOCK.exists() else {}, "outs").get(MODEL.as_posix())
     if recorded is None or recorded.md5 != compute_md5(MODEL):
-        print(f"warning: {MODEL} is not the model that {LOCK} records", file=sys.stderr)
+        print(
+            f"warning: {MODEL} is not the model that {LOCK} records; `dvc checkout` restores it",
+            file=sys.stderr,
+        )
 
     # Imported here because TensorFlow takes seconds to load, and a mistake above should be reported
     # at once.
