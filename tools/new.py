@@ -64,7 +64,7 @@ ROOMS = {
     "export": Room(("tools/export.py",), ("tf2onnx",)),
     "korean": Room(("README.ko.md",)),
     "photos": Room(("tools/predict", "docs/predict.md")),
-    "sweeps": Room(("tools/sweep*", "tools/seeds.py", "docs/sweeps.md")),
+    "sweeps": Room(("tools/sweep*", "tools/seeds.py", "tools/templates/s*", "docs/sweeps.md")),
 }
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 
