@@ -132,7 +132,8 @@ SABOTAGES = [  # file, pattern, replacement, place
 
 def test_trace_names_where_a_training_departs(small_project, tmp_path):
     with small_project.undo_changes() as project:
-        project.set({"train.epochs": 3, "train.schedule.name": "step", "train.schedule.every": 3})
+        changes = {"train.schedule.name": "step", "train.schedule.every": 3, "train.epochs": 3}
+        project.set({"model.architecture": "dense"} | changes)
         project.run_stages("train")
         found, recorded = project.folder / "data/model/trace.csv", tmp_path / "trace.csv"
         shutil.copy(found, recorded)
